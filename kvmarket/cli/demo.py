@@ -1,0 +1,166 @@
+"""``kvmarket demo``: two engine processes, the second imports the first one's prefix, and what that was worth."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kvmarket.cli import demo_engine
+from kvmarket.cli.demo_engine import Configuration, Ready, Reply, Request
+from kvmarket.errors import KVMarketError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "mini_engine.py"
+BLOCK_SIZE = 16
+QUESTION = 40  # tokens that the two prompts do not share
+VOCABULARY = 8192
+
+Message = TypeVar("Message", Ready, Reply)
+
+
+class DemoError(KVMarketError):
+    """The demo cannot run here, or one of its engines died."""
+
+
+class Engine:
+    """One engine process; ours to end."""
+
+    def __init__(self, name: str, configuration: Configuration, gpu: str | None) -> None:
+        """Start it; `gpu` is the one that it may see. Its stderr is ours."""
+        self.name = name
+        environment = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        command = [sys.executable, demo_engine.__file__, msgspec.json.encode(configuration).decode()]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+    def receive(self, kind: type[Message]) -> Message:
+        """The next message from it. Raises DemoError when it has died."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            raise DemoError(f"the {self.name} engine ended with exit code {code}; what it wrote above says why")
+        return msgspec.json.decode(line, type=kind)
+
+    def generate(self, tokens: list[int], new_tokens: int, reuse: bool = True) -> Reply:
+        """Send one prompt and wait for what follows it."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(msgspec.json.encode(Request(tokens, new_tokens, reuse)) + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # receive() says what happened
+        return self.receive(Reply)
+
+    def close(self) -> None:
+        """End it, by force if it does not end by itself within ten seconds."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def gpus_for_two(device: str) -> tuple[str | None, str | None]:
+    """Which GPU each of the two engines sees, as CUDA_VISIBLE_DEVICES wants it; both None for the CPU."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise DemoError(f"there is no device {device!r}; give auto, cpu or cuda")
+    count = torch.cuda.device_count() if device != "cpu" else 0
+    if not count:
+        if device == "cuda":
+            raise DemoError("torch sees no GPU; look at nvidia-smi and at CUDA_VISIBLE_DEVICES, or give --device cpu")
+        return None, None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ids = [part.strip() for part in visible.split(",") if part.strip()] or [str(i) for i in range(count)]
+    return ids[0], ids[1 % count]
+
+
+def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, console: Console | None = None) -> int:
+    """Run it and print a table; returns the exit status: 0 when something was imported and the outputs are identical.
+
+    `device`: auto, cpu or cuda. With two or more GPUs each engine has its own. `prompt_tokens`: of each of the two prompts;
+    0 takes 2,000 on a CPU and 8,000 on a GPU. Takes some ten seconds. Raises DemoError when there is no checkout, no such
+    device, or an engine dies.
+    """
+    if not EXAMPLE.exists():
+        raise DemoError(
+            f"the demo's engine is an example of the repository, and {EXAMPLE} does not exist; run it from a checkout"
+        )
+    console = console or Console()
+    first_gpu, second_gpu = gpus_for_two(device)
+    on_gpu = first_gpu is not None
+    length = prompt_tokens or (8000 if on_gpu else 2000)
+    if length < QUESTION + 2 * BLOCK_SIZE:
+        raise DemoError(f"a prompt of {length} tokens shares no block; give at least {QUESTION + 2 * BLOCK_SIZE}")
+    with tempfile.TemporaryDirectory(prefix="kvmarket-demo-", ignore_cleanup_errors=True) as directory:
+        configuration = Configuration(
+            example=str(EXAMPLE),
+            device="cuda" if on_gpu else "cpu",
+            address=str(Path(directory) / "market"),
+            blocks=4 * -(-(length + new_tokens) // BLOCK_SIZE),
+            block_size=BLOCK_SIZE,
+            threads=len(os.sched_getaffinity(0)),
+        )
+        engines: list[Engine] = []
+        try:
+            for name, gpu in (("first", first_gpu), ("second", second_gpu)):
+                engines.append(Engine(name, configuration, gpu))
+            return _compare(engines[0], engines[1], length, new_tokens, console)
+        finally:
+            for engine in engines:
+                engine.close()
+
+
+def _compare(first: Engine, second: Engine, length: int, new_tokens: int, console: Console) -> int:
+    """Both engines on the same prompt: computed whole by the first, from an imported prefix by the second."""
+    console.print(f"first engine: {first.receive(Ready).ready}; second engine: {second.receive(Ready).ready}")
+    numbers = random.Random(20)
+
+    def text(count: int) -> list[int]:
+        return [numbers.randrange(VOCABULARY) for _ in range(count)]
+
+    warmup = text(
+        length
+    )  # kernels, allocators and the mapping of the first one's pool are then as in a process that has run a while
+    first.generate(warmup, 1)
+    second.generate(warmup, 1)
+    second.generate(text(length), 1)
+
+    shared = text(length - QUESTION)
+    first.generate(shared + text(QUESTION), 1)
+    prompt = shared + text(QUESTION)
+    after = second.generate(prompt, new_tokens)
+    before = first.generate(prompt, new_tokens, reuse=False)
+
+    table = Table(title="one prompt, two engine processes", show_header=False)
+    for label, value in (
+        ("prompt tokens", f"{length:,}"),
+        ("tokens imported", f"{after.imported_tokens:,}"),
+        ("bytes imported", f"{after.imported_bytes:,}"),
+        ("prefill without import", f"{before.prefill_seconds * 1e3:,.1f} ms"),
+        ("prefill with import", f"{after.prefill_seconds * 1e3:,.1f} ms"),
+        ("  of which fetching", f"{after.fetch_seconds * 1e3:,.1f} ms"),
+        ("link rate", f"{after.imported_bytes / after.fetch_seconds / 1e9 if after.imported_bytes else 0:,.2f} GB/s"),
+    ):
+        table.add_row(label, value)
+    console.print(table)
+    if not after.imported_tokens:
+        console.print(
+            "NOTHING WAS IMPORTED: the second engine computed the whole prompt; see the counters in `kvmarket top`"
+        )
+        return 1
+    if before.tokens != after.tokens:
+        console.print(f"OUTPUTS DIFFER: {before.tokens} without import, {after.tokens} with it")
+        return 1
+    console.print(f"outputs identical ({new_tokens} tokens)")
+    return 0

@@ -1,0 +1,93 @@
+"""One engine process of the demo: one JSON request a line on stdin, one JSON reply a line on stdout.
+
+Started as ``python demo_engine.py <configuration as JSON>`` by `kvmarket.cli.demo`. The first line that it writes is
+``{"ready": <device name>}``; then each `{"tokens": [...], "new_tokens": n, "reuse": bool}` is answered with the fields of
+the example's `Result`. It ends when stdin does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import msgspec
+
+
+class Configuration(msgspec.Struct, frozen=True):
+    """What a demo engine is started with."""
+
+    example: str  # path of mini_engine.py
+    device: str  # "cpu" or "cuda"
+    address: str  # socket of the market
+    blocks: int
+    block_size: int
+    threads: int  # of one process on a CPU
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One prompt; `reuse=False` computes all of it."""
+
+    tokens: list[int]
+    new_tokens: int
+    reuse: bool = True
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came of it: the fields of the example's `Result`."""
+
+    tokens: list[int]
+    imported_tokens: int
+    imported_bytes: int
+    prefill_seconds: float
+    fetch_seconds: float
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The engine is up, and what it runs on."""
+
+    ready: str
+
+
+def load(path: str) -> ModuleType:
+    """The example as a module; it lies beside the package, not in it."""
+    spec = importlib.util.spec_from_file_location("mini_engine", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be loaded; give the path of a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(configuration: Configuration) -> None:
+    """Serve requests until stdin ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints goes beside the protocol, not into it
+    import torch  # noqa: PLC0415 - after the switch of stdout
+
+    torch.set_num_threads(configuration.threads)
+    example = load(configuration.example)
+    on_gpu = configuration.device == "cuda"
+    engine = example.MiniEngine(
+        configuration.device,
+        blocks=configuration.blocks,
+        block_size=configuration.block_size,
+        address=configuration.address,
+        shape=example.LARGE if on_gpu else example.SMALL,
+    )
+    name = torch.cuda.get_device_name() if on_gpu else f"CPU, {configuration.threads} threads"
+    replies.write(msgspec.json.encode(Ready(name)) + b"\n")
+    try:
+        for line in sys.stdin.buffer:
+            request = msgspec.json.decode(line, type=Request)
+            result = engine.generate(request.tokens, request.new_tokens, request.reuse)
+            replies.write(msgspec.json.encode(result) + b"\n")
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    run(msgspec.json.decode(sys.argv[1], type=Configuration))

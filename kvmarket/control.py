@@ -1,0 +1,243 @@
+"""The control half of a market: tokens, offers, generations. It has no tensors, so a scheduler can hold it.
+
+Every place where a generation is raised is here: `retire` and `fail_closed`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+
+from kvmarket import counters
+from kvmarket.errors import FingerprintError, KVMarketError, MisuseError, SlotError, TokenError
+from kvmarket.fingerprint import Fingerprint
+from kvmarket.layout import Layout
+from kvmarket.ledger import Entry, Ledger
+from kvmarket.offer import Hit, Offer, PoolDescriptor
+from kvmarket.pool import Generations
+from kvmarket.registry.address import Address
+from kvmarket.registry.client import Client
+from kvmarket.registry.messages import Join, OfferBlocks, PoolRecord, Retire
+from kvmarket.registry.tokens import Integers, as_tokens
+from kvmarket.transport import Memory, ShmMemory
+
+_descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
+
+
+class OwnPool:
+    """One of this engine's pools: its descriptor, the generations it alone writes, and what it has on offer."""
+
+    def __init__(self, layout: Layout, ranks: Sequence[Memory]) -> None:
+        """A new pool with a new id, a new epoch and new generations."""
+        self.generations = Generations(layout.slots)
+        self.descriptor = PoolDescriptor(uuid.uuid4().hex, layout, self.generations.file, tuple(ranks))
+        self.ledger = Ledger(layout.block_size)
+
+    @property
+    def id(self) -> str:
+        """The pool's name, unique for ever."""
+        return self.descriptor.pool
+
+    def record(self) -> PoolRecord:
+        """The pool as the registry sees it."""
+        return PoolRecord(self.id, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor))
+
+
+class ControlHalf:
+    """Joins the market for one engine; publishes, matches and retires for it. Thread-safe; nothing here waits for a GPU or a peer."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        ranks: Sequence[Memory],
+        fingerprint: Fingerprint,
+        tenant: str = "",
+        address: str | os.PathLike[str] | None = None,
+        staging: tuple[Layout, Sequence[Memory]] | None = None,
+    ) -> None:
+        """Join the market at `address` with the pool that `layout` and `ranks` describe (and a staging pool), starting its service if nobody has.
+
+        Costs the service's start (about a second) if nobody has, else some milliseconds. Raises FingerprintError, LayoutError (an engine
+        of this fingerprint has other geometry), AddressError, VersionError, NamespaceError, RefusedError.
+        """
+        if not isinstance(fingerprint, Fingerprint):
+            raise FingerprintError(f"fingerprint is a {type(fingerprint).__name__}; make it with kvmarket.Fingerprint.of(model=..., dtype=...)")
+        if not isinstance(tenant, str):
+            raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")
+        self.layout, self.tenant = layout, tenant
+        self.block_size = layout.block_size
+        self.pool = OwnPool(layout, ranks)
+        self.staging = OwnPool(*staging) if staging else None
+        self._pools = [self.pool, self.staging] if self.staging else [self.pool]
+        self._known: dict[str, PoolDescriptor] = {}
+        self._gone: list[str] = []
+        self._unreachable: set[str] = set()
+        self._closed = False
+        self._lock = threading.RLock()
+        kind = "shm" if isinstance(ranks[0], ShmMemory) else "cuda"
+        join = Join(
+            self.pool.descriptor.generations.owner,
+            f"{fingerprint.hex}/{kind}/{len(ranks)}",
+            layout.geometry(),
+            layout.block_size,
+            tuple(pool.record() for pool in self._pools),
+        )
+        try:
+            self._client = Client(Address(address), join, self._forget, self._offer_again)
+        except KVMarketError:
+            for pool in self._pools:
+                pool.generations.close()
+            raise
+
+    def generations(self, slots: Sequence[int], *, staged: bool = False) -> list[int]:
+        """The generations of `slots` now: capture them when the blocks are published, hand them to `offer`. Raises SlotError."""
+        pool = self._own(staged)
+        pool.generations.check_slots(slots)
+        return pool.generations.read(slots)
+
+    def offer(
+        self,
+        tokens: Integers,
+        slots: Sequence[int],
+        generations: Sequence[int],
+        *,
+        tenant: str | None = None,
+        first: int = 0,
+        staged: bool = False,
+    ) -> int:
+        """Offer blocks `first` ... of the prefix `tokens`, complete in `slots` since they had `generations`; how many leading ones still had them.
+
+        Call it only when what wrote the blocks has completed. Slots retired since are left out, with all that follow them. Visible to
+        others when the service has read the message; never waits. Raises TokenError, SlotError. Costs one pass over the prefix.
+        """
+        array, pool = as_tokens(tokens), self._own(staged)
+        if (first + len(slots)) * self.block_size != len(array):
+            raise TokenError(f"{len(array)} tokens are not {first} + {len(slots)} blocks of {self.block_size}; give the whole prefix")
+        with self._lock:
+            now = self.generations(slots, staged=staged)
+            live = next((i for i, (a, b) in enumerate(zip(now, generations, strict=True)) if a != b), len(slots))
+            if live < len(slots):
+                counters.add("offer_dropped", len(slots) - live, reason="a slot was retired before its block was offered")
+            if live == 0:
+                return 0
+            owner = self.tenant if tenant is None else tenant
+            array = array[: (first + live) * self.block_size]
+            old = pool.ledger.news(owner, array, first, slots[:live], now[:live])
+            if old < live:
+                self._put_up(pool, Entry(owner, array, first + old, tuple(slots[old:live]), tuple(now[old:live])))
+            return live
+
+    def check_news(self, tokens: Integers, slots: Sequence[int], generations: Sequence[int]) -> None:
+        """Raise what `offer` would raise for these arguments; offers nothing."""
+        with self._lock:
+            self.pool.ledger.news(self.tenant, as_tokens(tokens), 0, slots, generations)
+
+    def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0, own: bool = True) -> Hit:
+        """The longest offered prefix of `tokens`, every whole block from block `first` on; without this engine's own pools unless `own`.
+
+        Never raises because the service is away: that is counted and is a hit of zero blocks. Raises TokenError. Costs one round trip to
+        the service, some 0.2 ms at 8,192 tokens, and at most 0.25 s when it hangs.
+        """
+        array = as_tokens(tokens)
+        owner = self.tenant if tenant is None else tenant
+        unwanted = self._unreachable if own else self._unreachable | {pool.id for pool in self._pools}
+        known = dict(self._known)
+        answer = self._client.match(array.tobytes(), owner, first, tuple(unwanted), tuple(known))
+        if answer is None:
+            return Hit(0, 0, first, (), {})
+        for record in answer.pools:
+            self._known[record.pool] = known[record.pool] = _descriptors.decode(record.description)
+        offers = tuple(
+            Offer(run.pool, slot, run.epoch, generation)
+            for run in answer.runs
+            for slot, generation in zip(run.slots, run.generations, strict=True)
+        )
+        pools = {run.pool: known[run.pool] for run in answer.runs}
+        return Hit(len(offers) * self.block_size, len(offers), first, offers, pools)
+
+    def retire(self, slots: Sequence[int], *, staged: bool = False) -> None:
+        """Before these slots are overwritten: raise their generations, so that no reader takes their bytes, then take their offers down.
+
+        Every earlier offer is dead when this returns, whatever happens to the message. Raises SlotError. Costs 0.1 us a slot.
+        """
+        pool = self._own(staged)
+        pool.generations.check_slots(slots)
+        with self._lock:
+            pool.generations.raise_slots(slots)
+            gone = pool.ledger.drop(slots)
+            if gone:
+                self._client.send(Retire(pool.id, tuple(gone)))
+
+    def fail_closed(self, reason: str) -> None:
+        """Raise the epoch of every pool: all offers of this engine are dead when this returns. Counted under `reason`."""
+        with self._lock:
+            for pool in self._pools:
+                pool.generations.raise_epoch()
+            counters.add("failed_closed", reason=reason)
+            for pool in self._pools:
+                pool.ledger.clear()
+                self._client.send(Retire(pool.id, None))
+
+    def avoid(self, pool: str) -> None:
+        """Match no more in `pool`, which this engine cannot read."""
+        self._unreachable = self._unreachable | {pool}
+
+    def take_gone(self) -> list[str]:
+        """The pools that have gone since the last call: data halves should forget them."""
+        with self._lock:
+            gone, self._gone = self._gone, []
+            return gone
+
+    def close(self) -> None:
+        """Leave the market: every offer is dead, then taken down. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            for pool in self._pools:
+                pool.generations.raise_epoch()
+            self._client.close()
+            for pool in self._pools:
+                pool.generations.close()
+
+    def _own(self, staged: bool) -> OwnPool:
+        if not staged:
+            return self.pool
+        if self.staging is None:
+            raise SlotError("this engine has no staging pool; give connect(..., staging_bytes=...)")
+        return self.staging
+
+    def _put_up(self, pool: OwnPool, entry: Entry) -> None:
+        pool.ledger.add(entry)
+        self._send_offer(pool, entry)
+
+    def _send_offer(self, pool: OwnPool, entry: Entry) -> None:
+        self._client.send(
+            OfferBlocks(
+                pool.id,
+                entry.tenant,
+                entry.tokens.tobytes(),
+                entry.first,
+                entry.slots,
+                pool.generations.epoch,
+                entry.generations,
+            )
+        )
+
+    def _offer_again(self) -> None:
+        """The service started anew and knows nothing: offer all that still stands. Runs on the watching thread."""
+        with self._lock:
+            for pool in self._pools:
+                for entry in pool.ledger.entries():
+                    self._send_offer(pool, entry)
+
+    def _forget(self, pools: tuple[str, ...]) -> None:
+        """A notice: these pools are gone. Runs on the watching thread."""
+        with self._lock:
+            for pool in pools:
+                self._known.pop(pool, None)
+            self._unreachable = self._unreachable - set(pools)
+            self._gone.extend(pools)
+

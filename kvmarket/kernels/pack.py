@@ -1,0 +1,66 @@
+"""The kernel that packs: blocks from an engine's own slots into slots of the packed layout, on one device."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kvmarket.errors import LayoutError
+from kvmarket.kernels.tile import RUNTIME, SLOTS, launch, move_tiles, multiprocessors
+from kvmarket.layout import SlotArray
+
+TILE_BYTES = 32768
+WARPS = 16
+
+
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SLOTS)  # type: ignore[untyped-decorator]
+def pack_kernel(
+    table: tl.tensor,
+    source_slots: tl.tensor,
+    destination_slots: tl.tensor,
+    fragments: int,
+    chunks: int,
+    words: int,
+    units: int,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INTEGER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EXACT: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> None:
+    """Gather: each program moves its tiles of fragments from paged slots to their places in packed ones."""
+    move_tiles(
+        table, source_slots, destination_slots, fragments, chunks, words, units,
+        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE,
+    )  # fmt: skip
+
+
+def pack(
+    source: SlotArray,
+    source_slots: torch.Tensor,
+    destination: SlotArray,
+    destination_slots: torch.Tensor,
+    *,
+    programs: int | None = None,
+) -> None:
+    """Copy blocks ``source_slots[i]`` to packed slots ``destination_slots[i]``.
+
+    Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
+    Runs on that device's current stream, on at most ``programs`` programs (two per SM unless given, because a pack
+    should be over before the step that follows it), and returns at once. Raises LayoutError, SlotError or MisuseError
+    before anything is launched.
+    """
+    if not destination.layout.packed:
+        raise LayoutError("pack needs a packed destination: use pull between other layouts")
+    launch(
+        pack_kernel,
+        source,
+        source_slots,
+        destination,
+        destination_slots,
+        programs=programs or 2 * multiprocessors(destination.device),
+        tile_bytes=TILE_BYTES,
+        warps=WARPS,
+    )

@@ -1,0 +1,66 @@
+"""The kernel that scatters: blocks from slots of the packed layout into an engine's own slots, on one device."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from kvmarket.errors import LayoutError
+from kvmarket.kernels.tile import RUNTIME, SLOTS, launch, move_tiles, multiprocessors
+from kvmarket.layout import SlotArray
+
+TILE_BYTES = 32768
+WARPS = 16
+
+
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SLOTS)  # type: ignore[untyped-decorator]
+def scatter_kernel(
+    table: tl.tensor,
+    source_slots: tl.tensor,
+    destination_slots: tl.tensor,
+    fragments: int,
+    chunks: int,
+    words: int,
+    units: int,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INTEGER: tl.constexpr,
+    ALIGN: tl.constexpr,
+    EXACT: tl.constexpr,
+    WIDE: tl.constexpr,
+) -> None:
+    """Scatter: each program moves its tiles of fragments from packed slots to their places in paged ones."""
+    move_tiles(
+        table, source_slots, destination_slots, fragments, chunks, words, units,
+        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE,
+    )  # fmt: skip
+
+
+def scatter(
+    source: SlotArray,
+    source_slots: torch.Tensor,
+    destination: SlotArray,
+    destination_slots: torch.Tensor,
+    *,
+    programs: int | None = None,
+) -> None:
+    """Copy packed blocks ``source_slots[i]`` to slots ``destination_slots[i]``.
+
+    Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
+    Runs on that device's current stream, on at most ``programs`` programs (two per SM unless given: take fewer when
+    the source is a peer's memory), and returns at once. Raises LayoutError, SlotError or MisuseError before anything is
+    launched.
+    """
+    if not source.layout.packed:
+        raise LayoutError("scatter needs a packed source: use pull between other layouts")
+    launch(
+        scatter_kernel,
+        source,
+        source_slots,
+        destination,
+        destination_slots,
+        programs=programs or 2 * multiprocessors(destination.device),
+        tile_bytes=TILE_BYTES,
+        warps=WARPS,
+    )

@@ -1,0 +1,49 @@
+"""Fragments at real addresses, on the device that copies: what the kernels read to find their bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvmarket.errors import LayoutError
+from kvmarket.kernels.fragments import fragments
+from kvmarket.kernels.pairs import PairCache
+from kvmarket.layout import SlotArray
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Fragments of one pair of arrays.
+
+    ``entries`` is (4, count) int64 on the destination's device: source address in slot 0, source stride, destination
+    address in slot 0, destination stride, in bytes. ``align`` (1 to 16) divides every address and ``length``.
+    """
+
+    entries: torch.Tensor
+    count: int
+    length: int
+    align: int
+
+
+def _build(source: SlotArray, destination: SlotArray) -> Table:
+    if source.device.type != destination.device.type:
+        raise LayoutError(
+            f"a source on {source.device} and a destination on {destination.device}: map both where the copy runs"
+        )
+    pieces = fragments(source.layout, destination.layout)
+    entries = np.stack(
+        [
+            pieces.source_offset + np.array(source.addresses(), np.int64)[pieces.source_segment],
+            pieces.source_stride,
+            pieces.destination_offset + np.array(destination.addresses(), np.int64)[pieces.destination_segment],
+            pieces.destination_stride,
+        ]
+    )
+    bits = 16 | pieces.length | int(np.bitwise_or.reduce(entries, axis=None))
+    return Table(torch.from_numpy(entries).to(destination.device), len(pieces), pieces.length, bits & -bits)
+
+
+table_of = PairCache(_build)
+"""The table for (source, destination), built on the first call (which waits for its upload), cached while both live."""

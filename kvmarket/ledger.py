@@ -1,0 +1,83 @@
+"""What an engine has on offer from one of its pools: so that nothing is offered twice, and all can be offered again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import msgspec
+
+from kvmarket.errors import SlotError
+from kvmarket.registry.tokens import Int32s
+from kvmarket.registry.trie import PrefixTrie
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """Blocks `first` ... of a prefix that are on offer: what it takes to offer them again."""
+
+    tenant: str
+    tokens: Int32s
+    first: int
+    slots: tuple[int, ...]
+    generations: tuple[int, ...]
+
+
+class Ledger:
+    """Slots on offer with their generation, and the prefixes they stand for, one trie per tenant. Not thread-safe."""
+
+    def __init__(self, block_size: int) -> None:
+        """An empty ledger for blocks of `block_size` tokens."""
+        self._block_size = block_size
+        self._tries: dict[str, PrefixTrie] = {}
+        self._standing: dict[int, tuple[int, str]] = {}  # slot -> generation, tenant
+
+    def __len__(self) -> int:
+        """How many slots are on offer."""
+        return len(self._standing)
+
+    def news(self, tenant: str, tokens: Int32s, first: int, slots: Sequence[int], generations: Sequence[int]) -> int:
+        """How many of these blocks, counted from the front, are on offer already exactly so.
+
+        Raises SlotError if one of the slots is on offer at this very generation for other tokens: its owner overwrote it without retiring it.
+        Costs one match of the prefix.
+        """
+        same = [self._standing.get(slot) == (g, tenant) for slot, g in zip(slots, generations, strict=True)]
+        trie = self._tries.get(tenant)
+        found = trie.match_all(tokens)[first:] if trie is not None and any(same) else []
+        known = [slot in found[i] if i < len(found) else False for i, slot in enumerate(slots)]
+        for slot, generation, here in zip(slots, generations, known, strict=True):
+            if not here and slot in self._standing and self._standing[slot][0] == generation:
+                raise SlotError(f"block id {slot} is still on offer for other tokens; call retire([{slot}]) before it is overwritten")
+        return known.index(False) if False in known else len(known)
+
+    def add(self, entry: Entry) -> None:
+        """Note that the blocks of `entry` are on offer now; older offers of its slots are forgotten."""
+        self.drop(entry.slots)
+        trie = self._tries.setdefault(entry.tenant, PrefixTrie(self._block_size))
+        trie.insert(entry.tokens, entry.slots, first=entry.first)
+        for slot, generation in zip(entry.slots, entry.generations, strict=True):
+            self._standing[slot] = (generation, entry.tenant)
+
+    def drop(self, slots: Iterable[int]) -> list[int]:
+        """Forget the offers of these slots; the ones that had one."""
+        dropped: dict[str, list[int]] = {}
+        for slot in slots:
+            if slot in self._standing:
+                dropped.setdefault(self._standing.pop(slot)[1], []).append(slot)
+        for tenant, gone in dropped.items():
+            self._tries[tenant].remove(gone)
+            if not self._tries[tenant]:
+                del self._tries[tenant]
+        return [slot for gone in dropped.values() for slot in gone]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._tries.clear()
+        self._standing.clear()
+
+    def entries(self) -> Iterator[Entry]:
+        """Everything on offer, prefixes before what follows them. Do not change the ledger meanwhile."""
+        for tenant, trie in self._tries.items():
+            for tokens, offers in trie.items():
+                slots = tuple(newest for newest, *_ in offers)
+                first = len(tokens) // self._block_size - len(slots)
+                yield Entry(tenant, tokens, first, slots, tuple(self._standing[slot][0] for slot in slots))

@@ -1,0 +1,46 @@
+"""``python -m kvmarket.registry.daemon SOCKET``: the service in the background. Returns once it listens, or another one does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+
+from kvmarket.errors import AddressError
+from kvmarket.registry.address import Address
+from kvmarket.registry.service import Service
+
+IDLE_SECONDS = 3.0  # a service that was started on demand outlives its last engine by this long
+
+
+def main(socket: str) -> int:
+    """Detach from the caller and serve `socket` until nobody needs it. 0 when a service listens afterwards."""
+    parent_reads, child_writes = os.pipe()
+    if os.fork():
+        os.close(child_writes)
+        return int(os.read(parent_reads, 1) or b"1")
+    os.close(parent_reads)
+    os.setsid()
+    os.chdir("/")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    try:
+        service = Service(Address(socket), idle_exit=IDLE_SECONDS)
+    except AddressError as error:
+        taken = Address(socket).service_lives()
+        if not taken:
+            logging.getLogger("kvmarket.service").error("%s", error)  # noqa: TRY400 - the message says what to do
+        os.write(child_writes, b"0" if taken else b"1")
+        return 0
+    os.write(child_writes, b"0")
+    os.close(child_writes)
+    try:
+        service.run()
+    finally:
+        service.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,162 @@
+"""A node of the trie: a run of blocks that nothing branches off, with the offers of each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvmarket.registry.tokens import Int64s
+
+OFFERS_PER_BLOCK = 8
+NONE = -1
+
+_NOTHING = np.empty(0, np.int64)
+
+
+class Node:
+    """One or more consecutive blocks below a parent.
+
+    head      tokens of the first block, as bytes: the key in the parent's `children`
+    tail      tokens of the other blocks, as bytes
+    offers    int64 (rows, blocks): row 0 the newest offer of each block, older ones below, NONE where there is none;
+              no row but the first is empty
+    holes     blocks without an offer
+    children  by the bytes of their first block; None if there is none (the root's is never None)
+    number    index in the trie's list of nodes; NONE once the node is gone, and `parent` then says what took its place
+    stamps    int64 (blocks,): when each block was last matched; None where nothing is ever evicted
+    """
+
+    __slots__ = ("children", "head", "holes", "number", "offers", "parent", "stamps", "tail")
+
+    def __init__(self, parent: Node | None, head: bytes, tail: bytes, offers: Int64s, stamps: Int64s | None) -> None:
+        self.parent = parent
+        self.head = head
+        self.tail = tail
+        self.offers = offers
+        self.holes = int(np.count_nonzero(offers[0] < 0))
+        self.children: dict[bytes, Node] | None = None
+        self.number = NONE
+        self.stamps = stamps
+
+    @property
+    def size(self) -> int:
+        """Blocks of this node, holes included. Cost: O(1)."""
+        return int(self.offers.shape[1])
+
+    def pairs(self) -> int:
+        """Return the number of offers, over all blocks. Cost: O(offers)."""
+        return int(np.count_nonzero(self.offers >= 0))
+
+    def reach(self, data: bytes, at: int) -> int:
+        """Return how many leading blocks equal those of `data` from byte `at` on; the first is known to.
+
+        Cost: O(bytes equal), by memcmp.
+        """
+        tail, after = self.tail, at + len(self.head)
+        if data.startswith(tail, after):
+            return self.size
+        most = min(len(tail), len(data) - after) // 4
+        if most <= 0:
+            return 1
+        differ = np.frombuffer(tail, np.int32, most) != np.frombuffer(data, np.int32, most, after)
+        first = int(differ.argmax())
+        return 1 + (first if differ[first] else most) * 4 // len(self.head)
+
+    def leading(self, blocks: int) -> int:
+        """Return how many of the first `blocks` blocks come before a hole. Cost: O(1) where the node has no holes."""
+        if not self.holes:
+            return blocks
+        gone = self.offers[0, :blocks] < 0
+        first = int(gone.argmax())
+        return first if gone[first] else blocks
+
+    def add(self, start: int, new: Int64s) -> tuple[Int64s, int]:
+        """Put one offer on each block from `start` on, as the newest; those beyond OFFERS_PER_BLOCK fall off.
+
+        Returns the offers that their block did not have yet, and by how many the offers of this node grew. Cost:
+        O(offers of these blocks), and O(offers of the node) when a row is added.
+        """
+        end = start + new.size
+        part = self.offers[:, start:end]
+        known = part == new
+        if known[0].all():
+            return _NOTHING, 0
+        before = int(np.count_nonzero(part >= 0))
+        fresh = new[~known.any(axis=0)]
+        part = _lean(_sink(np.vstack((new, np.where(known, NONE, part))))[:OFFERS_PER_BLOCK])
+        if len(part) > len(self.offers):
+            self.offers = _tall(self.offers, len(part))
+        self.offers[: len(part), start:end] = part
+        self.holes = int(np.count_nonzero(self.offers[0] < 0))
+        return fresh, int(np.count_nonzero(part >= 0)) - before
+
+    def withdraw(self, gone: Int64s) -> int:
+        """Take these offers off all blocks; returns how many were found. Cost: O(offers of the node)."""
+        found = self.offers == gone[0] if gone.size == 1 else np.isin(self.offers, gone)
+        count = int(np.count_nonzero(found))
+        if count:
+            self.offers[found] = NONE
+            self.offers = _lean(_sink(self.offers))
+            self.holes = int(np.count_nonzero(self.offers[0] < 0))
+        return count
+
+    def keep(self, blocks: int) -> None:
+        """Drop all blocks behind the first `blocks` (at least one). Cost: O(tokens kept)."""
+        self.tail = self.tail[: (blocks - 1) * len(self.head)]
+        self._set(self.offers[:, :blocks], None if self.stamps is None else self.stamps[:blocks])
+
+    def cut(self, blocks: int) -> Node:
+        """Split off the first `blocks` blocks as a new node above this one; returns it, without a number.
+
+        Cost: O(tokens of the node).
+        """
+        width, at = len(self.head), (blocks - 1) * len(self.head)
+        stamps = self.stamps
+        upper = None if stamps is None else stamps[:blocks].copy()
+        above = Node(self.parent, self.head, self.tail[:at], _lean(self.offers[:, :blocks]).copy(), upper)
+        self.parent = above
+        self.head, self.tail = self.tail[at : at + width], self.tail[at + width :]
+        self._set(self.offers[:, blocks:], None if stamps is None else stamps[blocks:])
+        above.children = {self.head: self}
+        assert above.parent is not None and above.parent.children is not None
+        above.parent.children[above.head] = above
+        return above
+
+    def absorb(self, child: Node) -> None:
+        """Append the only child's blocks to this node and take over its children. Cost: O(tokens of both)."""
+        self.tail = self.tail + child.head + child.tail
+        rows = max(len(self.offers), len(child.offers))
+        stamps = None if self.stamps is None or child.stamps is None else np.concatenate((self.stamps, child.stamps))
+        self._set(np.concatenate((_tall(self.offers, rows), _tall(child.offers, rows)), axis=1), stamps)
+        self.children = child.children
+        for grandchild in (self.children or {}).values():
+            grandchild.parent = self
+
+    def _set(self, offers: Int64s, stamps: Int64s | None) -> None:
+        """Take over these offers and stamps, as memory of our own."""
+        self.offers = _lean(offers).copy()
+        self.stamps = None if stamps is None else stamps.copy()
+        self.holes = int(np.count_nonzero(self.offers[0] < 0))
+
+
+def _sink(offers: Int64s) -> Int64s:
+    """Return the columns with all NONE moved below the offers, whose order stays."""
+    if len(offers) == 1 or not ((offers[:-1] < 0) & (offers[1:] >= 0)).any():
+        return offers
+    return np.take_along_axis(offers, np.argsort(offers < 0, axis=0, kind="stable"), axis=0)
+
+
+def _lean(offers: Int64s) -> Int64s:
+    """Return the offers without empty rows at the bottom; one row at least."""
+    rows = len(offers)
+    while rows > 1 and (offers[rows - 1] < 0).all():
+        rows -= 1
+    return offers[:rows].copy() if rows < len(offers) else offers
+
+
+def _tall(offers: Int64s, rows: int) -> Int64s:
+    """Return the offers with empty rows added at the bottom."""
+    if len(offers) == rows:
+        return offers
+    taller = np.full((rows, offers.shape[1]), NONE, np.int64)
+    taller[: len(offers)] = offers
+    return taller

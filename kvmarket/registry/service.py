@@ -1,0 +1,198 @@
+"""The service: one process per user and market that holds the book. Everything it knows is soft state.
+
+One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the moment it dies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections import Counter
+
+import zmq
+
+from kvmarket.errors import AddressError, LayoutError, MessageError, NamespaceError, RefusedError, TokenError, VersionError
+from kvmarket.registry.address import Address
+from kvmarket.registry.book import Book
+from kvmarket.registry.messages import (
+    MAX_MESSAGE_BYTES,
+    AskStatus,
+    Attach,
+    Attached,
+    Gone,
+    Join,
+    Joined,
+    Leave,
+    Match,
+    Matched,
+    OfferBlocks,
+    Refused,
+    Reply,
+    Request,
+    Retire,
+    Status,
+    pack_message,
+    unpack_request,
+)
+from kvmarket.shared_file import Process, pid_namespace, start_time
+
+_log = logging.getLogger("kvmarket.service")
+
+
+class Service:
+    """Serves one market until told to stop, or, if `idle_exit` is given, until nobody has been a member for that many seconds."""
+
+    def __init__(self, address: Address, idle_exit: float | None = None) -> None:
+        """Take the market's lock and bind its socket (0600). Raises AddressError if another service has it, or it cannot be made."""
+        self.address = address
+        self._idle_exit = idle_exit
+        lock = None
+        for _ in range(5):  # somebody may just be looking whether the lock is held
+            lock = address.take_lock()
+            if lock is not None:
+                break
+            time.sleep(0.02)
+        if lock is None:
+            raise AddressError(f"a service already holds {address}; use it, or give another address")
+        self._lock = lock
+        self._book = Book()
+        self._routes: dict[bytes, str] = {}  # connection -> member
+        self._notices: dict[str, bytes] = {}  # member -> connection that hears notices
+        self._watched: dict[int, str] = {}  # pidfd -> member
+        self._counters: Counter[str] = Counter()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 100_000)
+        self._socket.setsockopt(zmq.RCVHWM, 100_000)
+        address.socket.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            self._socket.bind(address.endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(f"the socket {address} cannot be made: {error.strerror}; give another address") from error
+        finally:
+            os.umask(mask)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+
+    def run(self) -> None:
+        """Serve. Returns when idle for `idle_exit` seconds; on KeyboardInterrupt or SIGTERM turned into SystemExit, it raises on."""
+        empty_since = time.monotonic()
+        while True:
+            for source, _ in self._poller.poll(200):
+                if source is self._socket:
+                    self._drain()
+                else:
+                    self._remove(self._watched[source])
+            if self._book.members:
+                empty_since = time.monotonic()
+            elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
+                return
+
+    def close(self) -> None:
+        """Remove the socket and let go of the lock; leaves no file behind."""
+        for pidfd in self._watched:
+            os.close(pidfd)
+        self._socket.close()
+        self._context.term()
+        for path in (self.address.socket, self.address.lock):
+            path.unlink(missing_ok=True)
+        if self.address.log.exists() and not self.address.log.stat().st_size:
+            self.address.log.unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def _drain(self, most: int = 256) -> None:
+        for _ in range(most):
+            try:
+                route, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                self._handle(route, unpack_request(frames))
+            except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
+                kind = type(error).__name__
+                self._counters[kind] += 1
+                _log.warning("%s: %s", kind, error)
+                self._reply(route, Refused(kind, str(error)))
+
+    def _handle(self, route: bytes, request: Request) -> None:
+        member = self._routes.get(route, "")
+        self._counters[type(request).__name__] += 1
+        match request:
+            case Join():
+                self._join(route, request)
+            case Attach():
+                if request.member not in self._book.members:
+                    raise RefusedError("no such member; join first")
+                self._notices[request.member] = route
+                self._reply(route, Attached())
+            case OfferBlocks():
+                self._book.offer(member, request)
+            case Retire():
+                self._book.retire(member, request.pool, request.slots)
+            case Match():
+                self._reply(route, Matched(request.request, *self._book.match(member, request)))
+            case AskStatus():
+                me = Process.current()
+                self._reply(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
+            case Leave():
+                self._remove(member)
+
+    def _join(self, route: bytes, join: Join) -> None:
+        if route in self._routes:
+            raise RefusedError("this connection has joined already")
+        name = uuid.uuid4().hex
+        processes = {join.process, *(process for pool in join.pools for process in pool.processes)}
+        pidfds = [_pidfd(process) for process in processes]
+        try:
+            self._book.join(name, join)
+        except (RefusedError, LayoutError):
+            for pidfd in pidfds:
+                os.close(pidfd)
+            raise
+        self._routes[route] = name
+        for pidfd in pidfds:
+            self._watched[pidfd] = name
+            self._poller.register(pidfd, zmq.POLLIN)
+        self._reply(route, Joined(Process.current(), name))
+
+    def _remove(self, member: str) -> None:
+        pools = self._book.leave(member)
+        for pidfd in [fd for fd, name in self._watched.items() if name == member]:
+            self._poller.unregister(pidfd)
+            os.close(pidfd)
+            del self._watched[pidfd]
+        self._routes = {route: name for route, name in self._routes.items() if name != member}
+        self._notices.pop(member, None)
+        if pools:
+            for route in self._notices.values():
+                self._reply(route, Gone(pools))
+
+    def _reply(self, route: bytes, reply: Reply) -> None:
+        try:
+            self._socket.send_multipart([route, *pack_message(reply)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            self._counters["reply_dropped"] += 1
+            _log.warning("a reply was dropped: %s", error)
+
+
+def _pidfd(process: Process) -> int:
+    """A descriptor that becomes readable when `process` dies. Raises RefusedError if it has died, NamespaceError if it cannot be seen from here."""
+    if process.namespace != pid_namespace():
+        raise NamespaceError(
+            f"process {process.pid} lives in another PID namespace than the service; run all engines of a market in one "
+            "namespace (containers: --pid=host --ipc=host), or give each its own address"
+        )
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except OSError as error:
+        raise RefusedError(f"process {process.pid} cannot be watched: {error.strerror}; is it still alive?") from error
+    if start_time(process.pid) != process.start:
+        os.close(pidfd)
+        raise RefusedError(f"process {process.pid} is not the one that asked; it has died")
+    return pidfd

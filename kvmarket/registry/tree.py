@@ -1,0 +1,195 @@
+"""The shape of the trie: how its nodes come, grow, split, join and go."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvmarket.registry.eviction import ColdLeaves
+from kvmarket.registry.node import NONE, Node
+from kvmarket.registry.offer_index import OfferIndex
+from kvmarket.registry.tokens import Int64s
+
+
+class Tree:
+    """Nodes below a root, each under the bytes of its first block, with everything that must change together with them.
+
+    width     bytes of a block of tokens
+    nodes     by number; None where a number is free, the root at 0
+    index     from offers to node numbers
+    cold      the leaves by age; None where nothing is ever evicted
+    clock     stamp of the latest call; the trie counts it up
+    stored    blocks, holes included
+    held      blocks with an offer
+    pairs     offers, over all blocks
+
+    A node has at most `node_blocks` blocks, a leaf ends in a block with an offer, and an only child is one that did not
+    fit into its parent. `grow` and `split` leave the joining to their caller.
+    """
+
+    def __init__(self, width: int, node_blocks: int, *, evicts: bool) -> None:
+        self.width = width
+        self.node_blocks = node_blocks
+        self.root = Node(None, b"", b"", np.empty((1, 0), np.int64), None)
+        self.root.number, self.root.children = 0, {}
+        self.nodes: list[Node | None] = [self.root]
+        self.index = OfferIndex()
+        self.cold = ColdLeaves(self.nodes) if evicts else None
+        self.clock = 0
+        self.stored = self.held = self.pairs = 0
+        self._free: list[int] = []
+
+    def offer(self, node: Node, start: int, offers: Int64s) -> None:
+        """Put offers on blocks of a node from `start` on."""
+        if not offers.size:
+            return
+        holes = node.holes
+        fresh, grown = node.add(start, offers)
+        self.held += holes - node.holes
+        self.pairs += grown
+        self._note(fresh, node)
+
+    def grow(self, node: Node, data: bytes, row: Int64s) -> None:
+        """Hang all blocks of `data` below a node that has no child that begins so."""
+        for at in range(0, row.size, self.node_blocks):
+            part = row[at : at + self.node_blocks]
+            start, end = at * self.width, (at + part.size) * self.width
+            head, tail = data[start : start + self.width], data[start + self.width : end]
+            stamps = None if self.cold is None else np.full(part.size, self.clock, np.int64)
+            child = Node(node, head, tail, part[np.newaxis].copy(), stamps)
+            if node.children is None:
+                node.children = {}
+            node.children[head] = child
+            self._enter(child)
+            self.stored += child.size
+            self.held += child.size - child.holes
+            self.pairs += child.size - child.holes
+            self._note(part[part >= 0] if child.holes else part, child)
+            node = child
+        if self.cold is not None:
+            self.cold.push(node)
+
+    def split(self, node: Node, blocks: int) -> Node:
+        """Cut a node in two; returns the upper one, of `blocks` blocks.
+
+        The shorter half gets a new number, so that less goes into the index again.
+        """
+        above = node.cut(blocks)
+        shorter = above if blocks <= node.size else node
+        if shorter is node:
+            above.number = node.number
+            self.nodes[above.number] = above
+        self._enter(shorter)
+        self._note(shorter.offers[shorter.offers >= 0], shorter)
+        if self.cold is not None:
+            self.cold.push(node)
+        return above
+
+    def join(self, node: Node | None) -> None:
+        """Make one node of this one and its only child, if there is only one and both fit."""
+        if node is None or node.number <= 0 or node.children is None or len(node.children) != 1:
+            return
+        (child,) = node.children.values()
+        if node.size + child.size > self.node_blocks:
+            return
+        smaller = child if child.size <= node.size else node
+        moved = smaller.offers[smaller.offers >= 0]
+        node.absorb(child)
+        self._leave(smaller.number)
+        if smaller is node:
+            node.number = child.number
+            self.nodes[node.number] = node
+        child.number, child.parent = NONE, node
+        self._note(moved, node)
+        if self.cold is not None:
+            self.cold.push(node)
+
+    def remove(self, offers: Int64s) -> int:
+        """Take offers down wherever they are; returns how many were found. Cost: as PrefixTrie.remove."""
+        known, numbers = self.index.find(offers)
+        order = np.argsort(numbers, kind="stable")
+        known, numbers = known[order], numbers[order]
+        edges = np.flatnonzero(np.diff(numbers, prepend=NONE)).tolist()
+        touched, removed = [], 0
+        for start, end in zip(edges, [*edges[1:], numbers.size], strict=False):
+            node = self.nodes[numbers[start]]
+            holes, count = (0, 0) if node is None else (node.holes, node.withdraw(known[start:end]))
+            if node is not None and count:
+                removed += count
+                self.held -= node.holes - holes
+                touched.append(node)
+        self.pairs -= removed
+        for node in touched:
+            self._tidy(node)
+        if len(self.index) > 4 * self.pairs + 65536:
+            self._reindex()
+        return removed
+
+    def evict(self, most: int) -> None:
+        """Drop leaf blocks, the least recently matched first, until no more than `most` blocks are stored.
+
+        Cost: O(tokens) of each leaf that loses blocks, and O(log nodes) for each leaf matched meanwhile.
+        """
+        while self.cold is not None and self.stored > most:
+            leaf = self.cold.coldest()
+            stamps, holes = leaf.stamps, leaf.holes
+            assert stamps is not None
+            keep = max(leaf.size - (self.stored - most), int((stamps == stamps[-1]).argmax()))
+            gone = leaf.offers[:, keep:]
+            self.pairs -= int(np.count_nonzero(gone >= 0))
+            gone[:] = NONE
+            leaf.holes = int(np.count_nonzero(leaf.offers[0] < 0))
+            self.held -= leaf.holes - holes
+            self._tidy(leaf)
+
+    def _tidy(self, node: Node) -> None:
+        """After blocks lost their offers: trim childless holes, drop empty nodes, join what is alone."""
+        while node.number < 0 and node.parent is not None:
+            node = node.parent
+        while node.number > 0 and node.children is None and node.offers[0, -1] < 0 and node.parent is not None:
+            last = int(np.flatnonzero(node.offers[0] >= 0)[-1]) + 1 if node.holes < node.size else 0
+            self.stored -= node.size - last
+            if last:
+                node.keep(last)
+                break
+            above = node.parent
+            assert above.children is not None
+            del above.children[node.head]
+            if not above.children and above.number > 0:
+                above.children = None
+            self._leave(node.number)
+            node.number = NONE
+            node = above
+        if self.cold is not None:
+            self.cold.push(node)
+        self.join(node)
+        self.join(node.parent)
+
+    def _note(self, offers: Int64s, node: Node) -> None:
+        """Tell the index that a node holds these offers (it does already)."""
+        if offers.size and not self.index.add(offers, node.number):
+            self._reindex()
+
+    def _reindex(self) -> None:
+        """Build the index anew from the nodes. Cost: O(nodes + offers)."""
+        nodes = [node for node in self.nodes[1:] if node is not None]
+        if not nodes:
+            self.index = OfferIndex()
+            return
+        offers = np.concatenate([node.offers.ravel() for node in nodes])
+        sizes = [node.offers.size for node in nodes]
+        numbers = np.repeat(np.array([node.number for node in nodes], np.int32), sizes)
+        self.index.reset(offers[offers >= 0], numbers[offers >= 0])
+
+    def _enter(self, node: Node) -> None:
+        """Give a node a number."""
+        if self._free:
+            node.number = self._free.pop()
+            self.nodes[node.number] = node
+        else:
+            node.number = len(self.nodes)
+            self.nodes.append(node)
+
+    def _leave(self, number: int) -> None:
+        """Free a node's number."""
+        self.nodes[number] = None
+        self._free.append(number)

@@ -1,0 +1,181 @@
+"""The trie of all offers: path-compressed, block by block, exact tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from kvmarket.errors import MisuseError
+from kvmarket.registry.node import NONE, Node
+from kvmarket.registry.tokens import Int32s, Int64s, Integers, as_offers, as_tokens
+from kvmarket.registry.tree import Tree
+from kvmarket.registry.trie_check import check
+
+
+class PrefixTrie:
+    """Finds the longest offered prefix of a prompt, in whole blocks of `block_size` tokens.
+
+    An offer is an opaque int, 0 <= offer < 2**63. A block is named by all tokens up to its end, and holds up to
+    OFFERS_PER_BLOCK offers, newest first. Tokens are compared exactly, as bytes. Blocks that nothing branches off share
+    one node of up to NODE_BLOCKS blocks, so cost goes with memory compared, not with objects visited.
+
+    max_blocks bounds the blocks stored, holes included; beyond it the leaf block that was matched (or inserted) longest
+    ago goes, and goes on going. None: no bound.
+
+    Memory: 4 bytes a token, and for each block 8 bytes an offer, some 16 to 24 bytes to find it again (and 8 if
+    max_blocks is given), and some 500 bytes a node. Not thread-safe.
+
+    >>> trie = PrefixTrie(block_size=2)
+    >>> trie.insert([1, 2, 3, 4, 5], offers=[10, 11])
+    >>> trie.insert([1, 2, 9, 9], offers=[20, 21])
+    >>> trie.match([1, 2, 3, 4, 7, 7]), trie.match([1, 2, 9, 9]), trie.match([1, 3])
+    ([20, 11], [20, 21], [])
+    >>> trie.match_all([1, 2, 3, 4])
+    [(20, 10), (11,)]
+    >>> trie.remove([20]), len(trie)
+    (1, 3)
+    """
+
+    NODE_BLOCKS = 512
+
+    def __init__(self, block_size: int, *, max_blocks: int | None = None) -> None:
+        if block_size < 1:
+            raise MisuseError(f"block_size is {block_size}; a block has at least one token")
+        if max_blocks is not None and max_blocks < 1:
+            raise MisuseError(f"max_blocks is {max_blocks}; give at least one, or None for no bound")
+        self.block_size = block_size
+        self.max_blocks = max_blocks
+        self._tree = Tree(4 * block_size, self.NODE_BLOCKS, evicts=max_blocks is not None)
+
+    def __len__(self) -> int:
+        """Return how many blocks have at least one offer. Cost: O(1)."""
+        return self._tree.held
+
+    def insert(self, tokens: Integers, offers: Integers, first: int = 0) -> None:
+        """Put one offer on each whole block of `tokens` from block `first` on; each becomes the newest of its block.
+
+        tokens: the whole prefix, a list of ints or an int32 array; a last part of less than a block is ignored. offers:
+        one for each of those blocks. Blocks before `first` that are not there become holes. Beyond OFFERS_PER_BLOCK the
+        oldest offer of a block is dropped; an offer that is there already only becomes the newest.
+
+        Raises TokenError, and MisuseError for offers that are too few, too many or out of range; nothing changed then.
+        Cost: O(tokens), by memcmp and memcpy, and O(offers); every so often (amortized O(1) an offer) the index is
+        built anew.
+        """
+        array, fresh = as_tokens(tokens), as_offers(offers)
+        count = array.size // self.block_size
+        if not 0 <= first <= count or fresh.size != count - first:
+            raise MisuseError(
+                f"{fresh.size} offers for {array.size} tokens in blocks of {self.block_size} from block {first} on: "
+                f"give one for each of the {max(count - first, 0)} whole blocks"
+            )
+        if not fresh.size:
+            return
+        row = fresh if not first else np.concatenate((np.full(first, NONE, np.int64), fresh))
+        data = array[: count * self.block_size].tobytes()
+        tree, width = self._tree, self._tree.width
+        tree.clock += 1
+        node, at, rest = tree.root, 0, None
+        while at < count:
+            below = node.children and node.children.get(data[at * width : (at + 1) * width])
+            if not below:
+                tree.grow(node, data[at * width :], row[at:])
+                break
+            blocks = below.reach(data, at * width)
+            if blocks < below.size and at + blocks < count:
+                rest, below = below, tree.split(below, blocks)
+            tree.offer(below, max(0, first - at), row[max(at, first) : at + blocks])
+            if below.stamps is not None:
+                below.stamps[:blocks] = tree.clock
+            node, at = below, at + blocks
+        if rest is not None and rest.parent is not None:
+            above = rest.parent
+            tree.join(rest)
+            tree.join(above.parent)
+        tree.join(node)
+        if self.max_blocks is not None:
+            tree.evict(self.max_blocks)
+
+    def match(self, tokens: Integers) -> list[int]:
+        """Return the newest offer of each leading block, up to the first block without one; ints, in block order.
+
+        Raises TokenError. Cost: O(tokens matched) by memcmp, O(blocks) ints made, and some 2 us a node; a list of
+        tokens costs some 10 ns a token more.
+        """
+        found: list[int] = []
+        for node, blocks in self._walk(as_tokens(tokens).tobytes()):
+            found += node.offers[0, :blocks].tolist()
+        return found
+
+    def match_all(self, tokens: Integers) -> list[tuple[int, ...]]:
+        """Return all offers of each leading block, newest first, up to the first block without one.
+
+        Raises TokenError. Cost: as `match`, and O(offers).
+        """
+        found: list[tuple[int, ...]] = []
+        for node, blocks in self._walk(as_tokens(tokens).tobytes()):
+            found += _columns(node.offers[:, :blocks])
+        return found
+
+    def remove(self, offers: Iterable[int]) -> int:
+        """Take these offers down, wherever they are; returns how many were found, over all blocks.
+
+        Unknown offers are ignored. A block that is left without offers stays as a hole while there are blocks below it.
+
+        Raises MisuseError for what cannot be an offer. Cost: O(offers given), and O(tokens) of each node (at most
+        NODE_BLOCKS blocks) that held one.
+        """
+        return self._tree.remove(as_offers(offers))
+
+    def items(self) -> Iterator[tuple[Int32s, list[tuple[int, ...]]]]:
+        """Yield (tokens, offers) for runs of blocks without holes, each block once: what to insert again elsewhere.
+
+        tokens: the whole prefix up to the run's end, int32, read-only. offers: all offers, newest first, of each of the
+        last `len(offers)` blocks of it. A run comes after those above it. Do not change the trie meanwhile. Cost:
+        O(nodes + blocks) and O(tokens of the prefix) for each run.
+
+        >>> trie = PrefixTrie(block_size=2)
+        >>> trie.insert([1, 2, 3, 4], offers=[10, 11])
+        >>> [(tokens.tolist(), offers) for tokens, offers in trie.items()]
+        [([1, 2, 3, 4], [(10,), (11,)])]
+        """
+        waiting = [(node, b"") for node in (self._tree.root.children or {}).values()]
+        while waiting:
+            node, before = waiting.pop()
+            data = before + node.head + node.tail
+            edges = np.flatnonzero(np.diff(node.offers[0] >= 0, prepend=False, append=False)).tolist()
+            for start, end in zip(edges[::2], edges[1::2], strict=True):
+                tokens = np.frombuffer(data, np.int32, len(before) // 4 + end * self.block_size)
+                yield tokens, _columns(node.offers[:, start:end])
+            waiting += [(child, data) for child in (node.children or {}).values()]
+
+    def _walk(self, data: bytes) -> Iterator[tuple[Node, int]]:
+        """Yield each node on the way of `data` and how many of its blocks match and have offers; stamp them."""
+        tree, width = self._tree, self._tree.width
+        tree.clock += 1
+        children, at = tree.root.children, 0
+        while children:
+            node = children.get(data[at : at + width])
+            if node is None:
+                return
+            blocks = node.leading(node.reach(data, at))
+            if node.stamps is not None:
+                node.stamps[:blocks] = tree.clock
+            yield node, blocks
+            if blocks < node.size:
+                return
+            at += blocks * width
+            children = node.children
+
+    def _check(self) -> None:
+        """Assert every invariant; dumps the trie when one is broken. Cost: O(everything), in Python. For tests."""
+        check(self._tree)
+        assert self.max_blocks is None or self._tree.stored <= self.max_blocks, "no more blocks than allowed"
+
+
+def _columns(offers: Int64s) -> list[tuple[int, ...]]:
+    """Return the offers of each block, newest first."""
+    if len(offers) == 1:
+        return [(offer,) for offer in offers[0].tolist()]
+    return [tuple(offer for offer in column if offer >= 0) for column in offers.T.tolist()]

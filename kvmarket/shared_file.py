@@ -1,0 +1,90 @@
+"""Anonymous shared memory of a living process, named so that another process of the same user can map it read-only.
+
+A `SharedFile` names an open descriptor of its owner (``/proc/<pid>/fd/<fd>``). Nothing has a name in any directory, so nothing is left
+behind when the owner is killed; the kernel frees the memory with the last mapping. It needs one PID namespace for owner and reader.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import msgspec
+
+from kvmarket.errors import NamespaceError, SharedMemoryError
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A process of this node, told apart from a later one with the same number by its start time."""
+
+    pid: int
+    start: int
+    namespace: int
+
+    @classmethod
+    def current(cls) -> Process:
+        """This process."""
+        pid = os.getpid()
+        return cls(pid, start_time(pid), pid_namespace())
+
+    def check_alive(self) -> None:
+        """Raise NamespaceError where the number means nothing here, SharedMemoryError where the process is gone. Costs 20 us."""
+        if self.namespace != pid_namespace():
+            raise NamespaceError(
+                f"process {self.pid} lives in another PID namespace; run all engines of a market in one namespace "
+                "(containers: --pid=host --ipc=host)"
+            )
+        if start_time(self.pid) != self.start:
+            raise SharedMemoryError(f"process {self.pid} is gone, and its memory with it; nothing to do, its offers vanish")
+
+
+class SharedFile(msgspec.Struct, frozen=True):
+    """A descriptor of `owner` that holds at least `nbytes` bytes of shared memory. Names memory, owns none."""
+
+    owner: Process
+    fd: int
+    device: int
+    inode: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, fd: int, nbytes: int) -> SharedFile:
+        """Name descriptor `fd` of this process; it must stay open for as long as others may map it."""
+        status = os.fstat(fd)
+        return cls(Process.current(), fd, status.st_dev, status.st_ino, nbytes)
+
+    def map(self) -> mmap.mmap:
+        """Map the memory read-only; the mapping outlives its owner. Raises NamespaceError or SharedMemoryError. Costs 50 us."""
+        self.owner.check_alive()
+        try:
+            fd = os.open(f"/proc/{self.owner.pid}/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise SharedMemoryError(
+                f"shared memory of process {self.owner.pid} cannot be opened ({error.strerror}); "
+                "owner and reader must belong to the same user"
+            ) from error
+        try:
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != (self.device, self.inode) or status.st_size < self.nbytes:
+                raise SharedMemoryError(
+                    f"shared memory of process {self.owner.pid} is not what its owner said "
+                    f"({status.st_size} bytes where {self.nbytes} were promised); its offers are ignored"
+                )
+            return mmap.mmap(fd, self.nbytes, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks after boot when process `pid` started; 0 if there is no such process, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+def pid_namespace() -> int:
+    """Inode number of this process' PID namespace."""
+    return Path("/proc/self/ns/pid").stat().st_ino

@@ -1,0 +1,75 @@
+"""The travelling descriptors of a pool's memory, and the choice between the two transports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+
+from kvmarket.errors import TransportError
+from kvmarket.shared_file import Process, SharedFile
+
+
+class ShmMemory(msgspec.Struct, frozen=True, tag="shm"):
+    """Memory in POSIX shared memory, one file per segment."""
+
+    files: tuple[SharedFile, ...]
+
+    @property
+    def owner(self) -> Process:
+        """The process that owns the memory."""
+        return self.files[0].owner
+
+
+class CudaHandle(msgspec.Struct, frozen=True):
+    """What torch needs to open one exported CUDA storage (fields in the order of ``UntypedStorage._share_cuda_``)."""
+
+    handle: bytes
+    nbytes: int
+    offset: int
+    ref_counter: bytes
+    ref_counter_offset: int
+    event: bytes
+    event_sync: bool
+
+
+class CudaMemory(msgspec.Struct, frozen=True, tag="cuda"):
+    """Memory of one GPU, one CUDA IPC handle per segment."""
+
+    owner: Process
+    device: str  # UUID of the owner's GPU
+    handles: tuple[CudaHandle, ...]
+
+
+Memory = ShmMemory | CudaMemory
+
+
+def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
+    """Export `storages`, once, so that other processes of this user can map them; the caller keeps them alive.
+
+    CPU storages are moved into shared memory in place (every tensor on them sees the move). Raises TransportError with what to do.
+    """
+    from kvmarket.transport import cuda_ipc, shm
+
+    kinds = {storage.device.type for storage in storages}
+    if kinds == {"cpu"}:
+        return shm.export(storages)
+    if kinds == {"cuda"}:
+        return cuda_ipc.export(storages)
+    raise TransportError(f"memory on {sorted(kinds)} cannot be shared; put the whole cache on one CPU or CUDA device")
+
+
+def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
+    """Map another process' memory: one 1-D uint8 tensor per segment, on `device`, for reading only.
+
+    The memory stays mapped while the tensors live; the owner's death does not fault a reader. Raises SharedMemoryError, NamespaceError,
+    PeerAccessError, or TransportError when the memory and the reader are not of one kind.
+    """
+    from kvmarket.transport import cuda_ipc, shm
+
+    if isinstance(memory, ShmMemory) and device.type == "cpu":
+        return shm.map_memory(memory)
+    if isinstance(memory, CudaMemory) and device.type == "cuda":
+        return cuda_ipc.map_memory(memory, device)
+    raise TransportError(f"a reader on {device} cannot map {type(memory).__name__}; engines share only within one kind of device")

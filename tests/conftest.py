@@ -1,0 +1,43 @@
+"""What every test shares: Triton's interpreter where there is no GPU, skips that say why, a market of one's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+CUDA = torch.cuda.is_available()
+if not CUDA:
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, so before any test module is
+
+
+def _peers() -> str:
+    """Why this machine cannot run tests marked gpu2; empty when it can."""
+    count = torch.cuda.device_count() if CUDA else 0
+    if count < 2:
+        return f"needs two NVIDIA GPUs, this machine has {count}"
+    if not (torch.cuda.can_device_access_peer(0, 1) and torch.cuda.can_device_access_peer(1, 0)):
+        return "GPUs 0 and 1 have no peer access to each other"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, by name and with a reason, what this machine cannot run."""
+    reasons = {"gpu": "" if CUDA else "needs an NVIDIA GPU, this machine has none", "gpu2": _peers()}
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{item.name}: {reason}"))
+
+
+@pytest.fixture
+def market_address() -> Iterator[str]:
+    """Path of a socket in a private directory of this test's own; short, because a Unix socket's path has 107 bytes."""
+    directory = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
+    yield str(Path(directory) / "s")
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""An engine without a model: every byte of a block is derived from its tokens, so that any wrong byte is seen.
+
+In this process, or in one of its own (`Peer`), which can be killed for real.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+import kvmarket
+
+BLOCK = 4
+SLOTS = 32
+FACTS = {"model": "derived from tokens", "dtype": "int16"}
+
+
+def slot_bytes_of(prefix: list[int], layers: int = 2, dim: int = 24) -> np.ndarray:
+    """The bytes of the block that ends `prefix`, (layers, 2, BLOCK, dim) int16."""
+    seed = xxhash.xxh3_64_intdigest(np.asarray(prefix, np.int32).tobytes())
+    return np.random.default_rng(seed).integers(-(2**15), 2**15, (layers, 2, BLOCK, dim), np.int16)
+
+
+class ModelEngine:
+    """A cache, a market, and the discipline of an owner: retire, write, publish."""
+
+    def __init__(self, address: str, device: str = "cpu", slots: int = SLOTS, **options: Any) -> None:
+        facts = options.pop("facts", FACTS)
+        self.layers = [torch.full((slots, 2, BLOCK, 24), -1, dtype=torch.int16, device=device) for _ in range(2)]
+        self.cache = kvmarket.PagedCache(self.layers, block_size=BLOCK)
+        self.market = kvmarket.connect(self.cache, kvmarket.Fingerprint.of(**facts), address=address, **options)
+
+    def write(self, slot: int, prefix: list[int]) -> None:
+        """Compute a block, so to speak."""
+        for layer, part in zip(self.layers, slot_bytes_of(prefix), strict=True):
+            layer[slot] = torch.from_numpy(part)
+
+    def publish(self, tokens: list[int], slots: list[int], staged: bool = False) -> int:
+        """Retire, write, publish."""
+        self.market.retire(slots)
+        for block, slot in enumerate(slots):
+            self.write(slot, tokens[: (block + 1) * BLOCK])
+        return self.market.publish(tokens, slots, staged=staged)
+
+    def holds(self, slot: int, prefix: list[int]) -> bool:
+        """Whether the slot has exactly the bytes of the block that ends `prefix`."""
+        have = [layer[slot].cpu().numpy() for layer in self.layers]
+        return all(np.array_equal(a, b) for a, b in zip(have, slot_bytes_of(prefix), strict=True))
+
+    def take(self, tokens: list[int], slots: list[int], first: int = 0) -> int:
+        """Match, fetch, check every valid byte; how many blocks were valid."""
+        hit = self.market.match(tokens)
+        slots = slots[: max(0, hit.blocks - first)]
+        valid = self.market.fetch(hit, slots, first).wait()
+        for block in range(valid):
+            assert self.holds(slots[block], tokens[: (first + block + 1) * BLOCK]), f"wrong bytes in block {first + block}"
+        return valid
+
+    def close(self) -> None:
+        """Leave."""
+        self.market.close()
+
+
+def until(condition: Any, seconds: float = 20.0) -> float:
+    """Wait until `condition()`; how long it took."""
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise AssertionError(f"not within {seconds} s")
+        time.sleep(0.002)
+    return time.monotonic() - start
+
+
+def _serve(pipe: Any, address: str, options: dict[str, Any]) -> None:
+    engine = ModelEngine(address, **options)
+    pipe.send(os.getpid())
+    while True:
+        method, arguments = pipe.recv()
+        pipe.send(getattr(engine, method)(*arguments))
+
+
+class Peer:
+    """A model engine in a process of its own."""
+
+    def __init__(self, address: str, **options: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, address, options), daemon=True)
+        self.process.start()
+        child.close()
+        self.pid = self._pipe.recv()
+
+    def __getattr__(self, method: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self._pipe.send((method, arguments))
+            return self._pipe.recv()
+
+        return call
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.join()

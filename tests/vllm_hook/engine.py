@@ -1,0 +1,123 @@
+"""One vLLM engine in a process of its own, driven over stdin and stdout, one JSON object per line.
+
+``python engine.py '{"model": ..., "address": ...}'`` prints ``{"up": true, ...}`` when ready, then answers each command with one
+line. Imports nothing of the tests, so that any interpreter with vLLM and kvmarket runs it, also on GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
+
+CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONHASHSEED": "0",
+}
+
+
+def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
+    """vLLM's ``kv_transfer_config`` for this engine; None for one without a connector."""
+    if options.get("address") is None:
+        return None
+    extra = {"address": options["address"], **options.get("extra", {})}
+    config = {
+        "kv_connector": options.get("connector", "KVMarketConnector"),
+        "kv_role": options.get("role", "kv_both"),
+        "kv_connector_extra_config": extra,
+        "kv_load_failure_policy": options.get("policy", "recompute"),
+    }
+    if options.get("module", "vllm_hook.connector"):
+        config["kv_connector_module_path"] = options.get("module", "vllm_hook.connector")
+    return config
+
+
+class Engine:
+    """The engine and the commands it knows: each public method is one."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(
+            options["model"],
+            skip_tokenizer_init=True,
+            seed=0,
+            enable_prefix_caching=True,
+            kv_transfer_config=transfer_config(options),
+            **options.get("llm", {}),
+        )
+
+    def generate(
+        self, prompts: list[list[int]], tokens: int = 1, salt: str | None = None, temperature: float = 0.0
+    ) -> dict[str, Any]:
+        """Run prompts together; per prompt the tokens that follow and how many of its own were not computed here."""
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=tokens, temperature=temperature, detokenize=False, ignore_eos=True, seed=0)
+        requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
+        if salt is not None:
+            requests = [{**request, "cache_salt": salt} for request in requests]
+        start = time.perf_counter()
+        outputs = self.llm.generate(requests, sampling, use_tqdm=False)
+        return {
+            "ms": 1e3 * (time.perf_counter() - start),
+            "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+            "cached": [output.num_cached_tokens for output in outputs],
+        }
+
+    def abort(self, prompt: list[int], tokens: int, steps: int) -> dict[str, Any]:
+        """Start a request, abort it after so many steps, and run until the engine is idle."""
+        from vllm import SamplingParams
+
+        engine = self.llm.llm_engine
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, detokenize=False, ignore_eos=True)
+        request = f"abort-{time.monotonic_ns()}"
+        returned = engine.add_request(request, {"prompt_token_ids": prompt}, sampling)
+        for _ in range(steps):
+            engine.step()
+        engine.abort_request([returned or request], internal=True)
+        while engine.has_unfinished_requests():
+            engine.step()
+        return {}
+
+    def reset(self) -> dict[str, Any]:
+        """Empty the engine's own prefix cache, in the way that never calls the connector."""
+        return {"reset": self.llm.reset_prefix_cache()}
+
+    def counters(self) -> dict[str, Any]:
+        """The counters of kvmarket in this process."""
+        from kvmarket import counters
+
+        return dict(counters.snapshot())
+
+
+def main() -> None:
+    """Obey until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints goes to stderr
+    options = json.loads(sys.argv[1])
+    if not options.get("gpu"):
+        for name, value in CPU.items():
+            os.environ.setdefault(name, value)
+    sys.path[:0] = options.get("path", [])
+    engine = Engine(options)
+    import vllm
+
+    print(json.dumps({"up": True, "vllm": vllm.__version__, "pid": os.getpid()}), file=answers)
+    for line in sys.stdin:
+        command = json.loads(line)
+        name = command.pop("do")
+        print(json.dumps(getattr(engine, name)(**command)), file=answers)
+
+
+if __name__ == "__main__":
+    main()

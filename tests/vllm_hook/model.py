@@ -1,0 +1,45 @@
+"""A tiny Llama with random weights of a fixed seed, saved where vLLM can load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+VOCAB = 997
+BLOCK = 32
+
+
+def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0) -> str:
+    """Build and save the model; float32, so that greedy tokens do not hang on how a prefill was cut up."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        rope_theta=rope_theta,
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def llm_options(**more: object) -> dict[str, object]:
+    """Arguments of ``vllm.LLM`` for the CPU build: little memory, 63 usable pages of 32 tokens."""
+    return {
+        "dtype": "float32",
+        "block_size": BLOCK,
+        "max_model_len": 1024,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 256,
+        "num_gpu_blocks_override": 64,
+        "enforce_eager": True,
+        **more,
+    }

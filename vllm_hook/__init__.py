@@ -1,0 +1,23 @@
+"""The KV connector for stock vLLM: `KVMarketConnector`.
+
+Scheduler side: scheduler.py (tracks.py, steps.py); worker side: worker.py (pages.py). connector.py delegates to them,
+guarded by guard.py. facts.py says what must agree, limits.py what is refused, compat.py what differs between versions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_hook.connector import KVMarketConnector
+
+__all__ = ["KVMarketConnector"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the connector when it is asked for: the plugin entry point must not pull in vLLM's connectors."""
+    if name == "KVMarketConnector":
+        from vllm_hook.connector import KVMarketConnector
+
+        return KVMarketConnector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,84 @@
+"""What differs between the versions of vLLM that the hook serves: feature tests, not version numbers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import vllm
+
+TESTED = ("0.26", "0.32")  # the minor versions that the tests run against
+
+try:  # 0.30+: where the tokens of an external hit came from, for vLLM's own metrics
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+    HIT_SOURCE: Any = CacheHitSource.P2P
+except (ImportError, AttributeError):
+    HIT_SOURCE = None
+
+
+def version() -> str:
+    """The version of vLLM, and a remark when the hook was never tested with it."""
+    minor = ".".join(vllm.__version__.split(".")[:2])
+    return vllm.__version__ if minor in TESTED else f"{vllm.__version__}, not tested (tested: {', '.join(TESTED)})"
+
+
+def defers_block_free() -> bool:
+    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it (0.24+)."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    return hasattr(Scheduler, "_drain_deferred_frees")
+
+
+def can_watch(pool: Any) -> bool:
+    """Whether the block pool can say that it hands a page out again (0.30+)."""
+    return hasattr(pool, "unpin_blocks")
+
+
+def watch_reuse(pool: Any, slots: Sequence[int], on_reuse: Callable[[Any], None]) -> None:
+    """Have `on_reuse` called once for each of these pages when the pool hands it out, from within ``schedule()``.
+
+    The pages must be in use: then touching and unpinning them changes no order of eviction. There is one callback per
+    page; one that somebody else has set is left alone, and where the pool knows none this does nothing: retirement
+    never rests on it alone.
+    """
+    if not can_watch(pool):
+        return
+    taken = getattr(pool, "_reuse_watchers", {})
+    blocks = [pool.blocks[slot] for slot in slots if taken.get(slot, on_reuse) == on_reuse]
+    blocks = [block for block in blocks if block.ref_cnt > 0 and not block.is_null]
+    pool.touch(blocks)
+    pool.unpin_blocks(blocks, on_reuse)
+
+
+def watch_reset(pool: Any, before: Callable[[], None]) -> None:
+    """Have `before` called ahead of every reset of the pool's prefix cache.
+
+    ``reset_prefix_cache()`` without ``reset_connector`` never calls a connector, so this one pool's method is wrapped.
+    """
+    reset = pool.reset_prefix_cache
+
+    @functools.wraps(reset)
+    def reset_after(*args: object, **kwargs: object) -> object:
+        before()
+        return reset(*args, **kwargs)
+
+    pool.reset_prefix_cache = reset_after
+
+
+def prepare_cpu_worker() -> None:
+    """On CPUs with AMX the worker dies of SIGILL when its first forward is tiny, unless AMX was initialised before."""
+    start = getattr(torch.cpu, "_init_amx", None)
+    if start is not None:
+        start()
+
+
+def attention_backends(vllm_config: Any, layers: Sequence[str]) -> str:
+    """Names of the attention backends of these layers: equal page shapes of two backends need not mean equal bytes."""
+    from vllm.config import get_layers_from_vllm_config
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    found = get_layers_from_vllm_config(vllm_config, AttentionLayerBase, layers)
+    return ",".join(sorted({layer.get_attn_backend().get_name() for layer in found.values()}))

@@ -1,0 +1,201 @@
+"""The connector that vLLM creates, once in the scheduler and once in each worker. It delegates, and guards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+)
+
+from kvmarket import counters
+from kvmarket.control import ControlHalf
+from vllm_hook import compat, facts, limits
+from vllm_hook.guard import Guard
+from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
+from vllm_hook.scheduler import SchedulerSide
+from vllm_hook.worker import WorkerSide
+
+_log = logging.getLogger("vllm.kvmarket")
+
+
+class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
+    """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
+
+    Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine, ``force``.
+    Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
+    """
+
+    if compat.HIT_SOURCE is not None:
+        _cache_hit_source = compat.HIT_SOURCE
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        self._settings = limits.settings_of(self._kv_transfer_config)
+        self._refusal = limits.refusal(vllm_config, kv_cache_config)
+        self._scheduler: SchedulerSide | None = None
+        self._worker: WorkerSide | None = None
+        if role == KVConnectorRole.WORKER:
+            self._worker = self.make_worker()
+        elif self._refusal:
+            self._off(self._refusal)
+        else:
+            self._scheduler = SchedulerSide(
+                kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
+                vllm_config.parallel_config.tensor_parallel_size,
+                tenant=self._settings.tenant,
+                offers=self._kv_transfer_config.is_kv_producer,
+                imports=self._kv_transfer_config.is_kv_consumer,
+            )
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A best-effort cache: what is lost is computed again."""
+        return False
+
+    def make_worker(self) -> WorkerSide:
+        """The worker side of one rank."""
+        return WorkerSide(self._vllm_config, self._kv_cache_config, self._refusal)
+
+    # ---- worker side
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """The engine's KV tensors exist: share them."""
+        if self._worker:
+            with Guard("register_kv_caches", self._worker.refuse):
+                self._worker.register(kv_caches)
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        """What the scheduler must know of this rank."""
+        return self._worker.handshake() if self._worker else None
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Start this step's loads; nothing waits."""
+        metadata = self._connector_metadata
+        if self._worker and isinstance(metadata, StepMetadata):
+            with Guard("start_load_kv", self._worker.failed):
+                self._worker.start(metadata)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Requests whose load has ended, well or not."""
+        if not self._worker:
+            return None, None
+        with Guard("get_finished", self._worker.failed):
+            self._worker.poll()
+        return None, self._worker.take_finished() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Pages that a load could not fill; vLLM computes them again."""
+        return self._worker.take_bad() if self._worker else set()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """Which step this output belongs to: the scheduler's sign that the step has come back."""
+        metadata = self._connector_metadata
+        if not self._worker or not isinstance(metadata, StepMetadata):
+            return None
+        return StepDone(metadata.step, unreachable=self._worker.take_unreachable())
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: loads are asynchronous."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing: blocks are offered where they lie."""
+
+    def wait_for_save(self) -> None:
+        """Nothing: blocks are offered where they lie."""
+
+    # ---- scheduler side
+
+    def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
+        """Where reuse and resets can be seen."""
+        if self._scheduler:
+            with Guard("bind_gpu_block_pool", self._scheduler.fail):
+                self._scheduler.bind_pool(gpu_block_pool)
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
+        """Every rank's memory is known: join the market."""
+        if not self._scheduler:
+            return
+        ranks = {rank: memory for rank, memory in metadata.items() if isinstance(memory, RankMemory)}
+        reason = "it could not join the market"
+        with Guard("join", self._scheduler.fail):
+            reason = self._scheduler.join(ranks, self.connect)
+        if reason:
+            self._off(reason)
+        else:
+            _log.info("kvmarket is on: vLLM %s, %s", compat.version(), self._scheduler.describe())
+
+    def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
+        """Make the control half for the memory of all ranks."""
+        layout, memories = facts.memory_of(ranks)
+        fingerprint = facts.fingerprint(self._vllm_config, ranks)
+        tenant = self._settings.tenant
+        return ControlHalf(layout, memories, fingerprint, tenant=tenant, address=self._settings.address)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """How many tokens beyond the local hit peers hold; they are loaded asynchronously."""
+        answer = (0, False)
+        if self._scheduler:
+            with Guard("get_num_new_matched_tokens", self._scheduler.fail):
+                answer = self._scheduler.match(request, num_computed_tokens)
+        return answer
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """A request was given pages."""
+        if self._scheduler:
+            with Guard("update_state_after_alloc", self._scheduler.fail):
+                self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        """A step is about to be dispatched."""
+        if not self._scheduler:
+            return StepMetadata(0)
+        metadata = None
+        with Guard("build_connector_meta", self._scheduler.fail):
+            metadata = self._scheduler.dispatch(scheduler_output)
+        return metadata or self._scheduler.plain_step()
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """A step's output is back."""
+        if self._scheduler:
+            with Guard("update_connector_output", self._scheduler.fail):
+                self._scheduler.returned(connector_output)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """A request is over; its pages may be freed at once, their offers stand until they are reused."""
+        if self._scheduler:
+            with Guard("request_finished", self._scheduler.fail):
+                self._scheduler.finished(request.request_id)
+        return False, None
+
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """The same, as vLLM calls it for connectors that support hybrid models."""
+        return self.request_finished(request, [])
+
+    def reset_cache(self) -> bool | None:
+        """The engine resets its cache and asks its connector to do the same."""
+        if self._scheduler:
+            self._scheduler.invalidate("reset_cache")
+        return True
+
+    def shutdown(self) -> None:
+        """Leave the market."""
+        if self._scheduler:
+            self._scheduler.close()
+        if self._worker:
+            self._worker.close()
+
+    def _off(self, reason: str) -> None:
+        """Say once that, and why, the connector takes no part."""
+        counters.add("vllm_hook_off", reason=reason)
+        _log.warning("kvmarket is off: %s (vLLM %s)", reason, compat.version())

@@ -1,0 +1,79 @@
+"""What must agree between two vLLM engines before one may use the other's KV: the facts behind the fingerprint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import vllm
+
+from kvmarket.errors import LayoutError
+from kvmarket.fingerprint import Fingerprint
+from kvmarket.layout import Layout
+from kvmarket.transport import Memory
+from vllm_hook import compat
+from vllm_hook.metadata import RankMemory
+from vllm_hook.pages import Pages
+
+_VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
+
+
+def rank_of(vllm_config: Any) -> int:
+    """This worker's rank in its tensor-parallel group."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return int(get_tp_group().rank_in_group)
+
+
+def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
+    """What only a worker knows: device, attention backends, and the meaning of a page's bytes."""
+    return (
+        ("device", _device(pages.cache.device)),
+        ("attention", compat.attention_backends(vllm_config, pages.names)),
+        ("pages", pages.shape),
+    )
+
+
+def memory_of(ranks: Sequence[RankMemory]) -> tuple[Layout, list[Memory]]:
+    """The layout that all ranks have, and each rank's memory, by rank. Raises LayoutError when ranks differ."""
+    layouts = [rank.layout for rank in ranks if rank.layout is not None]
+    memories = [rank.memory for rank in ranks if rank.memory is not None]
+    if len(layouts) != len(ranks) or len(memories) != len(ranks):
+        raise LayoutError("a rank has no memory to share; see its log for why")
+    if any(layout != layouts[0] for layout in layouts) or any(rank.facts != ranks[0].facts for rank in ranks):
+        raise LayoutError("the ranks of this engine have different KV caches; such engines are not supported")
+    return layouts[0], memories
+
+
+def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory]) -> Fingerprint:
+    """Hash of everything that changes a byte of the KV cache, or the meaning of one."""
+    model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
+    dummy = str(load.load_format) == "dummy"
+    return Fingerprint.of(
+        vllm=vllm.__version__,
+        model=model.model,
+        revision=model.revision,
+        dtype=str(model.dtype),
+        config=_config(model.hf_config),
+        quantization=str(model.quantization),
+        weights=f"dummy, seed {model.seed}" if dummy else "loaded",
+        kv_dtype=str(cache.cache_dtype),
+        tensor_parallel=len(ranks),
+        **dict(ranks[0].facts),
+    )
+
+
+def _config(hf_config: Any) -> str:
+    """The model's configuration as text (rope scaling, sliding windows, ...), without what does not change a byte."""
+    content = {key: value for key, value in hf_config.to_dict().items() if key not in _VOLATILE}
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+def _device(device: torch.device) -> str:
+    """The kind of device: engines on different GPU generations compute different KV."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda {major}.{minor}"
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"

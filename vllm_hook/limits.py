@@ -1,0 +1,83 @@
+"""What an operator may set, and which configurations the hook refuses for now: it then stays inert and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from kvmarket.errors import MisuseError
+from vllm_hook import compat
+
+_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
+_KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``kv_connector_extra_config``: the market's address, this engine's tenant, whether any failure policy will do."""
+
+    address: str | None = None
+    tenant: str = ""
+    force: bool = False
+
+
+def settings_of(transfer_config: Any) -> Settings:
+    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen."""
+    extra: Mapping[str, object] = transfer_config.kv_connector_extra_config or {}
+    try:
+        settings = msgspec.convert(dict(extra), Settings)
+    except msgspec.ValidationError as error:
+        raise MisuseError(f"kv_connector_extra_config: {error}; known are address, tenant and force") from error
+    if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
+        raise MisuseError(
+            f'kv_load_failure_policy is "{transfer_config.kv_load_failure_policy}": a request would fail whenever a '
+            'peer reuses or loses a block in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config'
+            ' (under MultiConnector in the entry of this connector), or "force": true in kv_connector_extra_config'
+        )
+    return settings
+
+
+def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why this configuration cannot take part in the market yet; empty when it can."""
+    return (
+        _model_refusal(vllm_config)
+        or _parallel_refusal(vllm_config)
+        or _cache_refusal(vllm_config.cache_config, kv_cache_config)
+    )
+
+
+def _model_refusal(config: Any) -> str:
+    if config.model_config.runner_type == "pooling":
+        return "pooling models write no KV that is used again"
+    if config.speculative_config is not None:
+        return "speculative decoding writes KV of tokens that may be rejected"
+    if getattr(config, "diffusion_config", None) is not None:
+        return "diffusion models rewrite their KV"
+    return ""
+
+
+def _parallel_refusal(config: Any) -> str:
+    parallel = config.parallel_config
+    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            return f"{name} is {getattr(parallel, name)}; only 1 is supported"
+    if config.scheduler_config.async_scheduling and not compat.defers_block_free():
+        return "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False"
+    return ""
+
+
+def _cache_refusal(cache: Any, kv_cache_config: Any) -> str:
+    if not cache.enable_prefix_caching:
+        return "prefix caching is off"
+    if cache.cache_dtype not in _KV_DTYPES:
+        return f"KV cache dtype {cache.cache_dtype}; supported are {', '.join(_KV_DTYPES)}"
+    if getattr(cache, "calculate_kv_scales", False):
+        return "KV scales are calculated at run time and differ between engines"
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        return f"the model has {len(groups)} KV cache groups; only 1 is supported"
+    spec = groups[0].kv_cache_spec
+    if type(spec).__name__ not in _SPECS:
+        return f"KV cache of kind {type(spec).__name__}; supported are {', '.join(_SPECS)}"
+    return ""

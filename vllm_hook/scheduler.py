@@ -1,0 +1,266 @@
+"""The scheduler side: offers what finished steps wrote, retires what will be overwritten, plans imports. No tensors.
+
+It runs on the engine's scheduling thread. Everything is local memory but `ControlHalf.match`; nothing waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvmarket import counters
+from kvmarket.control import ControlHalf
+from kvmarket.offer import Hit
+from vllm_hook import compat
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
+from vllm_hook.steps import Steps, Written
+from vllm_hook.tracks import Track, track_of
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A load under way: its destinations, their generations, and those destinations that a rank could not fill."""
+
+    track: Track
+    first: int
+    slots: list[int]
+    generations: list[int]
+    bad: set[int] = field(default_factory=set)
+
+
+class SchedulerSide:
+    """One engine's owner and planner. Inert until `join` has brought the control half of the market."""
+
+    def __init__(
+        self, block_size: int, ranks: int, *, tenant: str = "", offers: bool = True, imports: bool = True
+    ) -> None:
+        self._block_size = block_size
+        self._ranks = ranks
+        self._tenant = tenant
+        self._offers = offers
+        self._imports = imports
+        self._control: ControlHalf | None = None
+        self._pool: Any = None
+        self._tracks: dict[str, Track] = {}
+        self._steps = Steps()
+        self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
+        self._found: dict[str, Hit] = {}  # matched, not allocated yet
+        self._unsent: list[Load] = []
+        self._flights: dict[str, _Flight] = {}
+
+    # ---- start and end
+
+    def bind_pool(self, pool: Any) -> None:
+        """Take vLLM's block pool, and hear of every reset of its prefix cache before it happens."""
+        self._pool = pool
+        compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"))
+
+    def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
+        """Start to take part, with the memory of all tensor-parallel ranks; returns why not, or nothing."""
+        memories = [ranks[rank] for rank in sorted(ranks)]
+        reason = next((memory.refusal for memory in memories if memory.refusal), "")
+        if not reason and len(memories) != self._ranks:
+            reason = f"{len(memories)} of {self._ranks} ranks share their memory"
+        if not reason:
+            self._control = connect(memories)
+        return reason
+
+    def close(self) -> None:
+        """Leave the market: all offers are dead when this returns."""
+        control, self._control = self._control, None
+        if control is not None:
+            control.close()
+
+    def fail(self, reason: str) -> None:
+        """Something on the owner's side went wrong: kill all offers first, then forget what we believed to know.
+
+        Raises what `ControlHalf.fail_closed` raises: an engine that cannot take its offers down must not go on.
+        """
+        self.invalidate(reason)
+        self._tracks.clear()
+
+    def invalidate(self, reason: str) -> None:
+        """The engine's blocks lose their meaning: kill all offers; steps and loads in flight will offer nothing."""
+        if self._control is not None:
+            self._control.fail_closed(reason)
+        self._steps.clear()
+        self._flights.clear()
+
+    def describe(self) -> str:
+        """What is on, in a few words for the engine's log."""
+        roles = [name for name, on in (("offers", self._offers), ("imports", self._imports)) if on]
+        seen = "watched and tracked" if self._pool is not None and compat.can_watch(self._pool) else "tracked"
+        return f"{' and '.join(roles)}, {self._ranks} rank(s), {self._block_size} tokens a block, reuse of pages {seen}"
+
+    # ---- requests
+
+    def match(self, request: Any, computed: int) -> tuple[int, bool]:
+        """How many tokens beyond the `computed` ones peers hold, and whether they are to be loaded."""
+        control = self._control
+        if control is None:
+            return 0, False
+        track = self._tracks.setdefault(request.request_id, track_of(request, self._tenant))
+        first = computed // self._block_size
+        track.restart(first)
+        last = (request.num_tokens - 1) // self._block_size  # one token at least is left to compute
+        reason = self._no_import(track, computed)
+        if reason or last <= first:
+            return 0, False
+        hit = control.match(track.tokens(last * self._block_size), tenant=track.tenant, first=first, own=False)
+        if hit.blocks == 0:
+            self._found.pop(request.request_id, None)
+            return 0, False
+        self._found[request.request_id] = hit
+        return hit.blocks * self._block_size, True
+
+    def allocated(self, request: Any, slots: Sequence[int], external: int) -> None:
+        """A request was given its pages: plan the load of `external` tokens into them, retire those that are new."""
+        if external:
+            self._plan(request.request_id, slots, external // self._block_size)
+        if self._control is None:
+            return
+        track = self._tracks.get(request.request_id)
+        self._retire(track.whole(slots) if track else slots)
+        if external and track:
+            self._take_off(track)
+
+    def finished(self, request_id: str) -> None:
+        """The request is over. What its steps in flight complete is still offered when they come back."""
+        self._tracks.pop(request_id, None)
+        self._found.pop(request_id, None)
+        self._flights.pop(request_id, None)
+
+    # ---- steps
+
+    def dispatch(self, output: Any) -> StepMetadata:
+        """The step is about to be dispatched: retire the pages it may overwrite, remember the blocks it completes."""
+        if self._control is None:
+            return self.plain_step()
+        self._retire(self._new_pages(output))
+        return self.plain_step(list(self._completed(self._control, output)) if self._offers else [])
+
+    def plain_step(self, written: list[Written] | None = None) -> StepMetadata:
+        """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
+        loads, self._unsent = tuple(self._unsent), []
+        gone = tuple(self._control.take_gone()) if self._control is not None else ()
+        return StepMetadata(self._steps.dispatch(written or []), loads, gone)
+
+    def returned(self, output: Any) -> None:
+        """A step's output is back: offer the blocks that it, and loads that ended with it, have completed."""
+        bad = output.invalid_block_ids
+        if bad:
+            self._steps.discard(bad)
+            for flight in self._flights.values():
+                flight.bad |= bad.intersection(flight.slots)
+        for request_id in output.finished_recving or ():
+            if request_id in self._flights:
+                self._arrived(self._flights.pop(request_id))
+        done = output.kv_connector_worker_meta
+        if not isinstance(done, StepDone):
+            return
+        for pool in done.unreachable:
+            if self._control is not None:
+                self._control.avoid(pool)
+        if done.ranks == self._ranks:
+            for written in self._steps.through(done.step):
+                self._offer(written.track, written.first, written.slots, written.generations)
+
+    # ---- internals
+
+    def _no_import(self, track: Track, computed: int) -> str:
+        """Why a request is not asked about at the market; counted where that is a limit of ours."""
+        if track.imported or not self._imports or track.request.skip_reading_prefix_cache:
+            return "not wanted"
+        if track.refusal:
+            counters.add("vllm_import_refused", reason=track.refusal)
+            return track.refusal
+        if computed % self._block_size:
+            counters.add("vllm_import_refused", reason="local hit ends within a block")
+            return "unaligned"
+        return ""
+
+    def _plan(self, request_id: str, slots: Sequence[int], blocks: int) -> None:
+        """Note a load of `blocks` blocks: from where the hit starts, else the last pages (a load has none behind)."""
+        hit = self._found.pop(request_id, None)
+        first = hit.first if hit else len(slots) - blocks
+        self._unsent.append(Load(request_id, hit, tuple(slots[first : first + blocks])))
+        counters.add("vllm_tokens_asked", blocks * self._block_size)
+
+    def _take_off(self, track: Track) -> None:
+        """Remember the load just planned, to offer its blocks when it has landed. One import per request, ever."""
+        track.imported = True
+        load = self._unsent[-1]
+        if self._control is None or load.hit is None or not self._offers:
+            return
+        slots = list(load.slots)
+        generations = self._control.generations(slots)
+        self._watch(slots)
+        self._flights[load.request_id] = _Flight(track, load.hit.first, slots, generations)
+
+    def _arrived(self, flight: _Flight) -> None:
+        """Offer the leading blocks of a load that every rank has."""
+        good = next((i for i, slot in enumerate(flight.slots) if slot in flight.bad), len(flight.slots))
+        counters.add("vllm_tokens_imported", good * self._block_size)
+        self._offer(flight.track, flight.first, flight.slots[:good], flight.generations[:good])
+
+    def _new_pages(self, output: Any) -> list[int]:
+        """The pages that this step's requests got and that we have not seen before."""
+        fresh: list[int] = []
+        for new in output.scheduled_new_reqs:
+            track = self._tracks.get(new.req_id)
+            fresh += track.whole(new.block_ids[0]) if track else new.block_ids[0]
+        cached = output.scheduled_cached_reqs
+        for request_id, groups in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            if groups is None:
+                continue
+            track = self._tracks.get(request_id)
+            if track is None:
+                fresh += groups[0]
+            elif request_id in cached.resumed_req_ids:
+                fresh += track.whole(groups[0])
+            else:
+                fresh += track.more(groups[0])
+        return fresh
+
+    def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
+        """The blocks that become whole with the tokens scheduled in this step, generations captured now."""
+        cached = output.scheduled_cached_reqs
+        computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        for request_id, scheduled in output.num_scheduled_tokens.items():
+            track = self._tracks.get(request_id)
+            if track is None or track.refusal:
+                continue
+            first = computed[request_id] // self._block_size
+            end = (computed[request_id] + scheduled) // self._block_size
+            if end > first:
+                slots = track.slots[first:end]
+                self._watch(slots)
+                yield Written(track, first, slots, control.generations(slots))
+
+    def _watch(self, slots: Sequence[int]) -> None:
+        """Ask vLLM's pool, where it can, to say when it hands these pages out again."""
+        if self._pool is not None:
+            compat.watch_reuse(self._pool, slots, self._on_reuse)
+
+    def _on_reuse(self, block: Any) -> None:
+        """Called by vLLM's pool within ``schedule()``; the retirement follows before the step is dispatched."""
+        self._reused.append(block.block_id)
+
+    def _retire(self, slots: Sequence[int]) -> None:
+        """Raise the generations of these pages and of those the pool reported: nothing has overwritten them yet."""
+        gone = list(dict.fromkeys([*self._reused, *slots]))
+        self._reused.clear()
+        if gone and self._control is not None:
+            self._control.retire(gone)
+
+    def _offer(self, track: Track, first: int, slots: list[int], generations: list[int]) -> None:
+        """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
+        if self._control is None or not slots:
+            return
+        tokens = track.tokens((first + len(slots)) * self._block_size)
+        count = len(tokens) // self._block_size - first
+        if count > 0:
+            whole = tokens[: (first + count) * self._block_size]
+            self._control.offer(whole, slots[:count], generations[:count], tenant=track.tenant, first=first)

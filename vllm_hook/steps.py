@@ -1,0 +1,56 @@
+"""Steps in flight: which blocks each dispatched step completes, kept until that very step has come back.
+
+vLLM advances its counters and hashes blocks when a step is *scheduled*; with asynchronous scheduling several steps are
+under way. A block may be offered only when the output of the step that wrote it is back; in between it waits here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllm_hook.tracks import Track
+
+
+@dataclass(slots=True)
+class Written:
+    """Whole blocks `first`, ... of a request that one step completes: their slots, and the generations at dispatch."""
+
+    track: Track
+    first: int
+    slots: list[int]
+    generations: list[int]
+
+
+class Steps:
+    """A queue of numbered steps, oldest first. Numbers start at 1 and never come again."""
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._queue: deque[tuple[int, list[Written]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def dispatch(self, written: list[Written]) -> int:
+        """Number the step that is about to be dispatched and keep what it completes."""
+        number = self._next
+        self._next += 1
+        if written:
+            self._queue.append((number, written))
+        return number
+
+    def through(self, number: int) -> Iterator[Written]:
+        """Take out what steps up to `number` have completed: vLLM hands outputs back in the order of dispatch."""
+        while self._queue and self._queue[0][0] <= number:
+            yield from self._queue.popleft()[1]
+
+    def discard(self, bad: set[int]) -> None:
+        """Forget what rests on a page in `bad`, which failed to load: what was computed from it does not count."""
+        for _, written in self._queue:
+            written[:] = [one for one in written if bad.isdisjoint(one.track.slots)]
+
+    def clear(self) -> None:
+        """Forget all steps in flight: none of their blocks will be offered."""
+        self._queue.clear()

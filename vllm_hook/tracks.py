@@ -1,0 +1,64 @@
+"""What the scheduler side knows of each request: its pages, and under which tenant its blocks may be shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(slots=True)
+class Track:
+    """One request. `slots` are all its pages in order; `known` of them are not news to us any more."""
+
+    request: Any
+    tenant: str
+    refusal: str = ""
+    imported: bool = False
+    known: int = 0
+    slots: list[int] = field(default_factory=list)
+
+    def restart(self, local: int) -> None:
+        """The request will be given pages anew, the first `local` of them by a hit in the engine's own prefix cache."""
+        self.known = local
+        self.slots = []
+
+    def whole(self, slots: Sequence[int]) -> list[int]:
+        """Take the request's complete page list; returns those that were newly allocated since the last one."""
+        fresh = list(slots[self.known :])
+        self.slots = list(slots)
+        self.known = len(self.slots)
+        return fresh
+
+    def more(self, slots: Sequence[int]) -> list[int]:
+        """Take pages that were appended; returns them."""
+        self.slots.extend(slots)
+        self.known = len(self.slots)
+        return list(slots)
+
+    def tokens(self, count: int) -> list[int]:
+        """The first `count` tokens of the request, or fewer when it has fewer; a copy."""
+        return list(self.request.all_token_ids[:count])
+
+
+def tenant_of(base: str, salt: str | None) -> str:
+    """The tenant of a request: the engine's own and the request's salt; different pairs never give one text."""
+    return f"{len(base)}:{base}{salt or ''}"
+
+
+def refusal_of(request: Any) -> str:
+    """Why the blocks of a request depend on more than its tokens, or can change under us; empty when they do not."""
+    if request.lora_request is not None:
+        return "LoRA"
+    if request.mm_features:
+        return "multimodal"
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        return "prompt embeds"
+    if getattr(request, "resumable", False):
+        return "streaming input"
+    return ""
+
+
+def track_of(request: Any, base_tenant: str) -> Track:
+    """Start to track a request."""
+    return Track(request, tenant_of(base_tenant, request.cache_salt), refusal_of(request))
