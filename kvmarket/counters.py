@@ -11,7 +11,10 @@ _counts: dict[str, int] = {}
 
 
 def add(name: str, n: int = 1, reason: str = "") -> None:
-    """Add `n` to counter `name`, or to `name{reason}`; a reason that was never seen is also logged once. Thread-safe, about 1 us."""
+    """Add `n` to counter `name`, or to `name{reason}`; a reason that was never seen is also logged once.
+
+    Thread-safe, about 1 us.
+    """
     key = f"{name}{{{reason}}}" if reason else name
     with _lock:
         first = key not in _counts

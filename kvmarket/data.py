@@ -21,7 +21,10 @@ from kvmarket.transport import Memory, export, map_memory
 
 
 class MappedPool(msgspec.Struct, frozen=True):
-    """A pool of somebody else, mapped into this process: its slots and its generations. Dropped by the garbage collector."""
+    """A pool of somebody else, mapped into this process: its slots and its generations.
+
+    Dropped by the garbage collector.
+    """
 
     slots: SlotArray
     generations: GenerationReader
@@ -31,10 +34,15 @@ _own_arrays: dict[str, SlotArray] = {}  # memory of this process cannot be opene
 
 
 class DataHalf:
-    """Exports one engine's cache, maps other engines' pools once each, and copies blocks out of them. Calls may come from any thread."""
+    """Exports one engine's cache, maps other engines' pools once each, and copies blocks out of them.
+
+    Calls may come from any thread.
+    """
 
     def __init__(self, cache: PagedCache, rank: int = 0, on_unreachable: Callable[[str], None] | None = None) -> None:
-        """Export `cache` (CPU tensors are moved into shared memory in place). `rank` picks the memory of a pool of several ranks.
+        """Export `cache` (CPU tensors are moved into shared memory in place).
+
+        `rank` picks the memory of a pool of several ranks.
 
         `on_unreachable` hears of pools that this process cannot map. Raises TransportError with what to do.
         """
@@ -54,9 +62,10 @@ class DataHalf:
     def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Moved:
         """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots of the cache; returns at once.
 
-        The copy waits for what the current stream holds, and runs on a stream of its own; the slots must not be read or written until
-        `done()`. The caller has retired them. Never raises because a peer changed its mind or died: then fewer blocks are valid. Raises
-        SlotError for ids that do not fit, before anything is launched. Costs some 0.1 ms, and the mapping of a pool seen for the first time.
+        The copy waits for what the current stream holds, and runs on a stream of its own; the slots must not be read or
+        written until `done()`. The caller has retired them. Never raises because a peer changed its mind or died: then
+        fewer blocks are valid. Raises SlotError for ids that do not fit, before anything is launched. Costs some 0.1
+        ms, and the mapping of a pool seen for the first time.
         """
         self.check(hit, block_ids, first)
         offers = hit.offers[first : first + len(block_ids)]
@@ -101,14 +110,18 @@ class DataHalf:
         """Raise SlotError unless `fetch` could take these arguments; launches nothing."""
         if not 0 <= first <= first + len(block_ids) <= hit.blocks:
             raise SlotError(
-                f"blocks {first} .. {first + len(block_ids)} of a hit of {hit.blocks} blocks; give at most {hit.blocks - first} block ids"
+                f"blocks {first} .. {first + len(block_ids)} of a hit of {hit.blocks} blocks; "
+                f"give at most {hit.blocks - first} block ids"
             )
         for pool in {offer.pool for offer in hit.offers[first : first + len(block_ids)]}:
             if hit.pools[pool].layout.geometry() != self.cache.layout.geometry():
                 raise SlotError("the hit comes from a market of another geometry; match and fetch with the same market")
 
     def _map(self, descriptor: PoolDescriptor) -> MappedPool | None:
-        """The mapping of a pool, made on first use; None, counted and told to `on_unreachable`, where it cannot be had."""
+        """The mapping of a pool, made on first use.
+
+        None, counted and told to `on_unreachable`, where it cannot be had.
+        """
         with self._lock:
             mapped = self._mapped.get(descriptor.pool)
             if mapped is not None:

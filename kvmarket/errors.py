@@ -5,7 +5,8 @@
     KVMarketError
     ├── MisuseError (also ValueError)     the call is wrong; nothing was launched, nothing was lost
     │   ├── LayoutError                   tensors that do not form a paged cache, or caches that do not fit each other
-    │   ├── SlotError                     block ids out of range, twice in one call, too few, or offered for other tokens
+    │   ├── SlotError                     block ids out of range, twice in one call, too few, or offered for other
+    tokens
     │   ├── TokenError                    tokens that are not a flat sequence of 32-bit integers
     │   ├── FingerprintError              facts that cannot be hashed
     │   └── ClosedError                   a call on a market that was closed

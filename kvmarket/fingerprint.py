@@ -1,7 +1,7 @@
 """What must agree before KV may be reused, hashed to 128 bits.
 
-Two engines share blocks only if their fingerprints are equal. Whatever changes a byte of the KV cache belongs into it: model and
-revision, dtype, quantization, rope scaling, tensor-parallel rank count, an epoch of the weights.
+Two engines share blocks only if their fingerprints are equal. Whatever changes a byte of the KV cache belongs into it:
+model and revision, dtype, quantization, rope scaling, tensor-parallel rank count, an epoch of the weights.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Fingerprint(msgspec.Struct, frozen=True):
     def of(cls, **facts: object) -> Fingerprint:
         """Hash `facts`: their order does not matter, every one counts, and so does the type of its value.
 
-        Values may be None, bool, int, float, str, bytes, nested lists, tuples, sets and mappings of these; a torch dtype or anything
-        else whose `str` names it fully is told apart by type and text. Raises FingerprintError when there are no facts, or for a value
-        whose text holds a memory address (it would differ in every process).
+        Values may be None, bool, int, float, str, bytes, nested lists, tuples, sets and mappings of these; a torch
+        dtype or anything else whose `str` names it fully is told apart by type and text. Raises FingerprintError when
+        there are no facts, or for a value whose text holds a memory address (it would differ in every process).
         """
         if not facts:
             raise FingerprintError("no facts given; name at least the model: Fingerprint.of(model=..., dtype=...)")

@@ -14,15 +14,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
 
 import msgspec
 import torch
 
 from kvmarket.errors import LayoutError
+from kvmarket.layer_tensors import LayerTensors, check_tensors, layer_groups
 from kvmarket.overlap import overlapping_parts
 
-LayerTensors: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what items of so many bytes move as
 
 
@@ -119,7 +118,7 @@ class SlotArray:
         return tuple(segment.data_ptr() for segment in self.segments)
 
     def part_views(self) -> list[torch.Tensor]:
-        """Return an integer tensor (slots, then the part's shape) per part, strided, over the very memory; made once."""
+        """Return an integer tensor (slots, then the part's shape) per part, strided, over the very memory."""
         if self._views is None:
             self._views = [self._view(part) for part in self.layout.parts]
         return self._views
@@ -146,9 +145,9 @@ class PagedCache:
         block_size: int = 16,
         slot_dim: int = 0,
     ) -> None:
-        groups = _groups(layer_tensors)
+        groups = layer_groups(layer_tensors)
         self._tensors = [tensor for group in groups for tensor in group]
-        _check_tensors(self._tensors, slot_dim)
+        check_tensors(self._tensors, slot_dim)
         first = self._tensors[0]
         self.dtype = first.dtype
         self.device = first.device
@@ -207,45 +206,6 @@ class PagedCache:
         return self._array[1]
 
 
-def _groups(layer_tensors: Mapping[str, LayerTensors] | Sequence[LayerTensors]) -> list[list[torch.Tensor]]:
-    """List the tensors of each layer: [tensor] or [K, V]."""
-    if isinstance(layer_tensors, torch.Tensor):
-        raise LayoutError("one tensor instead of a list: pass tensor.unbind(layer_dim), one tensor per layer")
-    layers = list(layer_tensors.values() if isinstance(layer_tensors, Mapping) else layer_tensors)
-    if not layers:
-        raise LayoutError("no layers: pass one tensor per layer, or (K, V)")
-    groups = []
-    for number, layer in enumerate(layers):
-        group = [layer] if isinstance(layer, torch.Tensor) else list(layer)
-        pair = isinstance(layer, torch.Tensor) or len(group) == 2
-        if not pair or not all(isinstance(tensor, torch.Tensor) for tensor in group):
-            raise LayoutError(f"layer {number} is neither a tensor nor a pair of them: pass one tensor, or (K, V)")
-        groups.append(group)
-    return groups
-
-
-def _check_tensors(tensors: list[torch.Tensor], slot_dim: int) -> None:
-    """Raise LayoutError unless the tensors agree and could each be a part."""
-    first = tensors[0]
-    for number, tensor in enumerate(tensors):
-        name = f"tensor {number}, {tensor.dtype} {tuple(tensor.shape)} on {tensor.device},"
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype.is_complex:
-            raise LayoutError(f"{name} is sparse, quantized or complex: pass plain strided tensors")
-        if tensor.device.type not in ("cpu", "cuda"):
-            raise LayoutError(f"{name} cannot be shared: pass CPU or CUDA tensors")
-        if not -tensor.ndim <= slot_dim < tensor.ndim:
-            raise LayoutError(f"{name} has no dimension {slot_dim}: pass the slot_dim that counts blocks")
-        if (tensor.dtype, tensor.device) != (first.dtype, first.device):
-            raise LayoutError(f"{name} differs from tensor 0, {first.dtype} on {first.device}: make one cache for each")
-        if tensor.shape[slot_dim] != first.shape[slot_dim]:
-            slots = (tensor.shape[slot_dim], first.shape[slot_dim])
-            raise LayoutError(f"{name} has {slots[0]} slots and tensor 0 has {slots[1]}: check slot_dim={slot_dim}")
-        if tensor.numel() == 0:
-            raise LayoutError(f"{name} is empty: pass tensors that hold at least one block")
-        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-            raise LayoutError(f"{name} is expanded (stride 0): pass the memory itself, or a .contiguous() copy")
-
-
 def _part(tensor: torch.Tensor, slot_dim: int, segment: int) -> Part:
     """Return the part that a tensor is, without its slot dimension and without dimensions of size 1."""
     item = tensor.element_size()
@@ -291,7 +251,7 @@ def _check(layout: Layout) -> None:
         raise LayoutError(f"layers of {payload} bytes and parts of another size in slots of {layout.slot_bytes} bytes")
     for number, part in enumerate(layout.parts):
         steps = (part.slot_stride, *part.strides)
-        if len(part.shape) != len(part.strides) or min(steps) < 1 or part.offset < 0 or min(part.shape, default=2) < 2:
+        if len(part.shape) != len(part.strides) or min(steps) < 1 or part.offset < 0 or min(part.shape, default=1) < 1:
             raise LayoutError(f"part {number} has shape {part.shape} and strides {steps}: strides must be positive")
         if any(figure % item for figure in (part.offset, *steps)):
             raise LayoutError(f"part {number} is not aligned to items of {item} bytes: use a view of the dtype itself")

@@ -37,8 +37,8 @@ class Ledger:
     def news(self, tenant: str, tokens: Int32s, first: int, slots: Sequence[int], generations: Sequence[int]) -> int:
         """How many of these blocks, counted from the front, are on offer already exactly so.
 
-        Raises SlotError if one of the slots is on offer at this very generation for other tokens: its owner overwrote it without retiring it.
-        Costs one match of the prefix.
+        Raises SlotError if one of the slots is on offer at this very generation for other tokens: its owner overwrote
+        it without retiring it. Costs one match of the prefix.
         """
         same = [self._standing.get(slot) == (g, tenant) for slot, g in zip(slots, generations, strict=True)]
         trie = self._tries.get(tenant)
@@ -46,7 +46,9 @@ class Ledger:
         known = [slot in found[i] if i < len(found) else False for i, slot in enumerate(slots)]
         for slot, generation, here in zip(slots, generations, known, strict=True):
             if not here and slot in self._standing and self._standing[slot][0] == generation:
-                raise SlotError(f"block id {slot} is still on offer for other tokens; call retire([{slot}]) before it is overwritten")
+                raise SlotError(
+                    f"block id {slot} is still on offer for other tokens; retire([{slot}]) before it is overwritten"
+                )
         return known.index(False) if False in known else len(known)
 
     def add(self, entry: Entry) -> None:

@@ -15,12 +15,12 @@ from kvmarket.control import ControlHalf
 from kvmarket.data import DataHalf, register_own, unregister_own
 from kvmarket.errors import ClosedError, KVMarketError, LayoutError, MisuseError, SlotError
 from kvmarket.fingerprint import Fingerprint
-from kvmarket.layout import PagedCache, SlotArray
+from kvmarket.layout import PagedCache
 from kvmarket.moved import Moved
 from kvmarket.offer import Hit
 from kvmarket.pending import Pending
 from kvmarket.pool import StagingPool
-from kvmarket.registry.tokens import Integers, Int32s, as_tokens
+from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 
 
 def connect(
@@ -37,7 +37,8 @@ def connect(
 class Market:
     """One engine's membership of the node's market. A context manager; several in one process are fine.
 
-    Methods may be called from any thread, but a slot's owner must itself put `retire`, its writes and `publish` in that order.
+    Methods may be called from any thread, but a slot's owner must itself put `retire`, its writes and `publish` in that
+    order.
     """
 
     def __init__(
@@ -48,16 +49,21 @@ class Market:
         staging_bytes: int = 0,
         address: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Join with `cache`: its CPU tensors are moved into shared memory in place, CUDA ones are exported by IPC, once.
+        """Join with `cache`.
 
-        `fingerprint`: everything that must agree before KV may be reused. `tenant`: a salt that keeps two users' prefixes apart.
-        `staging_bytes`: memory on the cache's device for `publish(staged=True)`, rounded down to whole blocks. `address`: a socket path
-        or a name; None for the user's default market, or what KVMARKET_ADDRESS says.
+        Its CPU tensors are moved into shared memory in place, CUDA ones are exported by IPC, once.
 
-        Raises LayoutError, FingerprintError, AddressError, VersionError, NamespaceError, RefusedError, TransportError; each says what to do.
+        `fingerprint`: everything that must agree before KV may be reused. `tenant`: a salt that keeps two users'
+        prefixes apart. `staging_bytes`: memory on the cache's device for `publish(staged=True)`, rounded down to whole
+        blocks. `address`: a socket path or a name; None for the user's default market, or what KVMARKET_ADDRESS says.
+
+        Raises LayoutError, FingerprintError, AddressError, VersionError, NamespaceError, RefusedError, TransportError;
+        each says what to do.
         """
         if not isinstance(cache, PagedCache):
-            raise LayoutError(f"cache is a {type(cache).__name__}; wrap the tensors: kvmarket.PagedCache(layer_tensors, block_size=...)")
+            raise LayoutError(
+                f"cache is a {type(cache).__name__}; wrap the tensors: PagedCache(layer_tensors, block_size=...)"
+            )
         self.cache = cache
         self._closed = False
         self._pending = Pending()
@@ -75,21 +81,26 @@ class Market:
         atexit.register(self.close)
 
     def publish(self, tokens: Integers, block_ids: Sequence[int], staged: bool = False) -> int:
-        """Offer every whole block of `tokens`; block i lies, or will lie when the current stream gets there, in slot `block_ids[i]`.
+        """Offer every whole block of `tokens`.
 
-        Returns how many blocks were offered: every whole one, or with `staged=True` as many leading ones as the staging pool holds. The
-        offers become visible by themselves once the work that is on the current CUDA stream now has completed, and only for slots not
-        retired by then. Slots must be retired before they are overwritten; with `staged=True` the blocks are packed into the staging
-        pool first, on the current stream, and the slots are free as soon as that stream has passed this call.
+        Block i lies, or will lie when the current stream gets there, in slot `block_ids[i]`.
 
-        Raises TokenError; SlotError for ids out of range, twice, too few, or still on offer for other tokens. Costs one pass over the
-        tokens and, staged, one copy of the blocks (a launch on CUDA).
+        Returns how many blocks were offered: every whole one, or with `staged=True` as many leading ones as the staging
+        pool holds. The offers become visible by themselves once the work that is on the current CUDA stream now has
+        completed, and only for slots not retired by then. Slots must be retired before they are overwritten; with
+        `staged=True` the blocks are packed into the staging pool first, on the current stream, and the slots are free
+        as soon as that stream has passed this call.
+
+        Raises TokenError; SlotError for ids out of range, twice, too few, or still on offer for other tokens. Costs one
+        pass over the tokens and, staged, one copy of the blocks (a launch on CUDA).
         """
         self._check_open()
         array, ids = as_tokens(tokens), _as_slots(block_ids)
         blocks = len(array) // self.cache.block_size
         if len(ids) < blocks:
-            raise SlotError(f"{len(ids)} block ids for {blocks} whole blocks; give one for each block of {self.cache.block_size} tokens")
+            raise SlotError(
+                f"{len(ids)} block ids for {blocks} whole blocks; give one per {self.cache.block_size} tokens"
+            )
         ids = ids[:blocks]
         array = array[: blocks * self.cache.block_size].copy()  # offered later: the caller may reuse its array
         generations = self._control.generations(ids)
@@ -102,21 +113,27 @@ class Market:
         return blocks
 
     def match(self, tokens: Integers) -> Hit:
-        """The longest prefix of `tokens` that anybody of this fingerprint and tenant offers: `hit.tokens`, `hit.blocks`.
+        """The longest prefix of `tokens` that anybody of this fingerprint and tenant offers.
 
-        Every whole block found counts, the last one too (leave a token to compute, if your engine needs one). Zero is a valid answer, also
-        when the service is away (counted). Raises TokenError. Costs a round trip to the service, some 0.2 ms at 8,192 tokens.
+        `hit.tokens`, `hit.blocks`.
+
+        Every whole block found counts, the last one too (leave a token to compute, if your engine needs one). Zero is a
+        valid answer, also when the service is away (counted). Raises TokenError. Costs a round trip to the service,
+        some 0.2 ms at 8,192 tokens.
         """
         self._check_open()
         self._data.forget(self._control.take_gone())
         return self._control.match(tokens)
 
     def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Moved:
-        """Bring blocks `first` .. `first + len(block_ids)` of `hit` into these slots: `moved.done()`, `moved.wait()` -> valid leading blocks.
+        """Bring blocks `first` .. `first + len(block_ids)` of `hit` into these slots.
 
-        Retires the slots before it launches, and never offers them by itself: publish them when they are valid. The copy runs after what is
-        on the current stream now, on a stream of its own. Never raises because a peer changed its mind or died. Raises SlotError for ids
-        out of range, twice, or more than the hit has. Costs some 0.1 ms of the calling thread, more for a pool seen for the first time.
+        `moved.done()`, `moved.wait()` -> valid leading blocks.
+
+        Retires the slots before it launches, and never offers them by itself: publish them when they are valid. The
+        copy runs after what is on the current stream now, on a stream of its own. Never raises because a peer changed
+        its mind or died. Raises SlotError for ids out of range, twice, or more than the hit has. Costs some 0.1 ms of
+        the calling thread, more for a pool seen for the first time.
         """
         self._check_open()
         if not isinstance(hit, Hit):
@@ -127,12 +144,18 @@ class Market:
         return self._data.fetch(hit, ids, first)
 
     def retire(self, block_ids: Sequence[int]) -> None:
-        """Take the offers of these slots down, because they will be overwritten: dead when this returns. Raises SlotError."""
+        """Take the offers of these slots down, because they will be overwritten: dead when this returns.
+
+        Raises SlotError.
+        """
         self._check_open()
         self._control.retire(_as_slots(block_ids))
 
     def close(self) -> None:
-        """Leave the market: all offers of this engine are dead, then taken down, and its mappings dropped. May be called twice."""
+        """Leave the market: all offers of this engine are dead, then taken down, and its mappings dropped.
+
+        May be called twice.
+        """
         if self._closed:
             return
         self._closed = True
@@ -155,9 +178,11 @@ class Market:
         self.close()
 
     def _publish_staged(self, tokens: Int32s, ids: list[int], generations: list[int]) -> int:
-        """Pack the blocks into the staging pool, then offer them from there, if their own slots were not retired meanwhile."""
+        """Pack the blocks into the staging pool, then offer them from there unless a slot was retired meanwhile."""
         if self._staging is None:
-            raise MisuseError("staged=True needs a staging pool; give connect(..., staging_bytes=...) room for at least one block")
+            raise MisuseError(
+                "staged=True needs a staging pool; give connect(..., staging_bytes=...) at least one block"
+            )
         staged = self._staging.ring.take(len(ids))
         ids, generations = ids[: len(staged)], generations[: len(staged)]
         tokens = tokens[: len(staged) * self.cache.block_size]

@@ -42,7 +42,10 @@ class Moved:
         return self._valid is not None
 
     def wait(self) -> int:
-        """Wait for the copy; how many leading blocks are valid. The others' slots hold no meaningful bytes: prefill those blocks."""
+        """Wait for the copy; how many leading blocks are valid. The others' slots hold no meaningful bytes.
+
+        Prefill those blocks.
+        """
         if self._valid is None:
             self._settle()
         return self.valid.index(False) if False in self.valid else len(self.valid)

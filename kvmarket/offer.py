@@ -1,4 +1,7 @@
-"""What is said about blocks: the offer of one, the description of a pool, the hit that a match returns. All of it travels."""
+"""What is said about blocks: the offer of one, the description of a pool, the hit that a match returns.
+
+All of it travels.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from kvmarket.transport import Memory
 
 
 class Offer(msgspec.Struct, frozen=True, array_like=True):
-    """A block lies in `slot` of `pool`. Its bytes count only while the pool's epoch and the slot's generation are these."""
+    """A block lies in `slot` of `pool`.
+
+    Its bytes count only while the pool's epoch and the slot's generation are these.
+    """
 
     pool: str
     slot: int
@@ -19,7 +25,10 @@ class Offer(msgspec.Struct, frozen=True, array_like=True):
 
 
 class PoolDescriptor(msgspec.Struct, frozen=True):
-    """A pool as other engines see it: how its slots lie, where its generations are, and its memory, one entry per tensor-parallel rank."""
+    """A pool as other engines see it.
+
+    How its slots lie, where its generations are, and its memory, one entry per tensor-parallel rank.
+    """
 
     pool: str
     layout: Layout
@@ -33,7 +42,9 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
 
 
 class Hit(msgspec.Struct, frozen=True):
-    """What `match` found: `blocks` whole blocks, from block `first` of the prompt on, worth `tokens` tokens; zero is a valid answer.
+    """What `match` found: `blocks` whole blocks, from block `first` of the prompt on, worth `tokens` tokens.
+
+    Zero is a valid answer.
 
     It says where the blocks were, not that they still are: `fetch` finds out.
     """

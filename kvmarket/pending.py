@@ -10,7 +10,10 @@ POLL_SECONDS = 0.0005
 
 
 class Pending:
-    """Runs `commit` of each publication as soon as its `ready` is true, in the order given. The thread starts with the first one."""
+    """Runs `commit` of each publication as soon as its `ready` is true, in the order given.
+
+    The thread starts with the first one.
+    """
 
     def __init__(self) -> None:
         """Nothing pending, no thread."""

@@ -1,7 +1,8 @@
 """Anonymous shared memory of a living process, named so that another process of the same user can map it read-only.
 
-A `SharedFile` names an open descriptor of its owner (``/proc/<pid>/fd/<fd>``). Nothing has a name in any directory, so nothing is left
-behind when the owner is killed; the kernel frees the memory with the last mapping. It needs one PID namespace for owner and reader.
+A `SharedFile` names an open descriptor of its owner (``/proc/<pid>/fd/<fd>``). Nothing has a name in any directory, so
+nothing is left behind when the owner is killed; the kernel frees the memory with the last mapping. It needs one PID
+namespace for owner and reader.
 """
 
 from __future__ import annotations
@@ -29,14 +30,19 @@ class Process(msgspec.Struct, frozen=True):
         return cls(pid, start_time(pid), pid_namespace())
 
     def check_alive(self) -> None:
-        """Raise NamespaceError where the number means nothing here, SharedMemoryError where the process is gone. Costs 20 us."""
+        """Raise NamespaceError where the number means nothing here, SharedMemoryError where the process is gone.
+
+        Costs 20 us.
+        """
         if self.namespace != pid_namespace():
             raise NamespaceError(
                 f"process {self.pid} lives in another PID namespace; run all engines of a market in one namespace "
                 "(containers: --pid=host --ipc=host)"
             )
         if start_time(self.pid) != self.start:
-            raise SharedMemoryError(f"process {self.pid} is gone, and its memory with it; nothing to do, its offers vanish")
+            raise SharedMemoryError(
+                f"process {self.pid} is gone, and its memory with it; nothing to do, its offers vanish"
+            )
 
 
 class SharedFile(msgspec.Struct, frozen=True):
@@ -55,7 +61,10 @@ class SharedFile(msgspec.Struct, frozen=True):
         return cls(Process.current(), fd, status.st_dev, status.st_ino, nbytes)
 
     def map(self) -> mmap.mmap:
-        """Map the memory read-only; the mapping outlives its owner. Raises NamespaceError or SharedMemoryError. Costs 50 us."""
+        """Map the memory read-only; the mapping outlives its owner. Raises NamespaceError or SharedMemoryError.
+
+        Costs 50 us.
+        """
         self.owner.check_alive()
         try:
             fd = os.open(f"/proc/{self.owner.pid}/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)

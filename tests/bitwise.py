@@ -20,9 +20,10 @@ def assert_bitwise(actual: SlotArray, expected: SlotArray) -> None:
             continue
         wrong = torch.nonzero(got[:size] != want[:size]).flatten().cpu().numpy()
         first = int(wrong[0])
+        place = whereabouts(actual.layout, number, first)
         raise AssertionError(
-            f"{len(wrong)} of {size} bytes of segment {number} are wrong, the first at {first} "
-            f"({whereabouts(actual.layout, number, first)}): {got[first].item():#04x} instead of {want[first].item():#04x}"
+            f"{len(wrong)} of {size} bytes of segment {number} are wrong, the first at {first} ({place}): "
+            f"{got[first].item():#04x} instead of {want[first].item():#04x}"
         )
 
 

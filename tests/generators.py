@@ -16,7 +16,7 @@ from kvmarket.layout import Layout, PagedCache, SlotArray
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer's block: family "kv" is K and V of (tokens, heads, dim), "fused" (heads, tokens, dim), "mla" (tokens, dim)."""
+    """One layer's block: "kv" is K and V of (tokens, heads, dim), "fused" (heads, tokens, dim), "mla" (tokens, dim)."""
 
     family: str
     block_size: int
@@ -148,7 +148,7 @@ def latent_block_outermost(s: Shape, layers: int, slots: int, alloc: Alloc) -> t
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A cache and the tensors it was made of; ``blocks[l]`` is layer l as (slots, \\*Shape.logical())."""
+    """A cache and the tensors it was made of."""
 
     cache: PagedCache
     tensors: Layers
@@ -160,7 +160,7 @@ class Made:
         return self.cache.slot_array()
 
     def fill(self, content: torch.Tensor) -> None:
-        """Write logical content (layers, slots, \\*Shape.logical()), integers of the item's size, through the tensors."""
+        """Write content of shape (layers, slots, *logical), integers of the item's size, through the tensors."""
         for tensor, values in zip(self.tensors, content, strict=True):
             halves = zip(tensor, values.unbind(1), strict=True) if isinstance(tensor, tuple) else [(tensor, values)]
             for part, value in halves:
@@ -205,8 +205,8 @@ class Case:
 
     def arrays(self, layers: int, slots: int, device: str = "cpu", seed: int = 0) -> tuple[SlotArray, SlotArray]:
         """Source and destination, random bits in both, different ones."""
-        other = self.destination if self.source == "packed" else self.source
-        layout = make(other, self.shape, layers, slots, device, seed).cache.layout
+        some = next(iter(FORMS[self.shape.family]))
+        layout = make(some, self.shape, layers, 1, device).cache.layout
         sides = []
         for name, salt in ((self.source, 1), (self.destination, 2)):
             if name == "packed":

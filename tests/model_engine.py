@@ -59,7 +59,9 @@ class ModelEngine:
         slots = slots[: max(0, hit.blocks - first)]
         valid = self.market.fetch(hit, slots, first).wait()
         for block in range(valid):
-            assert self.holds(slots[block], tokens[: (first + block + 1) * BLOCK]), f"wrong bytes in block {first + block}"
+            assert self.holds(slots[block], tokens[: (first + block + 1) * BLOCK]), (
+                f"wrong bytes in block {first + block}"
+            )
         return valid
 
     def close(self) -> None:

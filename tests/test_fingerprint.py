@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from kvmarket import Fingerprint
 from kvmarket.errors import FingerprintError
 
-values = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.binary(), st.floats(allow_nan=False), st.lists(st.integers()))
-facts = st.dictionaries(st.text(st.characters(categories=["Ll"]), min_size=1).map(lambda k: "f" + k), values, min_size=1)
+values = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(), st.binary(), st.floats(allow_nan=False), st.lists(st.integers())
+)
+facts = st.dictionaries(
+    st.text(st.characters(categories=["Ll"]), min_size=1).map(lambda k: "f" + k), values, min_size=1
+)
 
 
 @given(facts)
@@ -28,7 +32,16 @@ def test_order_does_not_matter_and_every_fact_counts(given_facts):
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [(1, 1.0), (1, True), (1, "1"), (b"x", "x"), (None, "None"), (["a,b"], ["a", "b"]), ({"a": 1}, [("a", 1)]), ([[1], 2], [1, [2]])],
+    [
+        (1, 1.0),
+        (1, True),
+        (1, "1"),
+        (b"x", "x"),
+        (None, "None"),
+        (["a,b"], ["a", "b"]),
+        ({"a": 1}, [("a", 1)]),
+        ([[1], 2], [1, [2]]),
+    ],
 )
 def test_values_that_look_alike_differ(a, b):
     assert Fingerprint.of(x=a) != Fingerprint.of(x=b)
@@ -39,8 +52,15 @@ def test_torch_dtypes_are_facts():
 
 
 def test_equal_in_another_process():
-    code = "import torch; from kvmarket import Fingerprint; print(Fingerprint.of(model='m', dtype=torch.bfloat16, n={1: {2, 3}}).hex)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)})
+    facts = "model='m', dtype=torch.bfloat16, n={1: {2, 3}}"
+    code = f"import torch; from kvmarket import Fingerprint; print(Fingerprint.of({facts}).hex)"
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
+    )
     assert other.stdout.strip() == Fingerprint.of(n={1: {3, 2}}, dtype=torch.bfloat16, model="m").hex
 
 

@@ -179,7 +179,9 @@ def test_a_dead_owners_memory_is_let_go(engine, peer):
     peer.publish(tokens, [0, 1, 2, 3])
     until(lambda: engine.market.match(tokens).blocks == 4)
     assert engine.take(tokens, [0, 1, 2, 3]) == 4
-    inodes = {str(file.inode) for memory in engine.market.match(tokens).pools.values() for file in memory.ranks[0].files}
+    inodes = {
+        str(file.inode) for memory in engine.market.match(tokens).pools.values() for file in memory.ranks[0].files
+    }
 
     def mapped() -> bool:
         engine.market.match(tokens)
@@ -245,5 +247,3 @@ def test_done_polls(engine):
         assert time.monotonic() < deadline
     assert moved.wait() == 4
     assert engine.market.fetch(engine.market.match(tokens), []).wait() == 0
-
-

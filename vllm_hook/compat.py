@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import vllm
 
 TESTED = ("0.26", "0.32")  # the minor versions that the tests run against
 
-try:  # 0.30+: where the tokens of an external hit came from, for vLLM's own metrics
-    from vllm.v1.metrics.cache_hit_source import CacheHitSource
-
-    HIT_SOURCE: Any = CacheHitSource.P2P
-except (ImportError, AttributeError):
-    HIT_SOURCE = None
-
 
 def version() -> str:
+    """The version of vLLM that is installed."""
+    return str(importlib.import_module("vllm").__version__)
+
+
+def tested_version() -> str:
     """The version of vLLM, and a remark when the hook was never tested with it."""
-    minor = ".".join(vllm.__version__.split(".")[:2])
-    return vllm.__version__ if minor in TESTED else f"{vllm.__version__}, not tested (tested: {', '.join(TESTED)})"
+    found = version()
+    tested = ".".join(found.split(".")[:2]) in TESTED
+    return found if tested else f"{found}, not tested (tested: {', '.join(TESTED)})"
+
+
+def hit_source() -> Any:
+    """What vLLM's metrics call tokens that came from a peer (0.30+); None where they have no name for it."""
+    try:
+        module = importlib.import_module("vllm.v1.metrics.cache_hit_source")
+    except ImportError:
+        return None
+    return getattr(module.CacheHitSource, "P2P", None)
 
 
 def defers_block_free() -> bool:

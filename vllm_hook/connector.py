@@ -26,6 +26,10 @@ from vllm_hook.worker import WorkerSide
 
 _log = logging.getLogger("vllm.kvmarket")
 
+KVConnectorMetadata.register(StepMetadata)
+KVConnectorWorkerMetadata.register(StepDone)
+KVConnectorHandshakeMetadata.register(RankMemory)
+
 
 class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
@@ -34,8 +38,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
     """
 
-    if compat.HIT_SOURCE is not None:
-        _cache_hit_source = compat.HIT_SOURCE
+    if compat.hit_source() is not None:
+        _cache_hit_source = compat.hit_source()
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
@@ -131,7 +135,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if reason:
             self._off(reason)
         else:
-            _log.info("kvmarket is on: vLLM %s, %s", compat.version(), self._scheduler.describe())
+            _log.info("kvmarket is on: vLLM %s, %s", compat.tested_version(), self._scheduler.describe())
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
@@ -198,4 +202,4 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def _off(self, reason: str) -> None:
         """Say once that, and why, the connector takes no part."""
         counters.add("vllm_hook_off", reason=reason)
-        _log.warning("kvmarket is off: %s (vLLM %s)", reason, compat.version())
+        _log.warning("kvmarket is off: %s (vLLM %s)", reason, compat.tested_version())

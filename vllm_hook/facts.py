@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import vllm
 
 from kvmarket.errors import LayoutError
 from kvmarket.fingerprint import Fingerprint
@@ -52,7 +51,7 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory]) -> Fingerprint:
     model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
     dummy = str(load.load_format) == "dummy"
     return Fingerprint.of(
-        vllm=vllm.__version__,
+        vllm=compat.version(),
         model=model.model,
         revision=model.revision,
         dtype=str(model.dtype),

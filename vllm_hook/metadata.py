@@ -1,14 +1,11 @@
-"""What travels between the scheduler side and the worker side of one engine, through vLLM's own channels."""
+"""What travels between the scheduler side and the worker side of one engine, through vLLM's own channels.
+
+Plain classes: connector.py registers them with vLLM's abstract ones, so that the two sides can be used without vLLM.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorHandshakeMetadata,
-    KVConnectorMetadata,
-    KVConnectorWorkerMetadata,
-)
 
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit
@@ -25,7 +22,7 @@ class Load:
 
 
 @dataclass(frozen=True)
-class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
+class StepMetadata:
     """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone."""
 
     step: int
@@ -34,22 +31,21 @@ class StepMetadata(KVConnectorMetadata):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class StepDone(KVConnectorWorkerMetadata):  # type: ignore[misc]
+class StepDone:
     """Workers to scheduler, with a step's output: which step it is, how many ranks say so, pools none can map."""
 
     step: int
     ranks: int = 1
     unreachable: tuple[str, ...] = ()
 
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> StepDone:
+    def aggregate(self, other: StepDone) -> StepDone:
         """Both ranks have come at least as far as the smaller number."""
-        assert isinstance(other, StepDone)
         unreachable = self.unreachable + other.unreachable
         return StepDone(min(self.step, other.step), self.ranks + other.ranks, unreachable)
 
 
 @dataclass(frozen=True)
-class RankMemory(KVConnectorHandshakeMetadata):  # type: ignore[misc]
+class RankMemory:
     """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part."""
 
     memory: Memory | None

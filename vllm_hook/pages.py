@@ -50,8 +50,8 @@ def page_view(tensor: torch.Tensor, blocks: int, page_bytes: int) -> tuple[torch
     shown = view[0].numel() * view.element_size()
     if shown != page_bytes:
         raise LayoutError(
-            f"a page has {page_bytes} bytes, of which the tensor {tuple(tensor.shape)} shows {shown}; pages with padding"
-            " or with hidden scales are not supported"
+            f"a page has {page_bytes} bytes, of which the tensor {tuple(tensor.shape)} shows {shown}; "
+            "pages with padding or with hidden scales are not supported"
         )
     strides = view.stride()
     order = sorted(range(1, view.ndim), key=lambda dim: (-strides[dim], dim))

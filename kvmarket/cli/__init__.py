@@ -10,7 +10,9 @@ from rich.console import Console
 
 from kvmarket.errors import KVMarketError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="KV blocks of any engine of the node, for every other one.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="KV blocks of any engine of the node, for every other one."
+)
 AddressOption = Annotated[str | None, typer.Option(help="Socket of the market; the user's default one if not given.")]
 
 
@@ -32,7 +34,10 @@ def top(address: AddressOption = None, interval: float = 1.0, once: bool = False
 
 @app.command()
 def doctor(json: bool = False) -> None:
-    """Say what this machine can share, what it cannot, and what to do about it. Exits 1 when something must be mended."""
+    """Say what this machine can share, what it cannot, and what to do about it.
+
+    Exits 1 when something must be mended.
+    """
     from kvmarket.cli.doctor import doctor as run
 
     raise typer.Exit(run(as_json=json))
@@ -40,7 +45,10 @@ def doctor(json: bool = False) -> None:
 
 @app.command()
 def demo(device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto", tokens: int = 0) -> None:
-    """Two engines, one prefill: the second takes the prefix from the first one's pool. Exits 1 unless outputs are identical."""
+    """Two engines, one prefill: the second takes the prefix from the first one's pool.
+
+    Exits 1 unless outputs are identical.
+    """
     from kvmarket.cli.demo import demo as run
 
     raise typer.Exit(run(device, tokens))

@@ -1,8 +1,7 @@
 """One engine process of the demo: one JSON request a line on stdin, one JSON reply a line on stdout.
 
-Started as ``python demo_engine.py <configuration as JSON>`` by `kvmarket.cli.demo`. The first line that it writes is
-``{"ready": <device name>}``; then each `{"tokens": [...], "new_tokens": n, "reuse": bool}` is answered with the fields of
-the example's `Result`. It ends when stdin does.
+Started as ``python -m kvmarket.cli.demo_engine <configuration as JSON>`` by `kvmarket.cli.demo`. The first line that it
+writes is a `Ready`; then each `Request` is answered with a `Reply`. It ends when stdin does.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import msgspec
@@ -66,7 +64,7 @@ def run(configuration: Configuration) -> None:
     """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints goes beside the protocol, not into it
-    import torch  # noqa: PLC0415 - after the switch of stdout
+    import torch
 
     torch.set_num_threads(configuration.threads)
     example = load(configuration.example)

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
@@ -51,7 +52,12 @@ def _versions() -> Iterator[Finding]:
         try:
             yield Finding(package, "ok", version(package))
         except PackageNotFoundError:
-            yield Finding(package, "note", "not installed", "only needed for the vLLM hook" if package == "vllm" else f"pip install {package}")
+            yield Finding(
+                package,
+                "note",
+                "not installed",
+                "only needed for the vLLM hook" if package == "vllm" else f"pip install {package}",
+            )
 
 
 def _platform() -> Iterator[Finding]:
@@ -77,14 +83,25 @@ def _market() -> Iterator[Finding]:
 def _gpus() -> Iterator[Finding]:
     count = torch.cuda.device_count()
     if not count:
-        yield Finding("GPUs", "note", "none: link rates and peer access cannot be looked at", "engines share through /dev/shm")
+        yield Finding(
+            "GPUs", "note", "none: link rates and peer access cannot be looked at", "engines share through /dev/shm"
+        )
     for index in range(count):
         properties = torch.cuda.get_device_properties(index)
-        yield Finding(f"GPU {index}", "ok", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, compute {properties.major}.{properties.minor}")
+        yield Finding(
+            f"GPU {index}",
+            "ok",
+            f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, compute {properties.major}.{properties.minor}",
+        )
     for a in range(count):
         for b in range(count):
             if a != b and not torch.cuda.can_device_access_peer(a, b):
-                yield Finding(f"GPU {a} reads GPU {b}", "bad", "no peer access", "see nvidia-smi topo -p2p r; keep engines that share on GPUs with it")
+                yield Finding(
+                    f"GPU {a} reads GPU {b}",
+                    "bad",
+                    "no peer access",
+                    "see nvidia-smi topo -p2p r; keep engines that share on GPUs with it",
+                )
 
 
 def _sharing() -> Iterator[Finding]:
@@ -92,7 +109,7 @@ def _sharing() -> Iterator[Finding]:
     devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())] or [torch.device("cpu")]
     for device in devices:
         for reader in devices:
-            yield _self_test(f"{device} read from a second process on {reader}", lambda d=device, r=reader: _share(d, r))
+            yield _self_test(f"{device} read from a second process on {reader}", partial(_share, device, reader))
 
 
 def _self_test(what: str, test: Callable[[], str]) -> Finding:
@@ -100,7 +117,11 @@ def _self_test(what: str, test: Callable[[], str]) -> Finding:
         trouble = test()
     except KVMarketError as error:
         return Finding(what, "bad", type(error).__name__, str(error))
-    return Finding(what, "bad", trouble, "see the errors above; peers cannot read this memory") if trouble else Finding(what, "ok", "equal bytes")
+    return (
+        Finding(what, "bad", trouble, "see the errors above; peers cannot read this memory")
+        if trouble
+        else Finding(what, "ok", "equal bytes")
+    )
 
 
 def _share(device: torch.device, reader: torch.device) -> str:
@@ -108,12 +129,21 @@ def _share(device: torch.device, reader: torch.device) -> str:
     memory = export([payload.untyped_storage()])
     task = msgspec.msgpack.encode((memory, str(reader), payload.cpu().numpy().tobytes()))
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    done = subprocess.run([sys.executable, "-c", _CHILD], input=task, capture_output=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD],
+        input=task,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
     return done.stderr.decode(errors="replace").strip().rpartition("\n")[2] if done.returncode else ""
 
 
 def read_back(task: bytes) -> None:
-    """The second process of the self-test: map the memory and compare its bytes; exits 1 with a reason when they differ."""
+    """The second process of the self-test: map the memory and compare its bytes.
+
+    Exits 1 with a reason when they differ.
+    """
     memory, reader, expected = msgspec.msgpack.decode(task, type=tuple[Memory, str, bytes])
     (segment,) = map_memory(memory, torch.device(reader))
     if segment[: len(expected)].cpu().numpy().tobytes() != expected:

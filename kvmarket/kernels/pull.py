@@ -9,7 +9,7 @@ import triton.language as tl
 from kvmarket.kernels.tile import RUNTIME, SLOTS, launch, move_tiles
 from kvmarket.layout import SlotArray
 
-PROGRAMS = 24  # 92 % of a peer link's rate; more takes SMs from the co-running model and gains little
+PROGRAMS = 24  # enough for a peer link; more would take SMs from the co-running model and gain little
 TILE_BYTES = 65536  # in flight per program and step: the link's latency is long
 WARPS = 32
 

@@ -10,8 +10,8 @@ from kvmarket.errors import LayoutError
 from kvmarket.kernels.tile import RUNTIME, SLOTS, launch, move_tiles, multiprocessors
 from kvmarket.layout import SlotArray
 
-TILE_BYTES = 32768
-WARPS = 16
+TILE_BYTES = 65536  # in flight per program and step: one program per SM then reaches the memory's rate
+WARPS = 32
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SLOTS)  # type: ignore[untyped-decorator]
@@ -48,7 +48,7 @@ def scatter(
     """Copy packed blocks ``source_slots[i]`` to slots ``destination_slots[i]``.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
-    Runs on that device's current stream, on at most ``programs`` programs (two per SM unless given: take fewer when
+    Runs on that device's current stream, on at most ``programs`` programs (one per SM unless given: take fewer when
     the source is a peer's memory), and returns at once. Raises LayoutError, SlotError or MisuseError before anything is
     launched.
     """
@@ -60,7 +60,7 @@ def scatter(
         source_slots,
         destination,
         destination_slots,
-        programs=programs or 2 * multiprocessors(destination.device),
+        programs=programs or multiprocessors(destination.device),
         tile_bytes=TILE_BYTES,
         warps=WARPS,
     )

@@ -108,6 +108,18 @@ def tile_of(length: int, align: int, size: int) -> Tile:
     return Tile(limit // columns, columns, word, align, words % columns == 0)
 
 
+def constants_of(tile: Tile, *, wide: bool) -> dict[str, Any]:
+    """Name the constants with which a kernel is compiled for a tile."""
+    return {
+        "ROWS": tile.rows,
+        "COLUMNS": tile.columns,
+        "INTEGER": INTEGERS[tile.word],
+        "ALIGN": tile.align,
+        "EXACT": tile.exact,
+        "WIDE": wide,
+    }
+
+
 def launch(
     kernel: Any,
     source: SlotArray,
@@ -147,12 +159,7 @@ def launch(
             chunks,
             words,
             units,
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            INTEGER=INTEGERS[tile.word],
-            ALIGN=tile.align,
-            EXACT=tile.exact,
-            WIDE=wide,
+            **constants_of(tile, wide=wide),
             num_warps=warps,
         )
 

@@ -1,4 +1,7 @@
-"""Pools: arrays of slots with a generation each. Generations live in shared memory; staging pools allocate and evict slots."""
+"""Pools: arrays of slots with a generation each. Generations live in shared memory.
+
+Staging pools allocate and evict slots.
+"""
 
 from __future__ import annotations
 

@@ -2,13 +2,15 @@
 
 Memory layout, in native 8-byte words: magic, slots, epoch, reserved x 5, then one generation per slot.
 
-One process writes, with single aligned 8-byte stores (an item assignment through a ``memoryview`` cast to "Q" is one; ``struct.pack_into``
-is not, it passes through zero); everyone else maps the words read-only. The order that makes a reader right:
+One process writes, with single aligned 8-byte stores (an item assignment through a ``memoryview`` cast to "Q" is one;
+``struct.pack_into`` is not, it passes through zero); everyone else maps the words read-only. The order that makes a
+reader right:
 
 * the owner raises a generation *before* it launches anything that overwrites the slot;
 * the reader loads the generation *after* its copy has completed, and compares it with the one in the offer.
 
-On x86 stores are seen in program order, and a store is seen before the doorbell write of a later launch; other machines are refused.
+On x86 stores are seen in program order, and a store is seen before the doorbell write of a later launch; other machines
+are refused.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Generations:
     def __init__(self, slots: int) -> None:
         """Create generations for `slots` slots, each 1, and epoch 1, in new anonymous shared memory.
 
-        Costs 8 bytes a slot. Raises PlatformError where the ordering does not hold, SharedMemoryError when there is no memory.
+        Costs 8 bytes a slot. Raises PlatformError where the ordering does not hold, SharedMemoryError when there is no
+        memory.
         """
         if platform.machine() not in ("x86_64", "AMD64"):
             raise PlatformError(f"generations need the store order of x86-64; this machine is {platform.machine()}")
@@ -46,7 +49,9 @@ class Generations:
             self._map = mmap.mmap(self._fd, 8 * words)
         except OSError as error:
             os.close(self._fd)
-            raise SharedMemoryError(f"no shared memory for {slots} generations: {error.strerror}; free some memory") from error
+            raise SharedMemoryError(
+                f"no shared memory for {slots} generations: {error.strerror}; free some memory"
+            ) from error
         self._words = memoryview(self._map).cast("Q")
         self._words[1] = slots
         self._words[_EPOCH] = 1
@@ -72,7 +77,10 @@ class Generations:
         return [words[_HEADER + slot] for slot in slots]
 
     def raise_slots(self, slots: Iterable[int]) -> None:
-        """Raise the generation of each slot: every earlier offer of it is dead when this returns. Costs 80 ns a slot."""
+        """Raise the generation of each slot: every earlier offer of it is dead when this returns.
+
+        Costs 80 ns a slot.
+        """
         words = self._words
         for slot in slots:
             words[_HEADER + slot] += 1
@@ -109,7 +117,9 @@ class GenerationReader:
     def __init__(self, file: SharedFile, slots: int) -> None:
         """Map the words that `file` names; SharedMemoryError unless they are generations of `slots` slots."""
         if file.nbytes != 8 * (_HEADER + slots):
-            raise SharedMemoryError(f"generations of {slots} slots need {8 * (_HEADER + slots)} bytes, not {file.nbytes}")
+            raise SharedMemoryError(
+                f"generations of {slots} slots need {8 * (_HEADER + slots)} bytes, not {file.nbytes}"
+            )
         self._map = file.map()
         self._words = memoryview(self._map).cast("Q")
         if self._words[0] != _MAGIC or self._words[1] != slots:
@@ -123,7 +133,9 @@ class GenerationReader:
         return self._words[_EPOCH]
 
     def valid(self, epoch: int, slots: Sequence[int], generations: Sequence[int]) -> list[bool]:
-        """Whether each slot still has the generation, and the pool the epoch, of its offer. Call it after the copy completed.
+        """Whether each slot still has the generation, and the pool the epoch, of its offer.
+
+        Call it after the copy completed.
 
         A slot out of range is not valid. Costs 80 ns a slot.
         """

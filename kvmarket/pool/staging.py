@@ -13,7 +13,10 @@ from kvmarket.transport import Memory, export
 
 
 class StagingRing:
-    """Hands out slots 0 .. slots - 1 round and round; what was in them is evicted. Bytes and generations are the caller's business."""
+    """Hands out slots 0 .. slots - 1 round and round; what was in them is evicted.
+
+    Bytes and generations are the caller's business.
+    """
 
     def __init__(self, slots: int) -> None:
         """A ring over `slots` slots."""
@@ -21,7 +24,9 @@ class StagingRing:
         self._next = 0
 
     def take(self, n: int) -> list[int]:
-        """The next min(n, slots) slots, always consecutive: a request that does not fit before the end starts again at slot 0.
+        """The next min(n, slots) slots, always consecutive.
+
+        A request that does not fit before the end starts again at slot 0.
 
         The caller raises their generations before it writes to them.
         """
@@ -37,10 +42,15 @@ class StagingPool:
     """Memory for `nbytes` // slot_bytes packed blocks, exported once, filled round and round."""
 
     def __init__(self, cache: PagedCache, nbytes: int) -> None:
-        """Allocate on the cache's device. Raises LayoutError if not even one block fits, TransportError if it cannot be exported."""
+        """Allocate on the cache's device.
+
+        Raises LayoutError if not even one block fits, TransportError if it cannot be exported.
+        """
         count = nbytes // cache.slot_bytes
         if count < 1:
-            raise LayoutError(f"staging_bytes={nbytes} is less than one block; give at least {cache.slot_bytes}, or 0 for no staging pool")
+            raise LayoutError(
+                f"staging_bytes={nbytes} is less than a block; give at least {cache.slot_bytes}, or 0 for none"
+            )
         layout = cache.layout.as_packed(count)
         segment = torch.empty(layout.segments[0], dtype=torch.uint8, device=cache.device)
         self.memory: Memory = export([segment.untyped_storage()])
@@ -48,7 +58,10 @@ class StagingPool:
         self.ring = StagingRing(count)
 
     def pack(self, source: SlotArray, slots: Sequence[int], staged: Sequence[int]) -> list[torch.Tensor]:
-        """Pack `slots` of `source` into the slots `staged` on the current stream; the tensors that must live until it is done."""
+        """Pack `slots` of `source` into the slots `staged` on the current stream.
+
+        The tensors that must live until it is done.
+        """
         ids = torch.tensor([list(slots), list(staged)], dtype=torch.int64)
         if source.device.type == "cuda":
             ids = ids.pin_memory().to(source.device, non_blocking=True)

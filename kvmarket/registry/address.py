@@ -1,4 +1,7 @@
-"""Where a market lives: a Unix socket in a directory that only the user can enter, and a lock that its service holds."""
+"""Where a market lives.
+
+A Unix socket in a directory that only the user can enter, and a lock that its service holds.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,18 @@ _MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its final zero
 
 
 class Address:
-    """The files of one market: `socket`, `lock` beside it (held by the service while it lives), `log` of the service."""
+    """The files of one market.
+
+    `socket`, `lock` beside it (held by the service while it lives), `log` of the service.
+    """
 
     def __init__(self, address: str | os.PathLike[str] | None = None) -> None:
-        """`address`: a socket path, ``ipc://`` and a path, a bare name in the user's runtime directory, or None for the default.
+        """`address`.
 
-        Makes the directory (0700) where it is missing. Raises AddressError, with what to do, if it is not the user's own, if it is the
-        default one and others can enter it, or if the path is too long for a socket.
+        A socket path, ``ipc://`` and a path, a bare name in the user's runtime directory, or None for the default.
+
+        Makes the directory (0700) where it is missing. Raises AddressError, with what to do, if it is not the user's
+        own, if it is the default one and others can enter it, or if the path is too long for a socket.
         """
         text = os.environ.get("KVMARKET_ADDRESS", "market") if address is None else os.fspath(address)
         text = text.removeprefix("ipc://")
@@ -31,7 +39,7 @@ class Address:
             self.socket = self.socket / "market"
         if len(os.fsencode(self.socket)) + len(".lock") > _MAX_SOCKET_PATH:
             raise AddressError(
-                f"{self.socket} is too long for a Unix socket ({_MAX_SOCKET_PATH - 5} bytes at most); give a shorter address"
+                f"{self.socket} is too long for a Unix socket ({_MAX_SOCKET_PATH - 5} bytes); give a shorter address"
             )
         self.lock = self.socket.with_name(self.socket.name + ".lock")
         self.log = self.socket.with_name(self.socket.name + ".log")
@@ -47,12 +55,17 @@ class Address:
         return f"ipc://{self.socket}"
 
     def take_lock(self) -> int | None:
-        """Take the service's lock: a descriptor to keep open, or None if a service lives. Raises AddressError if it cannot be made."""
+        """Take the service's lock: a descriptor to keep open, or None if a service lives.
+
+        Raises AddressError if it cannot be made.
+        """
         while True:
             try:
                 fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             except OSError as error:
-                raise AddressError(f"{self.lock} cannot be made ({error.strerror}); give an address you can write to") from error
+                raise AddressError(
+                    f"{self.lock} cannot be made ({error.strerror}); give an address you can write to"
+                ) from error
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -91,7 +104,9 @@ def _private_directory(path: Path, *, strict: bool) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.stat()
     except OSError as error:
-        raise AddressError(f"the directory {path} cannot be made ({error.strerror}); give an address you can write to") from error
+        raise AddressError(
+            f"the directory {path} cannot be made ({error.strerror}); give an address you can write to"
+        ) from error
     if strict and (status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077):
         raise AddressError(f"{path} must belong to you with mode 0700; remove it, or give another address")
     if not os.access(path, os.W_OK | os.X_OK):

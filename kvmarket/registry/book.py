@@ -1,4 +1,6 @@
-"""The book of a market: which engines are members, which pools they have, and every offer, in one trie per space and tenant.
+"""The book of a market.
+
+Which engines are members, which pools they have, and every offer, in one trie per space and tenant.
 
 Pure data: no sockets, no files, no processes. The service drives it.
 """
@@ -60,7 +62,10 @@ class Book:
         return sum(len(trie) for trie in self._tries.values())
 
     def join(self, name: str, join: Join) -> None:
-        """Add member `name`. Raises RefusedError if a pool is known already, LayoutError if a member of the space has another geometry."""
+        """Add member `name`.
+
+        Raises RefusedError if a pool is known already, LayoutError if a member of the space has another geometry.
+        """
         for record in join.pools:
             if record.pool in self._pools:
                 raise RefusedError(f"pool {record.pool} has joined already; give every pool a new id")
@@ -68,8 +73,9 @@ class Book:
             other = member.join
             if other.space == join.space and (other.geometry, other.block_size) != (join.geometry, join.block_size):
                 raise LayoutError(
-                    f"an engine of this fingerprint (process {other.process.pid}) has blocks of {other.geometry}, this one of "
-                    f"{join.geometry}; put what differs into the fingerprint, or give the caches equal logical shapes"
+                    f"an engine of this fingerprint (process {other.process.pid}) has blocks of {other.geometry}, "
+                    f"this one of {join.geometry}; "
+                    "put what differs into the fingerprint, or give the caches equal logical shapes"
                 )
         pools = {record.pool: Pool(next(self._numbers), record, name, {}) for record in join.pools}
         self.members[name] = Member(join, pools)
@@ -115,7 +121,9 @@ class Book:
         self._take_down(pool, [slot for slot in wanted if slot in pool.standing])
 
     def match(self, name: str, match: Match) -> tuple[tuple[Run, ...], tuple[PoolRecord, ...]]:
-        """The longest offered prefix from block `first` on, as runs, with the records of pools not `known`. Raises MessageError.
+        """The longest offered prefix from block `first` on, as runs, with the records of pools not `known`.
+
+        Raises MessageError.
 
         Where several pools offer a block, the one that gave the block before is preferred, then the newest offer.
         """
@@ -142,7 +150,9 @@ class Book:
             runs[-1][2].append(slot)
             runs[-1][3].append(standing.generation)
         records = {pool.record.pool: pool.record for pool, *_ in runs if pool.record.pool not in match.known}
-        return tuple(Run(pool.record.pool, epoch, tuple(s), tuple(g)) for pool, epoch, s, g in runs), tuple(records.values())
+        return tuple(Run(pool.record.pool, epoch, tuple(s), tuple(g)) for pool, epoch, s, g in runs), tuple(
+            records.values()
+        )
 
     def status(self) -> tuple[MemberStatus, ...]:
         """One row per member."""

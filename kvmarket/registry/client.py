@@ -1,7 +1,8 @@
 """An engine's line to the service: requests on one connection, notices on another, watched by one thread.
 
-`send` and `match` never wait for a service that is away: what cannot be sent is dropped and counted, a match is then a miss. When the
-service dies, the watching thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what it still holds.
+`send` and `match` never wait for a service that is away: what cannot be sent is dropped and counted, a match is then a
+miss. When the service dies, the watching thread starts it anew, joins again and calls `on_rejoin`, so that the engine
+can offer what it still holds.
 """
 
 from __future__ import annotations
@@ -81,7 +82,10 @@ class Client:
         self._thread.start()
 
     def send(self, message: OfferBlocks | Retire) -> bool:
-        """Send without waiting; False, and counted, if the service is away or does not keep up. Costs 10 us and 1 us a KiB."""
+        """Send without waiting; False, and counted, if the service is away or does not keep up.
+
+        Costs 10 us and 1 us a KiB.
+        """
         with self._lock:
             if self._requests is not None:
                 try:
@@ -96,7 +100,10 @@ class Client:
     def match(
         self, tokens: bytes, tenant: str, first: int, without: tuple[str, ...], known: tuple[str, ...]
     ) -> Matched | None:
-        """Ask for the longest offered prefix; None, and counted, when the service is away or silent for `MATCH_SECONDS`."""
+        """Ask for the longest offered prefix.
+
+        None, and counted, when the service is away or silent for `MATCH_SECONDS`.
+        """
         with self._lock:
             if self._requests is None:
                 counters.add("match_failed", reason="the service is away")
@@ -104,7 +111,9 @@ class Client:
             self._next_request += 1
             number = self._next_request
             try:
-                self._requests.send_multipart(pack_message(Match(number, tenant, tokens, first, without, known)), zmq.NOBLOCK)
+                self._requests.send_multipart(
+                    pack_message(Match(number, tenant, tokens, first, without, known)), zmq.NOBLOCK
+                )
                 reply = self._await_match(self._requests, number)
             except (zmq.Again, MessageError, VersionError) as error:
                 counters.add("match_failed", reason=type(error).__name__)
@@ -133,7 +142,7 @@ class Client:
         """The answer to match `number`; answers to earlier ones, which came too late, are thrown away."""
         deadline = time.monotonic() + MATCH_SECONDS
         while (left := deadline - time.monotonic()) > 0:
-            if not socket.poll(left * 1000 + 1):
+            if not socket.poll(int(left * 1000) + 1):
                 continue
             reply = unpack_reply(socket.recv_multipart())
             if isinstance(reply, Matched) and reply.request == number:
@@ -189,7 +198,10 @@ class Client:
         return False
 
     def _connect(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], int]:
-        """Join and attach on two fresh connections, starting the service where there is none; also a pidfd of the service."""
+        """Join and attach on two fresh connections, starting the service where there is none.
+
+        Also a pidfd of the service.
+        """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and not self._closing.is_set():
             if not self._address.service_lives():
@@ -203,15 +215,15 @@ class Client:
             notices = self._dealer()
             try:
                 if not isinstance(self._ask(notices, Attach(joined.member)), Attached):
-                    raise RefusedError("the service did not answer a second connection; try again")  # noqa: TRY301
+                    raise RefusedError("the service did not answer a second connection; try again")
                 return requests, notices, _watch_process(joined.service)
             except KVMarketError:
                 requests.close(linger=0)
                 notices.close(linger=0)
                 raise
         raise AddressError(
-            f"the service at {self._address} did not answer within {START_SECONDS:.0f} s; see {self._address.log}, or start it by hand "
-            "with `kvmarket serve`"
+            f"the service at {self._address} did not answer within {START_SECONDS:.0f} s; see {self._address.log}, "
+            "or start it by hand with `kvmarket serve`"
         )
 
     def _dealer(self) -> zmq.Socket[bytes]:
@@ -239,17 +251,27 @@ class Client:
 
 
 def start_service(address: Address) -> None:
-    """Start the service of `address` as a process of its own, and wait until it listens. Raises AddressError if it does not start."""
+    """Start the service of `address` as a process of its own, and wait until it listens.
+
+    Raises AddressError if it does not start.
+    """
     command = [sys.executable, "-m", "kvmarket.registry.daemon", str(address)]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     try:
         log_fd = os.open(address.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(log_fd, "ab") as log:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path}, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": path},
+                check=False,
             )
     except OSError as error:
-        raise AddressError(f"the service at {address} cannot be started: {error}; give an address you can write to") from error
+        raise AddressError(
+            f"the service at {address} cannot be started: {error}; give an address you can write to"
+        ) from error
     if done.returncode:
         raise AddressError(f"the service at {address} did not start (exit {done.returncode}); see {address.log}")
 

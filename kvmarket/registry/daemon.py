@@ -1,4 +1,7 @@
-"""``python -m kvmarket.registry.daemon SOCKET``: the service in the background. Returns once it listens, or another one does."""
+"""``python -m kvmarket.registry.daemon SOCKET``: the service in the background.
+
+Returns once it listens, or another one does.
+"""
 
 from __future__ import annotations
 

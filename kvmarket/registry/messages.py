@@ -1,7 +1,7 @@
 """What travels between engines and the service: typed, bounded, never unpickled.
 
-Each message on the wire is two frames: the protocol, then one of these structs in msgpack. An offer travels in `OfferBlocks` on its way
-to the registry and as `Run`, consecutive blocks of one pool, on its way back.
+Each message on the wire is two frames: the protocol, then one of these structs in msgpack. An offer travels in
+`OfferBlocks` on its way to the registry and as `Run`, consecutive blocks of one pool, on its way back.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class PoolRecord(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
-    """An engine asks to join `space`, in which all offers are exchangeable, with its pools. `geometry` must agree within a space."""
+    """An engine asks to join `space`, in which all offers are exchangeable, with its pools.
+
+    `geometry` must agree within a space.
+    """
 
     process: Process
     space: Name
@@ -69,7 +72,9 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
-    """The message that offers: blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
+    """The message that offers: blocks `first` ...
+
+    Of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
 
     `tokens` is the whole prefix up to the end of the last block, native int32.
     """
@@ -91,7 +96,10 @@ class Retire(msgspec.Struct, frozen=True, tag="retire"):
 
 
 class Match(msgspec.Struct, frozen=True, tag="match"):
-    """Ask for the longest offered prefix of `tokens`, from block `first` on; `without` names pools not wanted, `known` those described before."""
+    """Ask for the longest offered prefix of `tokens`, from block `first` on.
+
+    `without` names pools not wanted, `known` those described before.
+    """
 
     request: Counter
     tenant: Name
@@ -185,5 +193,5 @@ def _unpack(frames: Sequence[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:
         raise MessageError(f"a message of {len(frames)} frames where 2 are due")
     try:
         return decoder.decode(frames[1])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"a message that does not decode: {error}") from error

@@ -91,7 +91,11 @@ class Node:
 
     def withdraw(self, gone: Int64s) -> int:
         """Take these offers off all blocks; returns how many were found. Cost: O(offers of the node)."""
-        found = self.offers == gone[0] if gone.size == 1 else np.isin(self.offers, gone)
+        if gone.size == 1:
+            found = self.offers == gone[0]
+        else:
+            gone = np.sort(gone)
+            found = gone.take(gone.searchsorted(self.offers), mode="clip") == self.offers
         count = int(np.count_nonzero(found))
         if count:
             self.offers[found] = NONE

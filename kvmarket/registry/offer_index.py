@@ -27,30 +27,43 @@ class OfferIndex:
     __slots__ = ("_hashes", "_heads", "_next", "_numbers", "_used")
 
     def __init__(self) -> None:
-        self.reset(np.empty(0, np.int64), np.empty(0, np.int32))
+        self.reset(0)
 
     def __len__(self) -> int:
         """Return the number of entries, dead ones included. Cost: O(1)."""
         return self._used
 
-    def reset(self, offers: Int64s, numbers: NDArray[np.int32]) -> None:
-        """Forget everything and hold these: `offers[i]` is in node `numbers[i]`. Cost: O(n), some 30 ns an offer."""
-        room = max(_LEAST, offers.size * 3 // 2)
+    def reset(self, alive: int) -> None:
+        """Forget everything and make room for `alive` offers and half as many again; the owner then adds them all.
+
+        Cost: O(alive), a few ns an offer; adding them costs some 20 ns an offer.
+        """
+        room = max(_LEAST, alive * 3 // 2)
         self._heads = np.full(1 << (room.bit_length() - 1), -1, np.int32)
         self._hashes = np.empty(room, np.uint32)
         self._next = np.empty(room, np.int32)
         self._numbers = np.empty(room, np.int32)
         self._used = 0
-        self._append(offers, numbers)
 
-    def add(self, offers: Int64s, number: int) -> bool:
-        """Note that these offers are in node `number`. False, and nothing is noted, when there is no room: then reset.
+    def add(self, offers: Int64s, numbers: NDArray[np.int32] | int) -> bool:
+        """Note in which node (or nodes, one for each) these offers are. False, and nothing noted, if there is no room.
 
         Cost: O(n), a dozen numpy calls.
         """
-        if self._used + offers.size > self._next.size:
+        start, end = self._used, self._used + offers.size
+        if end > self._next.size:
             return False
-        self._append(offers, number)
+        hashes = _hash(offers)
+        self._hashes[start:end] = hashes
+        self._numbers[start:end] = numbers
+        self._used = end
+        heads, entries = self._heads, np.arange(start, end, dtype=np.int32)
+        buckets = hashes & np.uint32(heads.size - 1)
+        while entries.size:  # link each in front of its bucket; of several for one bucket, one a round
+            self._next[entries] = heads[buckets]
+            heads[buckets] = entries
+            lost = heads[buckets] != entries
+            entries, buckets = entries[lost], buckets[lost]
         return True
 
     def find(self, offers: Int64s) -> tuple[Int64s, NDArray[np.int32]]:
@@ -71,21 +84,6 @@ class OfferIndex:
             found.append(offers[same])
             numbers.append(self._numbers[at[same]])
             at = self._next[at]
-
-    def _append(self, offers: Int64s, numbers: NDArray[np.int32] | int) -> None:
-        """Append entries and link each in front of its bucket; of several for one bucket, one a round."""
-        start, end = self._used, self._used + offers.size
-        hashes = _hash(offers)
-        self._hashes[start:end] = hashes
-        self._numbers[start:end] = numbers
-        self._used = end
-        heads, entries = self._heads, np.arange(start, end, dtype=np.int32)
-        buckets = hashes & np.uint32(heads.size - 1)
-        while entries.size:
-            self._next[entries] = heads[buckets]
-            heads[buckets] = entries
-            lost = heads[buckets] != entries
-            entries, buckets = entries[lost], buckets[lost]
 
 
 def _hash(offers: Int64s) -> NDArray[np.uint32]:

@@ -1,6 +1,7 @@
 """The service: one process per user and market that holds the book. Everything it knows is soft state.
 
-One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the moment it dies.
+One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
+moment it dies.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from collections import Counter
 
 import zmq
 
-from kvmarket.errors import AddressError, LayoutError, MessageError, NamespaceError, RefusedError, TokenError, VersionError
+from kvmarket.errors import (
+    AddressError,
+    LayoutError,
+    MessageError,
+    NamespaceError,
+    RefusedError,
+    TokenError,
+    VersionError,
+)
 from kvmarket.registry.address import Address
 from kvmarket.registry.book import Book
 from kvmarket.registry.messages import (
@@ -42,10 +51,13 @@ _log = logging.getLogger("kvmarket.service")
 
 
 class Service:
-    """Serves one market until told to stop, or, if `idle_exit` is given, until nobody has been a member for that many seconds."""
+    """Serves one market until told to stop, or until nobody has been a member for `idle_exit` seconds, if given."""
 
     def __init__(self, address: Address, idle_exit: float | None = None) -> None:
-        """Take the market's lock and bind its socket (0600). Raises AddressError if another service has it, or it cannot be made."""
+        """Take the market's lock and bind its socket (0600).
+
+        Raises AddressError if another service has it, or it cannot be made.
+        """
         self.address = address
         self._idle_exit = idle_exit
         lock = None
@@ -68,20 +80,25 @@ class Service:
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        address.socket.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
+            address.socket.unlink(missing_ok=True)
             self._socket.bind(address.endpoint)
-        except zmq.ZMQError as error:
+        except (OSError, zmq.ZMQError) as error:
             self.close()
-            raise AddressError(f"the socket {address} cannot be made: {error.strerror}; give another address") from error
+            raise AddressError(
+                f"the socket {address} cannot be made: {error.strerror}; give another address"
+            ) from error
         finally:
             os.umask(mask)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
 
     def run(self) -> None:
-        """Serve. Returns when idle for `idle_exit` seconds; on KeyboardInterrupt or SIGTERM turned into SystemExit, it raises on."""
+        """Serve. Returns when idle for `idle_exit` seconds.
+
+        On KeyboardInterrupt or SIGTERM turned into SystemExit, it raises on.
+        """
         empty_since = time.monotonic()
         while True:
             for source, _ in self._poller.poll(200):
@@ -101,7 +118,8 @@ class Service:
         self._socket.close()
         self._context.term()
         for path in (self.address.socket, self.address.lock):
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)
         if self.address.log.exists() and not self.address.log.stat().st_size:
             self.address.log.unlink(missing_ok=True)
         os.close(self._lock)
@@ -182,11 +200,14 @@ class Service:
 
 
 def _pidfd(process: Process) -> int:
-    """A descriptor that becomes readable when `process` dies. Raises RefusedError if it has died, NamespaceError if it cannot be seen from here."""
+    """A descriptor that becomes readable when `process` dies.
+
+    Raises RefusedError if it has died, NamespaceError if it cannot be seen from here.
+    """
     if process.namespace != pid_namespace():
         raise NamespaceError(
-            f"process {process.pid} lives in another PID namespace than the service; run all engines of a market in one "
-            "namespace (containers: --pid=host --ipc=host), or give each its own address"
+            f"process {process.pid} lives in another PID namespace than the service; run all engines of a market in "
+            "one namespace (containers: --pid=host --ipc=host), or give each its own address"
         )
     try:
         pidfd = os.pidfd_open(process.pid)

@@ -9,6 +9,8 @@ from kvmarket.registry.node import NONE, Node
 from kvmarket.registry.offer_index import OfferIndex
 from kvmarket.registry.tokens import Int64s
 
+_PART = 1 << 14  # offers that are put into the index at a time
+
 
 class Tree:
     """Nodes below a root, each under the bytes of its first block, with everything that must change together with them.
@@ -106,7 +108,7 @@ class Tree:
     def remove(self, offers: Int64s) -> int:
         """Take offers down wherever they are; returns how many were found. Cost: as PrefixTrie.remove."""
         known, numbers = self.index.find(offers)
-        order = np.argsort(numbers, kind="stable")
+        order = np.argsort(numbers)
         known, numbers = known[order], numbers[order]
         edges = np.flatnonzero(np.diff(numbers, prepend=NONE)).tolist()
         touched, removed = [], 0
@@ -170,15 +172,21 @@ class Tree:
             self._reindex()
 
     def _reindex(self) -> None:
-        """Build the index anew from the nodes. Cost: O(nodes + offers)."""
-        nodes = [node for node in self.nodes[1:] if node is not None]
-        if not nodes:
-            self.index = OfferIndex()
-            return
-        offers = np.concatenate([node.offers.ravel() for node in nodes])
-        sizes = [node.offers.size for node in nodes]
-        numbers = np.repeat(np.array([node.number for node in nodes], np.int32), sizes)
-        self.index.reset(offers[offers >= 0], numbers[offers >= 0])
+        """Build the index anew from the nodes, a part at a time to save memory. Cost: O(nodes + offers)."""
+        self.index.reset(self.pairs)
+        alive = [node for node in self.nodes[1:] if node is not None]
+        start = size = 0
+        for end, node in enumerate(alive, 1):
+            size += node.offers.size
+            if size >= _PART or end == len(alive):
+                part = alive[start:end]
+                offers = np.concatenate([each.offers.ravel() for each in part])
+                numbers = np.repeat(
+                    np.array([each.number for each in part], np.int32), [each.offers.size for each in part]
+                )
+                fits = self.index.add(offers[offers >= 0], numbers[offers >= 0])
+                assert fits, "a reset makes room for all offers"
+                start, size = end, 0
 
     def _enter(self, node: Node) -> None:
         """Give a node a number."""

@@ -1,7 +1,7 @@
 """CUDA IPC through torch's storage sharing: what GPUs use.
 
-A handle is opened with the *reader's own* device index, whatever the owner's was: the memory is then mapped there, peer access
-included, and Triton and ``copy_`` run at full rate. torch keeps one mapping per exported allocation and process.
+A handle is opened with the *reader's own* device index, whatever the owner's was: the memory is then mapped there, peer
+access included, and Triton and ``copy_`` run at full rate. torch keeps one mapping per exported allocation and process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def export(storages: Sequence[torch.UntypedStorage]) -> CudaMemory:
         handles = tuple(CudaHandle(*storage._share_cuda_()[1:]) for storage in storages)
     except RuntimeError as error:
         raise TransportError(
-            f"CUDA IPC cannot export the cache: {error}; memory of cumem, sleep mode or managed allocators has no IPC handle, "
-            "allocate the cache with the default allocator"
+            f"CUDA IPC cannot export the cache: {error}; memory of cumem, sleep mode or managed allocators has no "
+            "IPC handle, allocate the cache with the default allocator"
         ) from error
     return CudaMemory(Process.current(), device_uuid(device), handles)
 
@@ -66,6 +66,6 @@ def _explain(error: RuntimeError, memory: CudaMemory, device: torch.device) -> T
             "see nvidia-smi topo -p2p r, and put the engines on GPUs with peer access"
         )
     return TransportError(
-        f"a CUDA IPC handle of process {memory.owner.pid} cannot be opened ({error}); owner and reader must share the IPC and PID "
-        "namespaces (containers: --pid=host --ipc=host)"
+        f"a CUDA IPC handle of process {memory.owner.pid} cannot be opened ({error}); owner and reader must share "
+        "the IPC and PID namespaces (containers: --pid=host --ipc=host)"
     )

@@ -48,7 +48,8 @@ Memory = ShmMemory | CudaMemory
 def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
     """Export `storages`, once, so that other processes of this user can map them; the caller keeps them alive.
 
-    CPU storages are moved into shared memory in place (every tensor on them sees the move). Raises TransportError with what to do.
+    CPU storages are moved into shared memory in place (every tensor on them sees the move). Raises TransportError with
+    what to do.
     """
     from kvmarket.transport import cuda_ipc, shm
 
@@ -63,8 +64,8 @@ def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
 def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
     """Map another process' memory: one 1-D uint8 tensor per segment, on `device`, for reading only.
 
-    The memory stays mapped while the tensors live; the owner's death does not fault a reader. Raises SharedMemoryError, NamespaceError,
-    PeerAccessError, or TransportError when the memory and the reader are not of one kind.
+    The memory stays mapped while the tensors live; the owner's death does not fault a reader. Raises SharedMemoryError,
+    NamespaceError, PeerAccessError, or TransportError when the memory and the reader are not of one kind.
     """
     from kvmarket.transport import cuda_ipc, shm
 
@@ -72,4 +73,6 @@ def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
         return shm.map_memory(memory)
     if isinstance(memory, CudaMemory) and device.type == "cuda":
         return cuda_ipc.map_memory(memory, device)
-    raise TransportError(f"a reader on {device} cannot map {type(memory).__name__}; engines share only within one kind of device")
+    raise TransportError(
+        f"a reader on {device} cannot map {type(memory).__name__}; engines share only within one kind of device"
+    )

@@ -19,7 +19,7 @@ def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
     room = os.statvfs("/dev/shm")
     if need > room.f_bavail * room.f_frsize:
         raise SharedMemoryError(
-            f"the cache needs {need / 1e6:.0f} MB of /dev/shm, where {room.f_bavail * room.f_frsize / 1e6:.0f} MB are free; "
+            f"the cache needs {need / 1e6:.0f} MB of /dev/shm, {room.f_bavail * room.f_frsize / 1e6:.0f} MB are free; "
             "make the cache smaller or /dev/shm larger (mount -o remount,size=..., or --shm-size for a container)"
         )
     return ShmMemory(tuple(_share(storage) for storage in storages))

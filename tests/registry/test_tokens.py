@@ -1,3 +1,5 @@
+"""What counts as tokens, and what is refused."""
+
 from __future__ import annotations
 
 import doctest

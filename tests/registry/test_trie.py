@@ -1,3 +1,5 @@
+"""The prefix trie by example: what is found, kept, taken down, evicted and refused."""
+
 from __future__ import annotations
 
 import doctest

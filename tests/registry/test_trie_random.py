@@ -1,3 +1,5 @@
+"""The prefix trie against a plain one, over random calls, with every invariant checked after each."""
+
 from __future__ import annotations
 
 import random
@@ -19,10 +21,20 @@ KINDS = [PrefixTrie, SmallNodes]
 @pytest.mark.parametrize("max_blocks", [None, 25])
 @pytest.mark.parametrize("kind", KINDS)
 def test_stress_against_the_oracle(block_size, max_blocks, kind, monkeypatch):
+    _compare(block_size, max_blocks, kind, 150, monkeypatch)
+
+
+def test_colliding_hashes_change_nothing(monkeypatch):
+    monkeypatch.setattr(offer_index, "_hash", lambda offers: np.full(offers.size, 7, np.uint32))
+    _compare(2, None, PrefixTrie, 60, monkeypatch)
+
+
+def _compare(block_size, max_blocks, kind, steps, monkeypatch):
+    """Do the same random things to a trie and to the oracle, and compare all they hold after each."""
     monkeypatch.setattr(offer_index, "_LEAST", 16)  # built anew every few steps
     chance = random.Random(f"{block_size} {max_blocks} {kind}")
     held, oracle = kind(block_size, max_blocks=max_blocks), DictTrie(block_size, max_blocks)
-    for _ in range(150):
+    for _ in range(steps):
         prompt = _prompt(chance, block_size)
         blocks = len(prompt) // block_size
         act = chance.random()

@@ -1,7 +1,7 @@
 """One vLLM engine in a process of its own, driven over stdin and stdout, one JSON object per line.
 
-``python engine.py '{"model": ..., "address": ...}'`` prints ``{"up": true, ...}`` when ready, then answers each command with one
-line. Imports nothing of the tests, so that any interpreter with vLLM and kvmarket runs it, also on GPUs.
+``python engine.py '{"model": ..., "address": ...}'`` prints ``{"up": true, ...}`` when ready, then answers each command
+with one line. Imports nothing of the tests, so that any interpreter with vLLM and kvmarket runs it, also on GPUs.
 """
 
 from __future__ import annotations

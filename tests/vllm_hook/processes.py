@@ -22,7 +22,9 @@ class EngineError(AssertionError):
 class EngineProcess:
     """A running engine. Close it, or use it as a context manager."""
 
-    def __init__(self, log: Path, options: dict[str, Any], python: str = sys.executable, env: dict[str, str] | None = None):
+    def __init__(
+        self, log: Path, options: dict[str, Any], python: str = sys.executable, env: dict[str, str] | None = None
+    ):
         """Start the process; `wait` says when it is up. `options` are those of engine.py; `log` takes its stderr."""
         self.log = log
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -45,7 +47,7 @@ class EngineProcess:
         os.set_blocking(self._process.stdout.fileno(), False)
         self._poll.register(self._process.stdout, selectors.EVENT_READ)
 
-    def wait(self, seconds: float = 180) -> EngineProcess:
+    def wait(self, seconds: float = 600) -> EngineProcess:
         """Wait until the engine is up."""
         self.vllm = self.answer(seconds)["vllm"]
         return self

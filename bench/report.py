@@ -1,0 +1,45 @@
+"""Results of benchmarks: percentiles, and one JSON file per machine and suite under ``bench/results/``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def percentiles(samples: Iterable[float]) -> dict[str, float]:
+    """p10, p50 and p90 of `samples`, in their unit."""
+    low, middle, high = np.percentile(list(samples), [10, 50, 90])
+    return {"p10": round(float(low), 3), "p50": round(float(middle), 3), "p90": round(float(high), 3)}
+
+
+def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterable[str] = (), **more: Any) -> Path:
+    """Write ``bench/results/<machine>-<suite>.json``.
+
+    `more` are further facts of the run, such as repeats or the driver.
+    """
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    result = {"machine": machine, "versions": versions, "commit": commit(), **more, "rows": rows}
+    path = RESULTS / f"{machine}-{suite}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    return path
+
+
+def commit() -> str:
+    """The commit that is measured; empty outside a checkout."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return head.stdout.strip()

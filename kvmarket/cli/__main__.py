@@ -1,0 +1,7 @@
+"""``python -m kvmarket.cli`` is ``kvmarket``."""
+
+from __future__ import annotations
+
+from kvmarket.cli import main
+
+main()

@@ -1,0 +1,143 @@
+"""The service over its socket: bad input is answered or dropped, and never changes or stops it."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+
+import msgspec
+import pytest
+import zmq
+
+from kvmarket.errors import AddressError, MessageError, VersionError
+from kvmarket.registry.address import Address
+from kvmarket.registry.messages import (
+    PROTOCOL,
+    AskStatus,
+    Attach,
+    Join,
+    Joined,
+    Leave,
+    Match,
+    PoolRecord,
+    Refused,
+    Status,
+    pack_message,
+    unpack_reply,
+    unpack_request,
+)
+from kvmarket.registry.service import Service
+from kvmarket.shared_file import Process
+
+
+@pytest.fixture
+def place(market_address):
+    """A market whose service runs on a thread, until nobody has been in it for a moment."""
+    place = Address(market_address)
+    service = Service(place, idle_exit=1.0)
+    thread = threading.Thread(target=lambda: (service.run(), service.close()))
+    thread.start()
+    yield place
+    thread.join(timeout=30)
+    assert not thread.is_alive()
+    assert not place.socket.exists()
+    assert not place.lock.exists()
+
+
+class Line:
+    """A raw connection."""
+
+    def __init__(self, place: Address) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.connect(place.endpoint)
+
+    def ask(self, *frames: bytes):
+        self._socket.send_multipart(frames)
+        assert self._socket.poll(5000), "no answer"
+        return unpack_reply(self._socket.recv_multipart())
+
+    def tell(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close(linger=200)
+        self._context.term()
+
+
+def join_message() -> Join:
+    me = Process.current()
+    return Join(me, "space", "geometry", 4, (PoolRecord("pool", (me,), b""),))
+
+
+def test_join_status_leave(place):
+    with Line(place) as line:
+        joined = line.ask(*pack_message(join_message()))
+        assert isinstance(joined, Joined)
+        assert joined.service.pid == os.getpid()
+        status = line.ask(*pack_message(AskStatus()))
+        assert isinstance(status, Status)
+        assert [member.pid for member in status.members] == [os.getpid()]
+        line.tell(*pack_message(Leave()))
+        assert line.ask(*pack_message(AskStatus())).members == ()
+
+
+def test_a_second_service_is_refused(place):
+    with pytest.raises(AddressError, match="already holds"):
+        Service(place)
+
+
+def test_bad_frames_are_refused_and_change_nothing(place):
+    chance = random.Random(5)
+    good = pack_message(join_message())[1]
+    with Line(place) as line:
+        assert isinstance(line.ask(*pack_message(join_message())), Joined)
+        bad = [
+            [b"kvmarket/2", good],
+            [b"GET / HTTP/1.1", b""],
+            [PROTOCOL],
+            [PROTOCOL, b"", b""],
+            [PROTOCOL, b"\xc1"],
+            [PROTOCOL, msgspec.msgpack.encode({"type": "nothing"})],
+            [
+                PROTOCOL,
+                msgspec.msgpack.encode(
+                    {
+                        "type": "match",
+                        "request": -1,
+                        "tenant": "",
+                        "tokens": b"",
+                        "first": 0,
+                        "without": [],
+                        "known": [],
+                    }
+                ),
+            ],
+            *([PROTOCOL, bytes(chance.randrange(256) for _ in range(chance.randrange(40)))] for _ in range(200)),
+            *([PROTOCOL, _mutated(good, chance)] for _ in range(200)),
+            pack_message(Attach("nobody")),
+            pack_message(join_message()),
+            pack_message(Match(1, "", b"123", 0, (), ())),
+        ]
+        refused = sum(isinstance(line.ask(*frames), Refused) for frames in bad)
+        assert refused >= len(bad) - 200
+        status = line.ask(*pack_message(AskStatus()))
+        assert len(status.members) == 1
+        line.tell(*pack_message(Leave()))
+
+
+def _mutated(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data))
+    return data[:at] + bytes([chance.randrange(256)]) + data[at + 1 :]
+
+
+def test_frames_of_another_version_are_told_apart():
+    with pytest.raises(VersionError, match="kvmarket/9"):
+        unpack_reply([b"kvmarket/9", b""])
+    for frames in ([], [b"x" * 100, b""], [b"kvmarket/" + b"9" * 100, b""]):
+        with pytest.raises(MessageError):
+            unpack_request(frames)

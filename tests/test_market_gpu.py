@@ -1,0 +1,72 @@
+"""The four verbs over CUDA IPC: two processes on one GPU, and on two."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.model_engine import BLOCK, ModelEngine, Peer, until
+
+STAGING = 16 * 2 * 2 * BLOCK * 24 * 2
+
+
+def prompt(n: int, seed: int = 0) -> list[int]:
+    return [random.Random(seed).randrange(2**31) for _ in range(n)]
+
+
+def exchange(reader, peer):
+    """In place, staged, partly, and after the owner's death."""
+    for seed, staged in ((1, False), (2, True), (3, False)):
+        tokens = prompt(30, seed)
+        assert peer.publish(tokens, random.Random(seed).sample(range(32), 7), staged) == 7
+        until(lambda tokens=tokens: reader.market.match(tokens).blocks == 7)
+        assert reader.take(tokens, [5, 6, 7, 8, 29, 10, 11]) == 7
+        assert reader.take(tokens, [20, 21, 22], 2) == 3
+    tokens = prompt(30, 4)
+    peer.publish(tokens, list(range(7)), False)
+    until(lambda: reader.market.match(tokens).blocks == 7)
+    hit = reader.market.match(tokens)
+    peer.kill()
+    assert until(lambda: reader.market.match(tokens).blocks == 0) < 1.0
+    valid = reader.market.fetch(hit, list(range(7))).wait()
+    assert all(reader.holds(slot, tokens[: (slot + 1) * BLOCK]) for slot in range(valid))
+
+
+@pytest.mark.gpu
+def test_two_processes_on_one_gpu(market_address):
+    reader, peer = (
+        ModelEngine(market_address, device="cuda"),
+        Peer(market_address, device="cuda", staging_bytes=STAGING),
+    )
+    exchange(reader, peer)
+    reader.close()
+
+
+@pytest.mark.gpu2
+@pytest.mark.parametrize(("here", "there"), [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")])
+def test_two_processes_on_two_gpus(market_address, here, there):
+    reader, peer = ModelEngine(market_address, device=here), Peer(market_address, device=there, staging_bytes=STAGING)
+    exchange(reader, peer)
+    reader.close()
+
+
+@pytest.mark.gpu2
+def test_each_process_sees_one_gpu_only(market_address, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    peer = Peer(market_address, device="cuda:0", staging_bytes=STAGING)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    reader = ModelEngine(market_address, device="cuda:0")
+    exchange(reader, peer)
+    reader.close()
+
+
+@pytest.mark.gpu
+def test_an_engine_on_a_cpu_and_one_on_a_gpu_never_meet(market_address):
+    cpu, gpu = ModelEngine(market_address), ModelEngine(market_address, device="cuda")
+    tokens = prompt(16)
+    cpu.publish(tokens, [0, 1, 2, 3])
+    until(lambda: cpu.market.match(tokens).blocks == 4)
+    assert gpu.market.match(tokens).blocks == 0
+    cpu.close()
+    gpu.close()
