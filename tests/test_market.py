@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -193,10 +194,11 @@ def test_a_dead_owners_memory_is_let_go(engine, peer):
     until(lambda: not mapped())
 
 
-def test_the_service_killed_and_back(engine, peer):
+def test_the_service_killed_and_back(own_address):
     from kvmarket.cli.top import ask_status
     from kvmarket.registry.address import Address
 
+    engine, peer = ModelEngine(own_address), Peer(own_address)
     tokens = prompt(16)
     peer.publish(tokens, [0, 1, 2, 3])
     until(lambda: engine.market.match(tokens).blocks == 4)
@@ -207,20 +209,28 @@ def test_the_service_killed_and_back(engine, peer):
     until(lambda: engine.take(tokens, [0, 1, 2, 3]) == 4, seconds=60)
     assert counters.snapshot()["service_lost{the service of the market died; joining again}"] == before + 1
 
-
-def test_the_service_ends_with_its_last_engine(market_address):
-    ModelEngine(market_address).close()
-    until(lambda: not list(Path(market_address).parent.iterdir()), seconds=30)
+    engine.close()
+    peer.kill()
 
 
-def test_eight_at_once_start_one_service(market_address):
+def test_the_service_ends_with_its_last_engine(own_address):
+    ModelEngine(own_address).close()
+    until(lambda: not list(Path(own_address).parent.iterdir()), seconds=30)
+
+
+def test_eight_at_once_start_one_service(own_address):
     from kvmarket.cli.top import ask_status
     from kvmarket.registry.address import Address
 
-    peers = [Peer(market_address) for _ in range(3)]
-    assert len(ask_status(Address(market_address)).members) == 3
-    for one in peers:
-        one.kill()
+    engines: list[ModelEngine] = []
+    threads = [threading.Thread(target=lambda: engines.append(ModelEngine(own_address))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ask_status(Address(own_address)).members) == 8
+    for engine in engines:
+        engine.close()
 
 
 def test_closed(market_address):

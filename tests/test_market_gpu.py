@@ -52,10 +52,8 @@ def test_two_processes_on_two_gpus(market_address, here, there):
 
 
 @pytest.mark.gpu2
-def test_each_process_sees_one_gpu_only(market_address, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    peer = Peer(market_address, device="cuda:0", staging_bytes=STAGING)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+def test_each_process_sees_one_gpu_only(market_address):
+    peer = Peer(market_address, device="cuda:0", staging_bytes=STAGING, env={"CUDA_VISIBLE_DEVICES": "1"})
     reader = ModelEngine(market_address, device="cuda:0")
     exchange(reader, peer)
     reader.close()

@@ -36,8 +36,8 @@ FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    made = ModelEngine(str(tmp_path_factory.mktemp("m") / "s"))
+def engine(market_address):
+    made = ModelEngine(market_address)
     yield made
     made.close()
 
@@ -173,19 +173,19 @@ def test_the_markets_files_are_private(engine):
     assert [oct(path.stat().st_mode & 0o777) for path in (place.socket, place.lock)] == ["0o600", "0o600"]
 
 
-def test_a_socket_that_cannot_be_made(market_address):
+def test_a_socket_that_cannot_be_made(own_address):
     """A directory where the socket should be: the service cannot bind, and `connect` says where to look."""
     from kvmarket.registry.service import Service
 
-    place = Address(market_address)
+    place = Address(own_address)
     place.socket.mkdir()
     with pytest.raises(AddressError, match="give another address"):
         Service(place)
 
 
-def test_a_service_of_another_version(engine, market_address):
+def test_a_service_of_another_version(engine, own_address):
     """Something holds the lock and answers in another protocol."""
-    place = Address(market_address)
+    place = Address(own_address)
     lock = place.take_lock()
     assert lock is not None
     context = zmq.Context()
@@ -199,17 +199,19 @@ def test_a_service_of_another_version(engine, market_address):
     thread = threading.Thread(target=answer)
     thread.start()
     with pytest.raises(VersionError, match="kvmarket/999"):
-        kvmarket.connect(engine.cache, FINGERPRINT, address=market_address)
+        kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
     thread.join()
     router.close(linger=0)
     context.term()
     os.close(lock)
 
 
-def test_an_engine_of_another_version(engine, monkeypatch):
-    monkeypatch.setattr(messages, "PROTOCOL", b"kvmarket/0")
-    with pytest.raises(VersionError, match="one version of kvmarket"):
-        kvmarket.connect(engine.cache, FINGERPRINT, address=engine.market._control._client._address.socket)
+def test_an_engine_of_another_version(own_address, monkeypatch):
+    engine = ModelEngine(own_address)
+    with monkeypatch.context() as patch, pytest.raises(VersionError, match="one version of kvmarket"):
+        patch.setattr(messages, "PROTOCOL", b"kvmarket/0")
+        kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
+    engine.close()
 
 
 def test_an_engine_of_another_pid_namespace(engine, monkeypatch):
@@ -239,7 +241,7 @@ def test_a_pool_that_cannot_be_mapped_is_counted_and_avoided(market_address, mon
     reader.close()
 
 
-def test_no_room_in_shared_memory(monkeypatch, market_address):
+def test_no_room_in_shared_memory(monkeypatch, own_address):
     real = os.statvfs("/dev/shm")
 
     class Full:
@@ -247,7 +249,7 @@ def test_no_room_in_shared_memory(monkeypatch, market_address):
 
     monkeypatch.setattr(os, "statvfs", lambda _path: Full)
     with pytest.raises(SharedMemoryError, match="--shm-size"):
-        ModelEngine(market_address)
+        ModelEngine(own_address)
 
 
 def test_memory_of_another_kind():

@@ -7,6 +7,7 @@ can offer what it still holds.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -253,13 +254,20 @@ class Client:
 def start_service(address: Address) -> None:
     """Start the service of `address` as a process of its own, and wait until it listens.
 
-    Raises AddressError if it does not start.
+    Where somebody else is just starting it, returns after a moment. Raises AddressError if it does not start.
     """
     command = [sys.executable, "-m", "kvmarket.registry.daemon", str(address)]
     path = os.pathsep.join(entry for entry in sys.path if entry)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        log_fd = os.open(address.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(log_fd, "ab") as log:
+        # two descriptors of the log: a lock goes with what inherits its descriptor, and the service inherits the first
+        with (
+            os.fdopen(os.open(address.log, flags, 0o600), "a") as log,
+            os.fdopen(os.open(address.log, flags), "a") as turn,
+        ):
+            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if address.service_lives():
+                return
             done = subprocess.run(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -268,10 +276,11 @@ def start_service(address: Address) -> None:
                 env={**os.environ, "PYTHONPATH": path},
                 check=False,
             )
+    except BlockingIOError:
+        time.sleep(0.05)
+        return
     except OSError as error:
-        raise AddressError(
-            f"the service at {address} cannot be started: {error}; give an address you can write to"
-        ) from error
+        raise AddressError(f"the service at {address} cannot be started: {error}; give another address") from error
     if done.returncode:
         raise AddressError(f"the service at {address} did not start (exit {done.returncode}); see {address.log}")
 

@@ -26,7 +26,6 @@ def main(socket: str) -> int:
     os.close(parent_reads)
     os.setsid()
     os.chdir("/")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     try:
         service = Service(Address(socket), idle_exit=IDLE_SECONDS)
@@ -36,6 +35,7 @@ def main(socket: str) -> int:
             logging.getLogger("kvmarket.service").error("%s", error)  # noqa: TRY400 - the message says what to do
         os.write(child_writes, b"0" if taken else b"1")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: service.stop())
     os.write(child_writes, b"0")
     os.close(child_writes)
     try:

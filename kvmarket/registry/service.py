@@ -69,6 +69,7 @@ class Service:
         if lock is None:
             raise AddressError(f"a service already holds {address}; use it, or give another address")
         self._lock = lock
+        self._stopped = False
         self._book = Book()
         self._routes: dict[bytes, str] = {}  # connection -> member
         self._notices: dict[str, bytes] = {}  # member -> connection that hears notices
@@ -95,12 +96,9 @@ class Service:
         self._poller.register(self._socket, zmq.POLLIN)
 
     def run(self) -> None:
-        """Serve. Returns when idle for `idle_exit` seconds.
-
-        On KeyboardInterrupt or SIGTERM turned into SystemExit, it raises on.
-        """
+        """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
         empty_since = time.monotonic()
-        while True:
+        while not self._stopped:
             for source, _ in self._poller.poll(200):
                 if source is self._socket:
                     self._drain()
@@ -110,6 +108,10 @@ class Service:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
                 return
+
+    def stop(self) -> None:
+        """Have `run` return within 0.2 s. May be called from any thread or signal handler."""
+        self._stopped = True
 
     def close(self) -> None:
         """Remove the socket and let go of the lock; leaves no file behind."""

@@ -38,7 +38,7 @@ print(json.dumps(found))
 CASES = [  # kernel, fragment bytes, alignment, tile bytes, 64-bit counts
     ("pull", 65536, 16, 65536, False),
     ("pack", 512, 16, 65536, False),
-    ("scatter", 48, 16, 65536, True),
+    ("scatter", 48, 16, 32768, True),
     ("pull", 520, 8, 8192, False),
     ("scatter", 6, 2, 8192, False),
 ]

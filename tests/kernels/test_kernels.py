@@ -26,6 +26,8 @@ from tests.kernels.arrays import on, pairs, slots_of
 
 KERNELS = {"pack": (pack, pack_reference), "scatter": (scatter, scatter_reference), "pull": (pull, pull_reference)}
 CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+# Triton's interpreter up to 3.6 makes integers of one-element arrays, of which NumPy 1.25 and later warn.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
 
 @pytest.fixture(scope="module", params=["cpu", CUDA])

@@ -16,6 +16,8 @@ from kvmarket.layout import PagedCache, SlotArray
 from tests.bitwise import assert_same_blocks
 
 SLOTS, STRIDE = 5000, 1 << 20  # the last slot starts near 5 GiB
+# Triton's interpreter up to 3.6 makes integers of one-element arrays, of which NumPy 1.25 and later warn.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 
 
 def cache_over(memory: torch.Tensor) -> PagedCache:

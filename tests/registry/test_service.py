@@ -32,9 +32,9 @@ from kvmarket.shared_file import Process
 
 
 @pytest.fixture
-def place(market_address):
+def place(own_address):
     """A market whose service runs on a thread, until nobody has been in it for a moment."""
-    place = Address(market_address)
+    place = Address(own_address)
     service = Service(place, idle_exit=1.0)
     thread = threading.Thread(target=lambda: (service.run(), service.close()))
     thread.start()

@@ -1,0 +1,90 @@
+"""Settings that stop the engine, and configurations that leave the connector inert."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kvmarket.errors import MisuseError
+from vllm_hook import compat, limits
+
+
+def transfer(policy: str = "recompute", **extra: object) -> Any:
+    return SimpleNamespace(kv_load_failure_policy=policy, kv_connector_extra_config=extra)
+
+
+def test_policy_must_be_recompute_unless_forced():
+    with pytest.raises(MisuseError, match="kv_load_failure_policy"):
+        limits.settings_of(transfer("fail"))
+    assert limits.settings_of(transfer("fail", force=True)).force
+    assert limits.settings_of(transfer(address="/tmp/s", tenant="t")).tenant == "t"
+
+
+@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}])
+def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
+    with pytest.raises(MisuseError, match="known are address, tenant and force"):
+        limits.settings_of(transfer(**extra))
+
+
+class FullAttentionSpec:
+    pass
+
+
+class MambaSpec:
+    pass
+
+
+def config(**changes: object) -> Any:
+    values: dict[str, Any] = {
+        "model_config.runner_type": "generate",
+        "speculative_config": None,
+        "parallel_config.pipeline_parallel_size": 1,
+        "scheduler_config.async_scheduling": True,
+        "cache_config.enable_prefix_caching": True,
+        "cache_config.cache_dtype": "auto",
+        "cache_config.calculate_kv_scales": False,
+        **changes,
+    }
+    root = SimpleNamespace()
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        at = root
+        for parent in parents:
+            if not hasattr(at, parent):
+                setattr(at, parent, SimpleNamespace())
+            at = getattr(at, parent)
+        setattr(at, name, value)
+    return root
+
+
+def groups(*specs: object) -> Any:
+    return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs])
+
+
+@pytest.mark.parametrize(
+    ("changes", "specs", "reason"),
+    [
+        ({}, [FullAttentionSpec()], ""),
+        ({"model_config.runner_type": "pooling"}, [FullAttentionSpec()], "pooling"),
+        ({"speculative_config": object()}, [FullAttentionSpec()], "speculative"),
+        ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], "pipeline_parallel_size is 2"),
+        ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
+        ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
+        ({"cache_config.cache_dtype": "int8_per_token_head"}, [FullAttentionSpec()], "KV cache dtype"),
+        ({"cache_config.calculate_kv_scales": True}, [FullAttentionSpec()], "KV scales"),
+        ({}, [FullAttentionSpec(), FullAttentionSpec()], "2 KV cache groups"),
+        ({}, [MambaSpec()], "MambaSpec"),
+    ],
+)
+def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], specs: list[object], reason: str):
+    monkeypatch.setattr(compat, "defers_block_free", lambda: True)
+    assert reason in limits.refusal(config(**changes), groups(*specs))
+    assert bool(reason) == bool(limits.refusal(config(**changes), groups(*specs)))
+
+
+def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compat, "defers_block_free", lambda: False)
+    assert "0.24" in limits.refusal(config(), groups(FullAttentionSpec()))
+    assert not limits.refusal(config(**{"scheduler_config.async_scheduling": False}), groups(FullAttentionSpec()))
