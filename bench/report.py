@@ -42,4 +42,4 @@ def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterab
 def commit() -> str:
     """The commit that is measured; empty outside a checkout."""
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return head.stdout.strip()
+    return head.stdout.strip() if head.returncode == 0 else ""

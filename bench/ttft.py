@@ -21,6 +21,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import pynvml
 import torch
 
 from bench import report
@@ -170,6 +171,12 @@ class Bench:
         return found
 
 
+def driver() -> str:
+    """Version of the NVIDIA driver."""
+    pynvml.nvmlInit()
+    return str(pynvml.nvmlSystemGetDriverVersion())
+
+
 def main() -> None:
     """Measure, print, and write if asked. Exits 1 when a token or a cached count was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,7 +200,13 @@ def main() -> None:
         print(f"{tokens:>8}" + "".join(f"{cells.get(column, ''):>36}" for column in columns))
     if options.write:
         gpu = torch.cuda.get_device_name(0)
-        facts = {"gpu": gpu, "repeats": options.repeats, "copy_GBps": round(rate, 1), "wrong": bench.wrong}
+        facts = {
+            "gpu": gpu,
+            "repeats": options.repeats,
+            "copy_GBps": round(rate, 1),
+            "driver": driver(),
+            "wrong": bench.wrong,
+        }
         print(report.write(options.write, "ttft", rows, ("torch", "triton", "vllm", "kvmarket"), **facts))
     for line in bench.wrong:
         print("WRONG:", line)

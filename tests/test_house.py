@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -19,21 +21,24 @@ MOST_LINES = 300
 LONGER: dict[str, str] = {}  # path: why this one file may be longer
 
 # What the modules below a path may not import. A module stands above all that it imports.
+ABOVE = ("kvmarket.registry", "kvmarket.control", "kvmarket.data", "kvmarket.market", "zmq")
 FORBIDDEN = {
     "kvmarket/": ("vllm", "vllm_hook", "pickle"),
-    "kvmarket/layout.py": ("kvmarket.pool", "kvmarket.transport", "kvmarket.registry", "kvmarket.market", "zmq"),
-    "kvmarket/kernels/": ("kvmarket.pool", "kvmarket.transport", "kvmarket.registry", "kvmarket.market", "zmq"),
-    "kvmarket/pool/": ("kvmarket.registry", "kvmarket.market", "zmq"),
-    "kvmarket/transport/": ("kvmarket.registry", "kvmarket.market", "zmq"),
-    "kvmarket/registry/": ("kvmarket.market", "torch", "triton"),
+    "kvmarket/layout.py": ("kvmarket.pool", "kvmarket.transport", *ABOVE),
+    "kvmarket/kernels/": ("kvmarket.pool", "kvmarket.transport", *ABOVE),
+    "kvmarket/pool/": ABOVE,
+    "kvmarket/transport/": ABOVE,
+    "kvmarket/registry/": ("kvmarket.control", "kvmarket.data", "kvmarket.market", "torch", "triton"),
     "kvmarket/registry/trie.py": ("zmq",),
     "vllm_hook/": ("pickle",),
 }
+MACHINE = re.compile(r"/(?:home|root|work|Users)/[\w.-]+")
+PROMISE = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b(?!\(#\d+\))")  # in two parts, so as not to find itself
 SLOW_CALLS = re.compile(r"\.item$|\bcuda\.synchronize$|\bcuda\.set_device$")  # an event may be waited for, a device not
 
 
 def name_of(path: Path) -> str:
-    """`path` as the repository names it; also the test's id."""
+    """`path` as the repository names it."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -68,80 +73,88 @@ def imports(path: Path) -> Iterator[tuple[ast.AST, str]]:
             yield from ((node, f"{base}.{alias.name}") for alias in node.names)
 
 
-library = pytest.mark.parametrize("path", LIBRARY, ids=name_of)
-sources = pytest.mark.parametrize("path", SOURCES, ids=name_of)
-texts = pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def found_in(paths: list[Path], look: Callable[[Path], Iterable[str]]) -> str:
+    """What `look` finds in any of the files, one finding a line; each is reported at once, not the first alone."""
+    return "\n".join(finding for path in paths for finding in look(path))
 
 
-@sources
-def test_module_says_what_it_is(path: Path):
-    empty_marker = path.name == "__init__.py" and not path.read_text(encoding="utf-8").strip() and path not in LIBRARY
-    assert empty_marker or ast.get_docstring(tree_of(path)), f"{name_of(path)} has no docstring"
+def test_modules_say_what_they_are():
+    def look(path: Path) -> Iterator[str]:
+        if not ast.get_docstring(tree_of(path)) and (path in LIBRARY or tree_of(path).body):
+            yield at(path, tree_of(path), "no docstring")
+
+    assert not (found := found_in(SOURCES, look)), found
 
 
-@sources
-def test_file_is_short(path: Path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    reason = LONGER.get(name_of(path))
-    if reason is None:
-        assert lines <= MOST_LINES, f"{name_of(path)} has {lines} lines; split it, or say in LONGER why"
-    else:
-        assert lines > MOST_LINES, f"{name_of(path)} is short again; take it out of LONGER"
+def test_files_are_short():
+    def look(path: Path) -> Iterator[str]:
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > MOST_LINES and name_of(path) not in LONGER:
+            yield at(path, tree_of(path), f"{lines} lines; split it, or say in LONGER why it is one")
+        if lines <= MOST_LINES and name_of(path) in LONGER:
+            yield at(path, tree_of(path), "is short again; take it out of LONGER")
+
+    assert not (found := found_in(SOURCES, look)), found
+    assert set(LONGER) <= {name_of(path) for path in SOURCES}
 
 
-@library
-def test_no_print(path: Path):
-    found = [at(path, c, "print") for c in calls(path) if isinstance(c.func, ast.Name) and c.func.id == "print"]
-    assert not found, "\n".join(found)
+def test_no_print():
+    def look(path: Path) -> Iterator[str]:
+        yield from (at(path, call, "print") for call in calls(path) if ast.unparse(call.func) == "print")
+
+    assert not (found := found_in(LIBRARY, look)), found
 
 
-@sources
-def test_no_blanket_except(path: Path):
-    found = []
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ExceptHandler):
-            caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            names = {c.id for c in caught if isinstance(c, ast.Name)}
-            if node.type is None or names & {"Exception", "BaseException"}:
-                found.append(at(path, node, "blanket except; name what can be raised"))
-    assert not found, "\n".join(found)
+def test_no_blanket_except():
+    def look(path: Path) -> Iterator[str]:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ExceptHandler):
+                caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                if any(c is None or ast.unparse(c) in ("Exception", "BaseException") for c in caught):
+                    yield at(path, node, "blanket except; name what can be raised")
+
+    assert not (found := found_in(SOURCES, look)), found
 
 
-@library
-def test_nothing_waits_for_the_gpu(path: Path):
-    found = [
-        at(path, c, f"{ast.unparse(c.func)}() waits for a device or changes it for everybody")
-        for c in calls(path)
-        if SLOW_CALLS.search(ast.unparse(c.func))
-    ]
-    assert not found, "\n".join(found)
+def test_nothing_waits_for_a_device():
+    def look(path: Path) -> Iterator[str]:
+        for call in calls(path):
+            if SLOW_CALLS.search(name := ast.unparse(call.func)):
+                yield at(path, call, f"{name}() waits for a device, or changes it for everybody")
+
+    assert not (found := found_in(LIBRARY, look)), found
 
 
-@library
-def test_layers(path: Path):
-    found = [
-        at(path, node, f"{where} may not import {name}")
-        for where, banned in FORBIDDEN.items()
-        if name_of(path).startswith(where)
-        for node, name in imports(path)
-        if any(name == b or name.startswith(f"{b}.") for b in banned)
-    ]
-    assert not found, "\n".join(sorted(set(found)))
+def test_layers():
+    def look(path: Path) -> Iterator[str]:
+        for where, banned in FORBIDDEN.items():
+            if name_of(path).startswith(where):
+                for node, name in imports(path):
+                    if any(name == b or name.startswith(f"{b}.") for b in banned):
+                        yield at(path, node, f"{where} may not import {name}")
+
+    assert not (found := found_in(LIBRARY, look)), found
 
 
-@texts
-def test_knows_no_machine(path: Path):
-    # Spelled so that this file does not find itself.
-    found = re.findall(r"/(?:home|root|work|Users)/[\w.-]+", path.read_text(encoding="utf-8"))
-    assert not found, f"{name_of(path)} names a path of one machine: {found}"
+@pytest.mark.parametrize("module", ["kvmarket", "kvmarket.registry", "kvmarket.registry.service", "kvmarket.cli"])
+def test_starts_without_torch(module: str):
+    """What the service and the command line load, however indirectly."""
+    code = f"import sys, {module}; print(*sorted({{'torch', 'triton', 'vllm'}} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
-@texts
-def test_promises_are_tracked(path: Path):
-    found = re.findall(r"\b(?:TO" r"DO|FIX" r"ME|X" r"XX)\b(?!\(#\d+\))", path.read_text(encoding="utf-8"))
-    assert not found, f"{name_of(path)}: write the issue's number behind it, as in {found[0]}(#12)"
+def test_knows_no_machine():
+    def look(path: Path) -> Iterator[str]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            yield from (f"{name_of(path)}:{number}: {found}" for found in MACHINE.findall(line))
+
+    assert not (found := found_in(TEXTS, look)), found
 
 
-def test_exceptions_exist():
-    known = {name_of(p) for p in SOURCES}
-    assert set(LONGER) <= known, f"LONGER names files that are gone: {set(LONGER) - known}"
+def test_promises_are_tracked():
+    def look(path: Path) -> Iterator[str]:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            yield from (f"{name_of(path)}:{number}: {word} needs an issue's number" for word in PROMISE.findall(line))
+
+    assert not (found := found_in(TEXTS, look)), found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import time
 from types import ModuleType
 
 import msgspec
@@ -31,6 +32,7 @@ class Request(msgspec.Struct, frozen=True):
     tokens: list[int]
     new_tokens: int
     reuse: bool = True
+    wait_for: int = 0  # tokens that the market must offer before the engine starts; gives up after ten seconds
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -81,6 +83,9 @@ def run(configuration: Configuration) -> None:
     try:
         for line in sys.stdin.buffer:
             request = msgspec.json.decode(line, type=Request)
+            deadline = time.monotonic() + 10
+            while engine.market.match(request.tokens).tokens < request.wait_for and time.monotonic() < deadline:
+                time.sleep(0.01)
             result = engine.generate(request.tokens, request.new_tokens, request.reuse)
             replies.write(msgspec.json.encode(result) + b"\n")
     finally:

@@ -48,6 +48,11 @@ class Engine:
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
 
+        if not options.get("module", True):  # by name alone, as vLLM's plugin loader would have it
+            from vllm_hook.plugin import register
+
+            register()
+            register()
         self.llm = LLM(
             options["model"],
             skip_tokenizer_init=True,
