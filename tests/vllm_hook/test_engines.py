@@ -90,7 +90,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
 
         engines = [
             start("a"),
-            start("b", 1),
+            start("b", 1, module=""),
             start("c", 0, module="gated_connector", connector="GatedConnector"),
             start("other", 1, model=model2),
             start("plain", 1, address=None),
