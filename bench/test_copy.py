@@ -1,7 +1,7 @@
 """``make bench``: what copying blocks between two arrays costs, beside one contiguous copy of as many bytes.
 
-Within one device: on a GPU the kernels, on a CPU the torch reference. The same cases as the tests have. `extra_info` has
-the payload in bytes, counted once.
+Within one device: on a GPU the kernels, on a CPU the torch reference. The same cases as the tests have. `extra_info`
+has the payload in bytes, counted once.
 """
 
 from __future__ import annotations
