@@ -149,13 +149,10 @@ class MiniEngine:
         page = (blocks, 2, block_size, shape.kv_heads, shape.head_dim)
         self.pages = [torch.zeros(page, dtype=shape.dtype, device=self.device) for _ in range(shape.layers)]
         self.free = deque(range(blocks))
-        self.kept: deque[list[int]] = (
-            deque()
-        )  # blocks of finished sequences, the oldest first: still there, still offered
+        self.kept: deque[list[int]] = deque()  # of finished sequences, the oldest first: still there, still offered
         self.cache = kvmarket.PagedCache(self.pages, block_size=block_size, slot_dim=0)
-        fingerprint = kvmarket.Fingerprint.of(
-            engine="mini", chunk=CHUNK, device=self.device.type, **asdict(shape), **facts
-        )
+        facts |= {"engine": "mini", "chunk": CHUNK, "device": self.device.type, **asdict(shape)}
+        fingerprint = kvmarket.Fingerprint.of(**facts)
         self.market = kvmarket.connect(self.cache, fingerprint, tenant=tenant, address=address)
 
     def take(self, count: int) -> list[int]:
@@ -177,9 +174,7 @@ class MiniEngine:
         imported, fetch_seconds = 0, 0.0
         if reuse:
             hit = self.market.match(tokens)
-            wanted = min(
-                hit.blocks, (len(tokens) - 1) // self.block_size
-            )  # one token must be left: its logits are the answer
+            wanted = min(hit.blocks, (len(tokens) - 1) // self.block_size)  # leave one to compute: we need its logits
             fetching = time.perf_counter()
             imported = self.market.fetch(hit, blocks[:wanted]).wait()
             fetch_seconds = time.perf_counter() - fetching
