@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -19,6 +19,7 @@ from kvmarket.layout import Layout
 from kvmarket.ledger import Entry, Ledger
 from kvmarket.offer import Hit, Offer, PoolDescriptor
 from kvmarket.pool import Generations
+from kvmarket.pool.owners import release
 from kvmarket.registry.address import Address
 from kvmarket.registry.client import Client
 from kvmarket.registry.messages import Join, OfferBlocks, PoolRecord, Retire
@@ -31,11 +32,26 @@ _descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
 class OwnPool:
     """One of this engine's pools: its descriptor, the generations it alone writes, and what it has on offer."""
 
-    def __init__(self, layout: Layout, ranks: Sequence[Memory]) -> None:
-        """A new pool with a new id, a new epoch and new generations."""
-        self.generations = Generations(layout.slots)
+    def __init__(self, layout: Layout, ranks: Sequence[Memory], generations: Generations | None = None) -> None:
+        """A new pool with a new id; its generations are new too unless they are given, shared with other markets."""
+        self.generations = generations or Generations(layout.slots)
+        self._epoch = self.generations.epoch
         self.descriptor = PoolDescriptor(uuid.uuid4().hex, layout, self.generations.file, tuple(ranks))
         self.ledger = Ledger(layout.block_size)
+
+    def standing(self) -> Ledger:
+        """The ledger; empty when somebody has raised the epoch, which killed all that was in it."""
+        if self.generations.epoch != self._epoch:
+            self._epoch = self.generations.epoch
+            self.ledger.clear()
+        return self.ledger
+
+    def close(self) -> None:
+        """Every offer of this pool is dead when this returns; what others offer of the same memory is not."""
+        if release(self.generations):
+            self.generations.close()
+        else:
+            self.generations.raise_slots(self.ledger.slots())
 
     @property
     def id(self) -> str:
@@ -61,22 +77,21 @@ class ControlHalf:
         tenant: str = "",
         address: str | os.PathLike[str] | None = None,
         staging: tuple[Layout, Sequence[Memory]] | None = None,
+        generations: Generations | None = None,
+        on_gone: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
         """Join the market at `address` with the pool that `layout` and `ranks` describe, and a staging pool if any.
 
-        Starts the market's service if nobody has, which costs about a second; else this costs some milliseconds. Raises
-        FingerprintError, LayoutError (an engine of this fingerprint has other geometry), AddressError, VersionError,
-        NamespaceError, RefusedError.
+        `generations`: those of the memory, where several markets share it. `on_gone` hears of pools that have gone, on
+        a thread of the market's own. Starts the market's service if nobody has, which costs about a second; else this
+        costs some milliseconds. Raises FingerprintError, LayoutError (an engine of this fingerprint has other
+        geometry), AddressError, VersionError, NamespaceError, RefusedError.
         """
-        if not isinstance(fingerprint, Fingerprint):
-            raise FingerprintError(
-                f"fingerprint is a {type(fingerprint).__name__}; make it with Fingerprint.of(model=..., dtype=...)"
-            )
-        if not isinstance(tenant, str):
-            raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")
+        check_identity(fingerprint, tenant)
         self.layout, self.tenant = layout, tenant
         self.block_size = layout.block_size
-        self.pool = OwnPool(layout, ranks)
+        self.pool = OwnPool(layout, ranks, generations)
+        self._on_gone = on_gone
         self.staging = OwnPool(*staging) if staging else None
         self._pools = [self.pool, self.staging] if self.staging else [self.pool]
         self._known: dict[str, PoolDescriptor] = {}
@@ -96,7 +111,7 @@ class ControlHalf:
             self._client = Client(Address(address), join, self._forget, self._offer_again)
         except KVMarketError:
             for pool in self._pools:
-                pool.generations.close()
+                pool.close()
             raise
 
     def generations(self, slots: Sequence[int], *, staged: bool = False) -> list[int]:
@@ -142,7 +157,7 @@ class ControlHalf:
                 return 0
             owner = self.tenant if tenant is None else tenant
             array = array[: (first + live) * self.block_size]
-            old = pool.ledger.news(owner, array, first, slots[:live], now[:live])
+            old = pool.standing().news(owner, array, first, slots[:live], now[:live])
             if old < live:
                 self._put_up(pool, Entry(owner, array, first + old, tuple(slots[old:live]), tuple(now[old:live])))
             return live
@@ -150,7 +165,7 @@ class ControlHalf:
     def check_news(self, tokens: Integers, slots: Sequence[int], generations: Sequence[int]) -> None:
         """Raise what `offer` would raise for these arguments; offers nothing."""
         with self._lock:
-            self.pool.ledger.news(self.tenant, as_tokens(tokens), 0, slots, generations)
+            self.pool.standing().news(self.tenant, as_tokens(tokens), 0, slots, generations)
 
     def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0, own: bool = True) -> Hit:
         """The longest offered prefix of `tokens`, every whole block from block `first` on.
@@ -192,8 +207,8 @@ class ControlHalf:
         """
         pool = self._own(staged)
         pool.generations.check_slots(slots)
+        pool.generations.raise_slots(slots)  # first, and without waiting for whoever holds the lock
         with self._lock:
-            pool.generations.raise_slots(slots)
             gone = pool.ledger.drop(slots)
             if gone:
                 self._client.send(Retire(pool.id, tuple(gone)))
@@ -203,12 +218,12 @@ class ControlHalf:
 
         Counted under `reason`.
         """
+        for pool in self._pools:
+            pool.generations.raise_epoch()
+        counters.add("failed_closed", reason=reason)
         with self._lock:
             for pool in self._pools:
-                pool.generations.raise_epoch()
-            counters.add("failed_closed", reason=reason)
-            for pool in self._pools:
-                pool.ledger.clear()
+                pool.standing().clear()
                 self._client.send(Retire(pool.id, None))
 
     def avoid(self, pool: str) -> None:
@@ -226,10 +241,10 @@ class ControlHalf:
         if not self._closed:
             self._closed = True
             for pool in self._pools:
-                pool.generations.raise_epoch()
+                pool.generations.raise_slots(pool.ledger.slots())
             self._client.close()
             for pool in self._pools:
-                pool.generations.close()
+                pool.close()
 
     def _own(self, staged: bool) -> OwnPool:
         if not staged:
@@ -258,9 +273,9 @@ class ControlHalf:
     def _offer_again(self) -> None:
         """The service started anew and knows nothing: offer all that still stands. Runs on the watching thread."""
         with self._lock:
-            for pool in self._pools:
-                for entry in pool.ledger.entries():
-                    self._send_offer(pool, entry)
+            entries = [(pool, entry) for pool in self._pools for entry in pool.standing().entries()]
+        for pool, entry in entries:
+            self._send_offer(pool, entry)
 
     def _forget(self, pools: tuple[str, ...]) -> None:
         """A notice: these pools are gone. Runs on the watching thread."""
@@ -269,3 +284,15 @@ class ControlHalf:
                 self._known.pop(pool, None)
             self._unreachable = self._unreachable - set(pools)
             self._gone.extend(pools)
+        if self._on_gone is not None:
+            self._on_gone(pools)
+
+
+def check_identity(fingerprint: Fingerprint, tenant: str) -> None:
+    """Raise FingerprintError or MisuseError unless these can name who shares with whom."""
+    if not isinstance(fingerprint, Fingerprint):
+        raise FingerprintError(
+            f"fingerprint is a {type(fingerprint).__name__}; make it with Fingerprint.of(model=..., dtype=...)"
+        )
+    if not isinstance(tenant, str):
+        raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")

@@ -17,7 +17,7 @@ from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Hit, PoolDescriptor
 from kvmarket.pool import GenerationReader
-from kvmarket.transport import Memory, export, map_memory
+from kvmarket.transport import Memory, enable_peer_access, export, map_memory
 
 FETCH_PROGRAMS = 24  # of Triton: more add little to the rate of the link, and take SMs from the engine's own kernels
 
@@ -54,7 +54,9 @@ class DataHalf:
         self._rank = rank
         self._on_unreachable = on_unreachable
         self._mapped: dict[str, MappedPool] = {}
-        self._flying: list[Moved] = []  # copies under way keep their mappings, whatever the caller does with the handle
+        self._flying: list[
+            tuple[Moved, frozenset[int]]
+        ] = []  # copies under way keep their mappings, whatever the caller does with the handle
         self._lock = threading.Lock()
         self._device = cache.device
         self._cuda = cache.device.type == "cuda"
@@ -91,12 +93,25 @@ class DataHalf:
                 break
         moved = self._launch(pieces, len(block_ids))
         with self._lock:
-            self._flying = [*(one for one in self._flying if not one.done()), moved]
+            self._prune()
+            self._flying.append((moved, frozenset(block_ids)))
         return moved
+
+    def check_landed(self, block_ids: Sequence[int]) -> None:
+        """Raise SlotError if a fetch into one of these slots is still under way: there is nothing to publish yet."""
+        with self._lock:
+            self._prune()
+            flying = {slot for _, slots in self._flying for slot in slots}
+        for slot in block_ids:
+            if slot in flying:
+                raise SlotError(
+                    f"block id {slot} is still being fetched; call wait() on that fetch before you publish it"
+                )
 
     def forget(self, pools: Sequence[str]) -> None:
         """Drop the mappings of these pools, which are gone; a copy in flight keeps its mapping until it is done."""
         with self._lock:
+            self._prune()
             for pool in pools:
                 self._mapped.pop(pool, None)
 
@@ -109,6 +124,10 @@ class DataHalf:
         with self._lock:
             self._mapped.clear()
             self._flying.clear()
+
+    def _prune(self) -> None:
+        """Forget copies that are done, and with them what they kept alive."""
+        self._flying = [(moved, slots) for moved, slots in self._flying if not moved.done()]
 
     def check(self, hit: Hit, block_ids: Sequence[int], first: int) -> None:
         """Raise SlotError unless `fetch` could take these arguments; launches nothing."""
@@ -132,10 +151,8 @@ class DataHalf:
                 return mapped
             try:
                 generations = GenerationReader(descriptor.generations, descriptor.layout.slots)
-                array = _own_arrays.get(descriptor.pool) or SlotArray(
-                    descriptor.layout, map_memory(self._memory_of(descriptor), self._device)
-                )
-            except KVMarketError as error:
+                array = self._array_of(descriptor)
+            except (KVMarketError, OSError) as error:
                 counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
                 if self._on_unreachable is not None:
                     self._on_unreachable(descriptor.pool)
@@ -144,6 +161,15 @@ class DataHalf:
                 prepare(array, self.slots)
             mapped = self._mapped[descriptor.pool] = MappedPool(array, generations)
             return mapped
+
+    def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
+        """The pool's slots: mapped, or, where it belongs to this very process, as they are."""
+        own = _own_arrays.get(descriptor.pool)
+        if own is None:
+            return SlotArray(descriptor.layout, map_memory(self._memory_of(descriptor), self._device))
+        if own.device != self._device:
+            enable_peer_access(own.segments[0], self._device)
+        return own
 
     def _memory_of(self, descriptor: PoolDescriptor) -> Memory:
         if self._rank >= len(descriptor.ranks):
@@ -161,7 +187,12 @@ class DataHalf:
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
-                held = self._copy(pieces)
+                try:
+                    held = self._copy(pieces)
+                except RuntimeError as error:  # out of memory, say: nothing that was launched may land later on
+                    self._stream.synchronize()
+                    counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
+                    return Moved(asked, [], lambda: True, lambda: None, None)
                 event.record()
         return Moved(asked, checks, event.query, event.synchronize, [keep, held])
 

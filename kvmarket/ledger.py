@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from kvmarket.errors import SlotError
+from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.tokens import Int32s
 from kvmarket.registry.trie import PrefixTrie
 
@@ -43,7 +44,9 @@ class Ledger:
         same = [self._standing.get(slot) == (g, tenant) for slot, g in zip(slots, generations, strict=True)]
         trie = self._tries.get(tenant)
         found = trie.match_all(tokens)[first:] if trie is not None and any(same) else []
-        known = [slot in found[i] if i < len(found) else False for i, slot in enumerate(slots)]
+        known = [
+            i < len(found) and (slot in found[i] or len(found[i]) >= OFFERS_PER_BLOCK) for i, slot in enumerate(slots)
+        ]
         for slot, generation, here in zip(slots, generations, known, strict=True):
             if not here and slot in self._standing and self._standing[slot][0] == generation:
                 raise SlotError(
@@ -70,6 +73,10 @@ class Ledger:
             if not self._tries[tenant]:
                 del self._tries[tenant]
         return [slot for gone in dropped.values() for slot in gone]
+
+    def slots(self) -> list[int]:
+        """The slots on offer."""
+        return list(self._standing)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from kvmarket import counters
-from kvmarket.control import ControlHalf
+from kvmarket.control import ControlHalf, check_identity
 from kvmarket.data import DataHalf, register_own, unregister_own
 from kvmarket.errors import ClosedError, KVMarketError, LayoutError, MisuseError, SlotError
 from kvmarket.fingerprint import Fingerprint
@@ -20,6 +21,7 @@ from kvmarket.moved import Moved
 from kvmarket.offer import Hit
 from kvmarket.pending import Pending
 from kvmarket.pool import StagingPool
+from kvmarket.pool.owners import acquire
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 
 
@@ -64,14 +66,27 @@ class Market:
             raise LayoutError(
                 f"cache is a {type(cache).__name__}; wrap the tensors: PagedCache(layer_tensors, block_size=...)"
             )
+        check_identity(fingerprint, tenant)
         self.cache = cache
         self._closed = False
         self._pending = Pending()
         self._staging = StagingPool(cache, staging_bytes) if staging_bytes else None
         self._data = DataHalf(cache, on_unreachable=self._avoid)
         staging = (self._staging.slots.layout, [self._staging.memory]) if self._staging else None
+        self._pid = os.getpid()
+        self._staging_turn = threading.Lock()
         try:
-            self._control = ControlHalf(cache.layout, [self._data.memory], fingerprint, tenant, address, staging)
+            generations = acquire(cache)
+            self._control = ControlHalf(
+                cache.layout,
+                [self._data.memory],
+                fingerprint,
+                tenant,
+                address,
+                staging,
+                generations,
+                on_gone=self._data.forget,
+            )
         except KVMarketError:
             self._data.close()
             raise
@@ -104,6 +119,7 @@ class Market:
         ids = ids[:blocks]
         array = array[: blocks * self.cache.block_size].copy()  # offered later: the caller may reuse its array
         generations = self._control.generations(ids)
+        self._data.check_landed(ids)
         if not blocks:
             return 0
         if staged:
@@ -122,7 +138,6 @@ class Market:
         some 0.2 ms at 8,192 tokens.
         """
         self._check_open()
-        self._data.forget(self._control.take_gone())
         return self._control.match(tokens)
 
     def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Moved:
@@ -156,7 +171,7 @@ class Market:
 
         May be called twice.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._pid:  # a fork has no part in its parent's market
             return
         self._closed = True
         atexit.unregister(self.close)
@@ -183,19 +198,21 @@ class Market:
             raise MisuseError(
                 "staged=True needs a staging pool; give connect(..., staging_bytes=...) at least one block"
             )
-        staged = self._staging.ring.take(len(ids))
-        ids, generations = ids[: len(staged)], generations[: len(staged)]
-        tokens = tokens[: len(staged) * self.cache.block_size]
-        self._control.retire(staged, staged=True)
-        expected = self._control.generations(staged, staged=True)
-        keep = self._staging.pack(self._data.slots, ids, staged)
+        with self._staging_turn:  # nobody may take the same slots before their generations are read
+            staged = self._staging.ring.take(len(ids))
+            ids, generations = ids[: len(staged)], generations[: len(staged)]
+            self._control.retire(staged, staged=True)
+            expected = self._control.generations(staged, staged=True)
+            keep = self._staging.pack(self._data.slots, ids, staged)
 
         def offer() -> None:
             keep.clear()
-            if self._control.generations(ids) != generations:
-                counters.add("offer_dropped", len(ids), reason="a slot was retired before its block was packed")
-                return
-            self._control.offer(tokens, staged, expected, staged=True)
+            now = self._control.generations(ids)
+            live = next((i for i, (a, b) in enumerate(zip(now, generations, strict=True)) if a != b), len(ids))
+            if live < len(ids):
+                counters.add("offer_dropped", len(ids) - live, reason="a slot was retired before its block was packed")
+            prefix = tokens[: live * self.cache.block_size]
+            self._control.offer(prefix, staged[:live], expected[:live], staged=True)
 
         self._when_complete(offer)
         return len(staged)

@@ -37,9 +37,15 @@ class Moved:
 
     def done(self) -> bool:
         """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs some us."""
-        if self._valid is None and self._query():
+        if self._valid is None and self._completed():
             self._settle()
         return self._valid is not None
+
+    def _completed(self) -> bool:
+        try:
+            return self._query()
+        except RuntimeError:  # `finish` raises it again, and it is counted there
+            return True
 
     def wait(self) -> int:
         """Wait for the copy; how many leading blocks are valid. The others' slots hold no meaningful bytes.

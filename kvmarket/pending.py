@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from kvmarket import counters
+
 POLL_SECONDS = 0.0005
 
 
@@ -49,8 +51,16 @@ class Pending:
                     self._changed.wait()
                     continue
                 ready, commit = self._queue[0]
-                if not ready():
-                    self._changed.wait(POLL_SECONDS)
-                    continue
+                try:
+                    if not ready():
+                        self._changed.wait(POLL_SECONDS)
+                        continue
+                except RuntimeError as error:
+                    counters.add("offer_dropped", reason=f"its completion cannot be polled: {error}")
+                    commit = _nothing
                 self._queue.popleft()
             commit()
+
+
+def _nothing() -> None:
+    """In place of a publication that failed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -19,9 +20,9 @@ from kvmarket.errors import NamespaceError, SharedMemoryError
 class Process(msgspec.Struct, frozen=True):
     """A process of this node, told apart from a later one with the same number by its start time."""
 
-    pid: int
-    start: int
-    namespace: int
+    pid: Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
+    start: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+    namespace: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
     @classmethod
     def current(cls) -> Process:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import threading
 
 import pytest
 import torch
 
+import kvmarket
 from kvmarket import counters, data
 from kvmarket.errors import SlotError
-from tests.model_engine import BLOCK, ModelEngine, until
+from tests.model_engine import BLOCK, FACTS, ModelEngine, until
 
 
 @pytest.fixture
@@ -75,9 +78,9 @@ def test_a_slot_retired_while_it_was_being_packed(pair, monkeypatch):
     monkeypatch.setattr(owner.market, "_when_complete", waiting.append)
     tokens = prompt(16, 5)
     owner.publish(tokens, [0, 1, 2, 3], staged=True)
-    owner.market.retire([3])
+    owner.market.retire([1])
     waiting.pop()()
-    assert reader.market.match(tokens).blocks == 0
+    assert reader.market.match(tokens).blocks == 1, "only what lies before the retired slot"
 
 
 def test_a_staging_slot_taken_again_while_it_was_being_packed(pair, monkeypatch):
@@ -229,3 +232,52 @@ def test_a_slot_reused_while_the_gpu_still_computes(market_address):
     assert reader.market.match(tokens).blocks == 0
     owner.close()
     reader.close()
+
+
+def test_markets_over_one_cache_share_its_generations(pair):
+    """Two tenants of one engine: what one market retires is dead in the other one too."""
+    owner, reader = pair
+    cache, fingerprint = owner.cache, kvmarket.Fingerprint.of(**FACTS)
+    with kvmarket.connect(cache, fingerprint, "b", address=owner.market._control._client._address.socket) as other:
+        tokens = prompt(16, 22)
+        owner.publish(tokens, [0, 1, 2, 3])
+        hit = matched(reader, tokens)
+        other.retire([1])
+        assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 1
+        kept = prompt(16, 23)
+        owner.publish(kept, [8, 9, 10, 11])
+        matched(reader, kept)
+    assert reader.take(kept, [4, 5, 6, 7]) == 4, "closing one market leaves the other's offers alone"
+
+
+def test_publishing_a_slot_that_is_still_being_fetched_is_refused(pair, monkeypatch):
+    owner, reader = pair
+    tokens, may_go = prompt(16, 24), threading.Event()
+    owner.publish(tokens, [0, 1, 2, 3])
+    hit = matched(reader, tokens)
+
+    def copy(*arguments, **options):
+        may_go.wait()
+        real(*arguments, **options)
+
+    real = data.copy_blocks
+    monkeypatch.setattr(data, "copy_blocks", copy)
+    moved = reader.market.fetch(hit, [4, 5, 6, 7])
+    with pytest.raises(SlotError, match=r"block id 4 .* wait\(\)"):
+        reader.market.publish(tokens, [4, 5, 6, 7])
+    may_go.set()
+    assert moved.wait() == 4
+    assert reader.market.publish(tokens, [4, 5, 6, 7]) == 4
+
+
+def test_a_fork_has_no_part_in_its_parents_market(pair):
+    """The child's exit handlers must not raise the parent's generations."""
+    owner, reader = pair
+    tokens = prompt(16, 25)
+    owner.publish(tokens, [0, 1, 2, 3])
+    matched(reader, tokens)
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=owner.market.close)
+    child.start()
+    child.join()
+    assert reader.take(tokens, [0, 1, 2, 3]) == 4

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-import zmq
 
 import kvmarket
 from kvmarket import counters
 from kvmarket.errors import (
-    AddressError,
     FingerprintError,
     KVMarketError,
     LayoutError,
@@ -26,10 +23,7 @@ from kvmarket.errors import (
     SlotError,
     TokenError,
     TransportError,
-    VersionError,
 )
-from kvmarket.registry import messages
-from kvmarket.registry.address import Address
 from tests.model_engine import BLOCK, FACTS, SLOTS, ModelEngine, until
 
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
@@ -147,70 +141,6 @@ def test_caches_that_do_not_fit_under_one_fingerprint(market_address, change):
     engine = ModelEngine(market_address)
     with pytest.raises(LayoutError, match="fingerprint"):
         kvmarket.connect(other, FINGERPRINT, address=market_address)
-    engine.close()
-
-
-def test_addresses_that_cannot_be(tmp_path):
-    with pytest.raises(AddressError, match="too long"):
-        Address(tmp_path / ("x" * 120))
-    with pytest.raises(AddressError, match="names no Unix socket"):
-        Address("tcp://127.0.0.1:5555")
-    (tmp_path / "file").touch()
-    with pytest.raises(AddressError, match="cannot be made"):
-        Address(tmp_path / "file" / "socket")
-
-
-def test_a_default_directory_that_others_can_enter(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.delenv("KVMARKET_ADDRESS", raising=False)
-    (tmp_path / "kvmarket").mkdir(mode=0o755)
-    with pytest.raises(AddressError, match="0700"):
-        Address()
-
-
-def test_the_markets_files_are_private(engine):
-    place = engine.market._control._client._address
-    assert [oct(path.stat().st_mode & 0o777) for path in (place.socket, place.lock)] == ["0o600", "0o600"]
-
-
-def test_a_socket_that_cannot_be_made(own_address):
-    """A directory where the socket should be: the service cannot bind, and `connect` says where to look."""
-    from kvmarket.registry.service import Service
-
-    place = Address(own_address)
-    place.socket.mkdir()
-    with pytest.raises(AddressError, match="give another address"):
-        Service(place)
-
-
-def test_a_service_of_another_version(engine, own_address):
-    """Something holds the lock and answers in another protocol."""
-    place = Address(own_address)
-    lock = place.take_lock()
-    assert lock is not None
-    context = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.bind(place.endpoint)
-
-    def answer() -> None:
-        route, *_ = router.recv_multipart()
-        router.send_multipart([route, b"kvmarket/999", b"\x80"])
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    with pytest.raises(VersionError, match="kvmarket/999"):
-        kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
-    thread.join()
-    router.close(linger=0)
-    context.term()
-    os.close(lock)
-
-
-def test_an_engine_of_another_version(own_address, monkeypatch):
-    engine = ModelEngine(own_address)
-    with monkeypatch.context() as patch, pytest.raises(VersionError, match="one version of kvmarket"):
-        patch.setattr(messages, "PROTOCOL", b"kvmarket/0")
-        kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
     engine.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,11 +58,25 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory]) -> Fingerprint:
         dtype=str(model.dtype),
         config=_config(model.hf_config),
         quantization=str(model.quantization),
-        weights=f"dummy, seed {model.seed}" if dummy else "loaded",
+        weights=f"dummy, seed {model.seed}" if dummy else weights_of(model.model, model.hf_config),
         kv_dtype=str(cache.cache_dtype),
         tensor_parallel=len(ranks),
         **dict(ranks[0].facts),
     )
+
+
+def weights_of(model: str, hf_config: Any) -> str:
+    """Which weights: of a folder its files as they are now, of a hub's name the commit that it stood for."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return str(getattr(hf_config, "_commit_hash", None))
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+    facts = [
+        (path.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        for path in files
+        if (status := path.stat())
+    ]
+    return repr(facts)
 
 
 def _config(hf_config: Any) -> str:

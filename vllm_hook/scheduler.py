@@ -86,6 +86,9 @@ class SchedulerSide:
             self._control.fail_closed(reason)
         self._steps.clear()
         self._flights.clear()
+        self._found.clear()
+        for track in self._tracks.values():  # what they go on to compute rests on blocks from before
+            track.refusal = track.refusal or reason
 
     def describe(self) -> str:
         """What is on, in a few words for the engine's log."""

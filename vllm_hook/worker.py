@@ -72,12 +72,16 @@ class WorkerSide:
     def poll(self) -> None:
         """Look which loads have ended; waits for none."""
         moving, self._moving = self._moving, []
-        while moving:
-            load, moved = moving.pop()
-            if moved.done():
-                self._end(load, moved.valid)
-            else:
-                self._moving.append((load, moved))
+        try:
+            while moving:
+                load, moved = moving[-1]
+                if moved.done():
+                    self._end(load, moved.valid)
+                else:
+                    self._moving.append((load, moved))
+                moving.pop()
+        finally:
+            self._moving.extend(moving)
 
     def failed(self, reason: str) -> None:
         """Something raised while loads were started: those that were not are computed instead."""

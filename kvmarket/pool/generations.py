@@ -19,6 +19,7 @@ import fcntl
 import mmap
 import os
 import platform
+import threading
 from collections.abc import Iterable, Sequence
 
 from kvmarket.errors import PlatformError, SharedMemoryError, SlotError
@@ -31,7 +32,7 @@ _SEAL_SHRINK, _SEAL_GROW, _SEAL_FUTURE_WRITE = 0x2, 0x4, 0x10  # linux/fcntl.h
 
 
 class Generations:
-    """The owner's side: creates the words, is the only one that writes them. Not thread-safe for two writers."""
+    """The owner's side: creates the words, is the only process that writes them. Thread-safe."""
 
     def __init__(self, slots: int) -> None:
         """Create generations for `slots` slots, each 1, and epoch 1, in new anonymous shared memory.
@@ -60,6 +61,7 @@ class Generations:
         self._words[0] = _MAGIC
         _seal(self._fd)
         self.slots = slots
+        self._turn = threading.Lock()
 
     @property
     def file(self) -> SharedFile:
@@ -82,12 +84,14 @@ class Generations:
         Costs 80 ns a slot.
         """
         words = self._words
-        for slot in slots:
-            words[_HEADER + slot] += 1
+        with self._turn:
+            for slot in slots:
+                words[_HEADER + slot] += 1
 
     def raise_epoch(self) -> None:
         """Raise the epoch: every earlier offer of the pool is dead when this returns."""
-        self._words[_EPOCH] += 1
+        with self._turn:
+            self._words[_EPOCH] += 1
 
     def check_slots(self, slots: Sequence[int]) -> None:
         """Raise SlotError unless all `slots` are integers in range and no one comes twice."""

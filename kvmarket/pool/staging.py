@@ -56,6 +56,7 @@ class StagingPool:
         self.memory: Memory = export([segment.untyped_storage()])
         self.slots = SlotArray(layout, [segment])
         self.ring = StagingRing(count)
+        self._packed: torch.cuda.Event | None = None
 
     def pack(self, source: SlotArray, slots: Sequence[int], staged: Sequence[int]) -> list[torch.Tensor]:
         """Pack `slots` of `source` into the slots `staged` on the current stream.
@@ -63,7 +64,14 @@ class StagingPool:
         The tensors that must live until it is done.
         """
         ids = torch.tensor([list(slots), list(staged)], dtype=torch.int64)
-        if source.device.type == "cuda":
+        if source.device.type == "cpu":
+            copy_blocks(source, ids[0], self.slots, ids[1])
+            return [ids]
+        with torch.cuda.device(source.device):
+            if self._packed is not None:  # an earlier pack, on whatever stream, must not write after this one
+                torch.cuda.current_stream().wait_event(self._packed)
             ids = ids.pin_memory().to(source.device, non_blocking=True)
-        copy_blocks(source, ids[0], self.slots, ids[1])
+            copy_blocks(source, ids[0], self.slots, ids[1])
+            self._packed = torch.cuda.Event()
+            self._packed.record()
         return [ids]

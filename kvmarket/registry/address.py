@@ -44,10 +44,25 @@ class Address:
         self.lock = self.socket.with_name(self.socket.name + ".lock")
         self.log = self.socket.with_name(self.socket.name + ".log")
         _private_directory(self.socket.parent, strict=own)
+        self._check_files()
 
     def __str__(self) -> str:
         """The socket's path."""
         return str(self.socket)
+
+    def _check_files(self) -> None:
+        """Refuse a path where something else than a market of this user lies already."""
+        for path, ours in ((self.socket, stat.S_ISSOCK), (self.lock, stat.S_ISREG)):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise AddressError(f"{path} cannot be made ({error.strerror}); give another address") from error
+            if not ours(status.st_mode) or (path == self.lock and status.st_size):
+                raise AddressError(f"{path} exists and is not a market's; give another address")
+            if status.st_uid != os.getuid():
+                raise AddressError(f"{path} belongs to another user (uid {status.st_uid}); give another address")
 
     @property
     def endpoint(self) -> str:
@@ -76,7 +91,11 @@ class Address:
             os.close(fd)
 
     def service_lives(self) -> bool:
-        """Whether some process holds the lock. Leaves nothing behind."""
+        """Whether some process holds the lock. Leaves nothing behind.
+
+        Raises AddressError if it is not the user's own.
+        """
+        self._check_files()
         try:
             fd = os.open(self.lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:

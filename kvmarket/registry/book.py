@@ -82,6 +82,12 @@ class Book:
         self._pools.update(pools)
         self._by_number.update({pool.number: pool for pool in pools.values()})
 
+    def former(self, join: Join) -> str | None:
+        """The member that the same process joined as before with the same pools, because it had heard no answer."""
+        pools = [self._pools.get(record.pool) for record in join.pools]
+        names = {pool.member for pool in pools if pool is not None}
+        return next((name for name in names if self.members[name].join.process == join.process), None)
+
     def leave(self, name: str) -> tuple[str, ...]:
         """Remove member `name` with all its offers; the ids of its pools. Costs O(its offers)."""
         member = self.members.pop(name, None)

@@ -7,13 +7,11 @@ can offer what it still holds.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import zmq
 
@@ -29,6 +27,7 @@ from kvmarket.errors import (
     VersionError,
 )
 from kvmarket.registry.address import Address
+from kvmarket.registry.launch import start_service
 from kvmarket.registry.messages import (
     MAX_MESSAGE_BYTES,
     Attach,
@@ -51,6 +50,7 @@ from kvmarket.shared_file import Process
 
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 MATCH_SECONDS = 0.25
+BACK_OFF_SECONDS = 1.0  # after a silent match, the next ones miss at once for so long
 
 
 class Client:
@@ -73,6 +73,7 @@ class Client:
         self._closing = threading.Event()
         self._context = zmq.Context()
         self._next_request = 0
+        self._silent_until = 0.0
         self._requests: zmq.Socket[bytes] | None = None
         try:
             self._requests, self._notices, self._pidfd = self._connect()
@@ -106,7 +107,7 @@ class Client:
         None, and counted, when the service is away or silent for `MATCH_SECONDS`.
         """
         with self._lock:
-            if self._requests is None:
+            if self._requests is None or time.monotonic() < self._silent_until:
                 counters.add("match_failed", reason="the service is away")
                 return None
             self._next_request += 1
@@ -120,6 +121,7 @@ class Client:
                 counters.add("match_failed", reason=type(error).__name__)
                 return None
         if reply is None:
+            self._silent_until = time.monotonic() + BACK_OFF_SECONDS
             counters.add("match_failed", reason="the service was silent")
         return reply
 
@@ -131,7 +133,8 @@ class Client:
         self._thread.join()
         with self._lock:
             if self._requests is not None:
-                self._requests.send_multipart(pack_message(Leave()), zmq.NOBLOCK)
+                with suppress(zmq.Again):  # then the service learns of it when this process ends
+                    self._requests.send_multipart(pack_message(Leave()), zmq.NOBLOCK)
                 self._requests.close(linger=200)
                 self._requests = None
         self._notices.close(linger=0)
@@ -249,40 +252,6 @@ class Client:
             socket.close(linger=0)
             raise _refusal(reply)
         return reply
-
-
-def start_service(address: Address) -> None:
-    """Start the service of `address` as a process of its own, and wait until it listens.
-
-    Where somebody else is just starting it, returns after a moment. Raises AddressError if it does not start.
-    """
-    command = [sys.executable, "-m", "kvmarket.registry.daemon", str(address)]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        # two descriptors of the log: a lock goes with what inherits its descriptor, and the service inherits the first
-        with (
-            os.fdopen(os.open(address.log, flags, 0o600), "a") as log,
-            os.fdopen(os.open(address.log, flags), "a") as turn,
-        ):
-            fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if address.service_lives():
-                return
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": path},
-                check=False,
-            )
-    except BlockingIOError:
-        time.sleep(0.05)
-        return
-    except OSError as error:
-        raise AddressError(f"the service at {address} cannot be started: {error}; give another address") from error
-    if done.returncode:
-        raise AddressError(f"the service at {address} did not start (exit {done.returncode}); see {address.log}")
 
 
 def _watch_process(process: Process) -> int:

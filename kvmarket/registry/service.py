@@ -99,11 +99,12 @@ class Service:
         """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
         empty_since = time.monotonic()
         while not self._stopped:
-            for source, _ in self._poller.poll(200):
-                if source is self._socket:
-                    self._drain()
-                else:
+            ready = [source for source, _ in self._poller.poll(200)]
+            for source in ready:  # deaths first: requests may close a pidfd and open another of the same number
+                if source in self._watched:
                     self._remove(self._watched[source])
+            if self._socket in ready:
+                self._drain()
             if self._book.members:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
@@ -168,10 +169,15 @@ class Service:
             raise RefusedError("this connection has joined already")
         name = uuid.uuid4().hex
         processes = {join.process, *(process for pool in join.pools for process in pool.processes)}
-        pidfds = [_pidfd(process) for process in processes]
+        pidfds: list[int] = []
         try:
+            for process in processes:
+                pidfds.append(_pidfd(process))
+            former = self._book.former(join)
+            if former is not None:
+                self._remove(former)
             self._book.join(name, join)
-        except (RefusedError, LayoutError):
+        except (RefusedError, LayoutError, NamespaceError):
             for pidfd in pidfds:
                 os.close(pidfd)
             raise

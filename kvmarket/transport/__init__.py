@@ -6,6 +6,14 @@ tensors on the reader's own device. Both sides of the interface are these two fu
 
 from __future__ import annotations
 
-from kvmarket.transport.memory import CudaHandle, CudaMemory, Memory, ShmMemory, export, map_memory
+from kvmarket.transport.memory import (
+    CudaHandle,
+    CudaMemory,
+    Memory,
+    ShmMemory,
+    enable_peer_access,
+    export,
+    map_memory,
+)
 
-__all__ = ["CudaHandle", "CudaMemory", "Memory", "ShmMemory", "export", "map_memory"]
+__all__ = ["CudaHandle", "CudaMemory", "Memory", "ShmMemory", "enable_peer_access", "export", "map_memory"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import torch
 
-from kvmarket.errors import TransportError
+from kvmarket.errors import PeerAccessError, TransportError
 from kvmarket.shared_file import Process, SharedFile
 
 
@@ -76,3 +76,15 @@ def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
     raise TransportError(
         f"a reader on {device} cannot map {type(memory).__name__}; engines share only within one kind of device"
     )
+
+
+def enable_peer_access(segment: torch.Tensor, device: torch.device) -> None:
+    """Have kernels on `device` read `segment`, of another GPU of this same process.
+
+    Raises PeerAccessError, or TransportError.
+    """
+    if {segment.device.type, device.type} != {"cuda"}:
+        raise TransportError(f"a reader on {device} cannot read memory on {segment.device}; use one kind of device")
+    if not torch.cuda.can_device_access_peer(device, segment.device):
+        raise PeerAccessError(f"{device} has no peer access to {segment.device}; see nvidia-smi topo -p2p r")
+    torch.empty(1, dtype=torch.uint8, device=device).copy_(segment[:1])  # torch enables it on the first copy

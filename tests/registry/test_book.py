@@ -177,3 +177,10 @@ def test_random_offers_against_a_plain_list():
         assert len(result) == longest
         assert all(truth[pool[1:], slot] == tuple(query[: 2 * (at + 1)]) for at, (pool, slot, _) in enumerate(result))
         assert book.blocks == len(offered)
+
+
+def test_a_process_that_heard_no_answer_may_join_again(book):
+    again = Join(ME, "s", "g", SIZE, (PoolRecord("pa", (ME,), b""), PoolRecord("pa2", (ME,), b"")))
+    assert book.former(again) == "a"
+    stranger = Process(2, 2, 1)
+    assert book.former(Join(stranger, "s", "g", SIZE, again.pools)) is None

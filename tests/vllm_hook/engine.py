@@ -6,11 +6,8 @@ with one line. Imports nothing of the tests, so that any interpreter with vLLM a
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import signal
-import socket
 import sys
 import time
 from typing import Any
@@ -109,51 +106,23 @@ class Engine:
         return dict(counters.snapshot())
 
 
-def serve(options: dict[str, Any], commands: Any, answers: Any) -> None:
-    """Run an engine and obey until the commands end."""
-    sys.path[:0] = options.get("path", [])
-    engine = Engine(options)
-    import vllm
-
-    print(json.dumps({"up": True, "vllm": vllm.__version__, "pid": os.getpid()}), file=answers)
-    for line in commands:
-        command = json.loads(line)
-        name = command.pop("do")
-        print(json.dumps(getattr(engine, name)(**command)), file=answers)
-
-
-def nursery() -> None:
-    """Import vLLM once (most of the time an engine takes to start), then fork an engine for each line of stdin."""
-    os.environ.update(CPU)
-    importlib.import_module("vllm.v1.worker.cpu_worker")
-    importlib.import_module("vllm.v1.engine.llm_engine")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    for line in sys.stdin:
-        order = json.loads(line)
-        if os.fork() == 0:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.environ.update(order["env"])
-            os.dup2(os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-            os.dup2(2, 1)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            with socket.socket(socket.AF_UNIX) as line_to_test:
-                line_to_test.connect(order["socket"])
-                serve(order["options"], line_to_test.makefile("r"), line_to_test.makefile("w", buffering=1))
-            return
-
-
 def main() -> None:
-    """Run one engine on stdin and stdout, or the nursery."""
-    if sys.argv[1] == "nursery":
-        nursery()
-        return
+    """Obey until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else prints goes to stderr
     options = json.loads(sys.argv[1])
     if not options.get("gpu"):
         for name, value in CPU.items():
             os.environ.setdefault(name, value)
-    serve(options, sys.stdin, answers)
+    sys.path[:0] = options.get("path", [])
+    engine = Engine(options)
+    import vllm
+
+    print(json.dumps({"up": True, "vllm": vllm.__version__, "pid": os.getpid()}), file=answers)
+    for line in sys.stdin:
+        command = json.loads(line)
+        name = command.pop("do")
+        print(json.dumps(getattr(engine, name)(**command)), file=answers)
 
 
 if __name__ == "__main__":

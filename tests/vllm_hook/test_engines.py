@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
-from tests.vllm_hook.processes import HERE, EngineProcess, Nursery
+from tests.vllm_hook.processes import HERE, EngineProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 VISIBLE = 0.3  # seconds after which an offer has surely reached the market
@@ -79,7 +79,6 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         address, gate = str(folder / "s"), folder / "gate"
 
         gpus = torch.cuda.device_count()
-        nursery = stack.enter_context(Nursery(folder, python, fork=gpus == 0))
 
         def start(name: str, gpu: int = 0, **more: object) -> EngineProcess:
             llm = llm_options(gpus)
@@ -87,7 +86,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
             env = {"KVMARKET_TEST_GATE": str(gate)}
             if gpus:
                 env["CUDA_VISIBLE_DEVICES"] = str(gpu % gpus)
-            return stack.enter_context(EngineProcess(folder / f"{name}.log", options, nursery, env))
+            return stack.enter_context(EngineProcess(folder / f"{name}.log", options, python, env))
 
         engines = [
             start("a"),
