@@ -80,6 +80,7 @@ def test_a_slot_retired_while_it_was_being_packed(pair, monkeypatch):
     owner.publish(tokens, [0, 1, 2, 3], staged=True)
     owner.market.retire([1])
     waiting.pop()()
+    matched(reader, tokens[:BLOCK])
     assert reader.market.match(tokens).blocks == 1, "only what lies before the retired slot"
 
 
@@ -92,6 +93,7 @@ def test_a_staging_slot_taken_again_while_it_was_being_packed(pair, monkeypatch)
     owner.publish(second, list(range(4, 20)), staged=True)
     for commit in waiting:
         commit()
+    matched(reader, second)
     assert reader.market.match(first).blocks == 0
     assert reader.take(second, list(range(16))) == 16
 
