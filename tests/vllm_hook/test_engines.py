@@ -56,7 +56,7 @@ class Node:
     def agrees(self, engine: EngineProcess, prompts: list[list[int]], cached: list[int], **more: object) -> None:
         """Assert what the engine reports as cached, and that 32 greedy tokens are those of the plain engine."""
         answer = engine.generate(prompts, 32, **more)
-        assert answer["cached"] == cached
+        assert answer["cached"] == cached, engine.ask("counters")
         assert answer["tokens"] == self.plain.generate(prompts, 32)["tokens"]
 
 
