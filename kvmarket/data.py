@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby
+from dataclasses import dataclass
 
-import msgspec
-import torch
+import numpy as np
 
 from kvmarket import counters
 from kvmarket.errors import KVMarketError, SlotError, TransportError
-from kvmarket.kernels import copy_blocks, prepare
 from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Hit, PoolDescriptor
-from kvmarket.pool import GenerationReader
-from kvmarket.transport import Memory, enable_peer_access, export, map_memory
+from kvmarket.pool import GenerationReader, Slots, as_slots, leading
+from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
+from kvmarket.ways import Copy, Mover
+from kvmarket.ways.cpu import CpuMover
 
-FETCH_PROGRAMS = 24  # of Triton: more add little to the rate of the link, and take SMs from the engine's own kernels
 
-
-class MappedPool(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, eq=False)
+class MappedPool:
     """A pool of somebody else, mapped into this process: its slots and its generations.
 
     Dropped by the garbage collector.
@@ -41,12 +39,19 @@ class DataHalf:
     Calls may come from any thread.
     """
 
-    def __init__(self, cache: PagedCache, rank: int = 0, on_unreachable: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        cache: PagedCache,
+        rank: int = 0,
+        on_unreachable: Callable[[str], None] | None = None,
+        programs: int | None = None,
+    ) -> None:
         """Export `cache` (CPU tensors are moved into shared memory in place).
 
         `rank` picks the memory of a pool of several ranks.
 
-        `on_unreachable` hears of pools that this process cannot map. Raises TransportError with what to do.
+        `on_unreachable` hears of pools that this process cannot map. `programs` bounds the programs (at most as many
+        SMs) that a fetch runs on at a time. Raises TransportError with what to do.
         """
         self.cache = cache
         self.memory: Memory = export(cache.storages())
@@ -54,59 +59,53 @@ class DataHalf:
         self._rank = rank
         self._on_unreachable = on_unreachable
         self._mapped: dict[str, MappedPool] = {}
-        self._flying: list[
-            tuple[Moved, frozenset[int]]
-        ] = []  # copies under way keep their mappings, whatever the caller does with the handle
+        self._flying: list[tuple[Moved, Slots]] = []  # keeps mappings alive, whatever the caller does with the handle
         self._lock = threading.Lock()
-        self._device = cache.device
-        self._cuda = cache.device.type == "cuda"
-        self._stream = torch.cuda.Stream(cache.device) if self._cuda else None
-        if self._cuda:
-            prepare(self.slots, self.slots)  # compiles for a second here instead of in the first fetch
-        self._copier = None if self._cuda else ThreadPoolExecutor(1, "kvmarket-copy")
+        self.mover = mover_of(self.slots, programs)
 
-    def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Moved:
+    def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Moved:
         """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots of the cache; returns at once.
 
         The copy waits for what the current stream holds, and runs on a stream of its own; the slots must not be read or
         written until `done()`. The caller has retired them. Never raises because a peer changed its mind or died: then
-        fewer blocks are valid. Raises SlotError for ids that do not fit, before anything is launched. Costs some 0.1
-        ms, and the mapping of a pool seen for the first time.
+        fewer blocks are valid. Raises SlotError for ids that do not fit, before anything is launched. Costs some 50
+        us, and the mapping of a pool seen for the first time.
         """
-        self.check(hit, block_ids, first)
-        offers = hit.offers[first : first + len(block_ids)]
-        pieces = []
-        at = 0
-        for (pool, epoch), run in groupby(offers, key=lambda offer: (offer.pool, offer.epoch)):
-            slots, generations = zip(*((offer.slot, offer.generation) for offer in run), strict=True)
-            mapped = self._map(hit.pools[pool])
+        ids = as_slots(block_ids)
+        self.check(hit, len(ids), first)
+        pieces, copies, at = [], [], 0
+        for run in hit.part(first, len(ids)):
+            mapped = self._mapped.get(run.pool) or self._map(hit.pools[run.pool])
             if mapped is None:
                 break
-            valid = mapped.generations.valid(epoch, slots, generations)
-            live = valid.index(False) if False in valid else len(valid)
+            live = leading(Piece(mapped.generations, run).standing())
             if live:
-                piece = Piece(mapped.generations, epoch, slots[:live], generations[:live])
-                pieces.append((mapped, piece, list(block_ids[at : at + live])))
+                offers = run.part(0, live)
+                pieces.append(Piece(mapped.generations, offers))
+                copies.append(Copy(mapped.slots, offers.slots, ids[at : at + live], offers.checksums is not None))
             at += live
-            if live < len(valid):
+            if live < len(run):
                 counters.add("fetch_cut", reason="a block was retired before it could be fetched")
                 break
-        moved = self._launch(pieces, len(block_ids))
+        try:
+            moved = Moved(len(ids), pieces, self.mover.start(copies))
+        except RuntimeError as error:  # out of memory, say; nothing of it will land any more
+            counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
+            moved = Moved(len(ids), [], None)
         with self._lock:
             self._prune()
-            self._flying.append((moved, frozenset(block_ids)))
+            self._flying.append((moved, ids))
         return moved
 
-    def check_landed(self, block_ids: Sequence[int]) -> None:
+    def check_landed(self, block_ids: Slots) -> None:
         """Raise SlotError if a fetch into one of these slots is still under way: there is nothing to publish yet."""
         with self._lock:
             self._prune()
-            flying = {slot for _, slots in self._flying for slot in slots}
-        for slot in block_ids:
-            if slot in flying:
-                raise SlotError(
-                    f"block id {slot} is still being fetched; call wait() on that fetch before you publish it"
-                )
+            flying = [slots for _, slots in self._flying]
+        if not flying:
+            return
+        for slot in np.intersect1d(np.concatenate(flying), block_ids):
+            raise SlotError(f"block id {slot} is still being fetched; call wait() on that fetch before you publish it")
 
     def forget(self, pools: Sequence[str]) -> None:
         """Drop the mappings of these pools, which are gone; a copy in flight keeps its mapping until it is done."""
@@ -117,10 +116,7 @@ class DataHalf:
 
     def close(self) -> None:
         """Drop every mapping, after the copies in flight. May be called twice."""
-        if self._copier is not None:
-            self._copier.shutdown(wait=True)
-        if self._stream is not None:
-            self._stream.synchronize()
+        self.mover.close()
         with self._lock:
             self._mapped.clear()
             self._flying.clear()
@@ -129,15 +125,15 @@ class DataHalf:
         """Forget copies that are done, and with them what they kept alive."""
         self._flying = [(moved, slots) for moved, slots in self._flying if not moved.done()]
 
-    def check(self, hit: Hit, block_ids: Sequence[int], first: int) -> None:
-        """Raise SlotError unless `fetch` could take these arguments; launches nothing."""
-        if not 0 <= first <= first + len(block_ids) <= hit.blocks:
+    def check(self, hit: Hit, count: int, first: int) -> None:
+        """Raise SlotError unless `fetch` could take `count` blocks from block `first` on; launches nothing."""
+        if not 0 <= first <= first + count <= hit.blocks:
             raise SlotError(
-                f"blocks {first} .. {first + len(block_ids)} of a hit of {hit.blocks} blocks; "
+                f"blocks {first} .. {first + count} of a hit of {hit.blocks} blocks; "
                 f"give at most {hit.blocks - first} block ids"
             )
-        for pool in {offer.pool for offer in hit.offers[first : first + len(block_ids)]}:
-            if hit.pools[pool].layout.geometry() != self.cache.layout.geometry():
+        for name, pool in hit.pools.items():
+            if name not in self._mapped and pool.layout.geometry() != self.cache.layout.geometry():
                 raise SlotError("the hit comes from a market of another geometry; match and fetch with the same market")
 
     def _map(self, descriptor: PoolDescriptor) -> MappedPool | None:
@@ -157,8 +153,8 @@ class DataHalf:
                 if self._on_unreachable is not None:
                     self._on_unreachable(descriptor.pool)
                 return None
-            if self._cuda:
-                prepare(array, self.slots)
+            memory = self._memory_of(descriptor)
+            self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
             mapped = self._mapped[descriptor.pool] = MappedPool(array, generations)
             return mapped
 
@@ -166,9 +162,9 @@ class DataHalf:
         """The pool's slots: mapped, or, where it belongs to this very process, as they are."""
         own = _own_arrays.get(descriptor.pool)
         if own is None:
-            return SlotArray(descriptor.layout, map_memory(self._memory_of(descriptor), self._device))
-        if own.device != self._device:
-            enable_peer_access(own.segments[0], self._device)
+            return SlotArray(descriptor.layout, map_memory(self._memory_of(descriptor), self.cache.device))
+        if own.device != self.cache.device:
+            enable_peer_access(own.segments[0], self.cache.device)
         return own
 
     def _memory_of(self, descriptor: PoolDescriptor) -> Memory:
@@ -176,36 +172,14 @@ class DataHalf:
             raise TransportError(f"a pool of {len(descriptor.ranks)} ranks has no memory for rank {self._rank}")
         return descriptor.ranks[self._rank]
 
-    def _launch(self, pieces: list[tuple[MappedPool, Piece, list[int]]], asked: int) -> Moved:
-        checks = [piece for _, piece, _ in pieces]
-        keep = [mapped for mapped, _, _ in pieces]
-        if self._copier is not None:
-            future = self._copier.submit(self._copy, pieces)
-            return Moved(asked, checks, future.done, future.result, keep)
-        assert self._stream is not None
-        event = torch.cuda.Event()
-        with torch.cuda.device(self._device):
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                try:
-                    held = self._copy(pieces)
-                except RuntimeError as error:  # out of memory, say: nothing that was launched may land later on
-                    self._stream.synchronize()
-                    counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
-                    return Moved(asked, [], lambda: True, lambda: None, None)
-                event.record()
-        return Moved(asked, checks, event.query, event.synchronize, [keep, held])
 
-    def _copy(self, pieces: list[tuple[MappedPool, Piece, list[int]]]) -> list[torch.Tensor]:
-        """Launch the copies; the tensors that must live until they are done."""
-        held = []
-        for mapped, piece, block_ids in pieces:
-            ids = torch.tensor([piece.slots, block_ids], dtype=torch.int64)
-            if self._cuda:
-                ids = ids.pin_memory().to(self._device, non_blocking=True)
-            copy_blocks(mapped.slots, ids[0], self.slots, ids[1], programs=FETCH_PROGRAMS)
-            held.append(ids)
-        return held
+def mover_of(own: SlotArray, programs: int | None) -> Mover:
+    """What moves blocks into these slots."""
+    if own.device.type == "cpu":
+        return CpuMover(own)
+    from kvmarket.ways.gpu import GpuMover
+
+    return GpuMover(own, programs)
 
 
 def register_own(pool: str, slots: SlotArray) -> None:

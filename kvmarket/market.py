@@ -20,7 +20,7 @@ from kvmarket.layout import PagedCache
 from kvmarket.moved import Moved
 from kvmarket.offer import Hit
 from kvmarket.pending import Pending
-from kvmarket.pool import StagingPool
+from kvmarket.pool import Slots, StagingPool, UInt64s, as_slots
 from kvmarket.pool.owners import acquire
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 
@@ -31,9 +31,12 @@ def connect(
     tenant: str = "",
     staging_bytes: int = 0,
     address: str | os.PathLike[str] | None = None,
+    *,
+    programs: int | None = None,
+    checksums: bool = True,
 ) -> Market:
     """Join the node's market with `cache`, starting its service if nobody has. See `Market`."""
-    return Market(cache, fingerprint, tenant, staging_bytes, address)
+    return Market(cache, fingerprint, tenant, staging_bytes, address, programs=programs, checksums=checksums)
 
 
 class Market:
@@ -50,6 +53,9 @@ class Market:
         tenant: str = "",
         staging_bytes: int = 0,
         address: str | os.PathLike[str] | None = None,
+        *,
+        programs: int | None = None,
+        checksums: bool = True,
     ) -> None:
         """Join with `cache`.
 
@@ -58,6 +64,8 @@ class Market:
         `fingerprint`: everything that must agree before KV may be reused. `tenant`: a salt that keeps two users'
         prefixes apart. `staging_bytes`: memory on the cache's device for `publish(staged=True)`, rounded down to whole
         blocks. `address`: a socket path or a name; None for the user's default market, or what KVMARKET_ADDRESS says.
+        `programs`: at most so many SMs read for a fetch at a time (16 unless given, 24 where checksums are checked).
+        `checksums`: whether blocks that are packed get one, against which whoever fetches them checks what arrived.
 
         Raises LayoutError, FingerprintError, AddressError, VersionError, NamespaceError, RefusedError, TransportError;
         each says what to do.
@@ -71,7 +79,8 @@ class Market:
         self._closed = False
         self._pending = Pending()
         self._staging = StagingPool(cache, staging_bytes) if staging_bytes else None
-        self._data = DataHalf(cache, on_unreachable=self._avoid)
+        self._checksums = checksums
+        self._data = DataHalf(cache, on_unreachable=self._avoid, programs=programs)
         staging = (self._staging.slots.layout, [self._staging.memory]) if self._staging else None
         self._pid = os.getpid()
         self._staging_turn = threading.Lock()
@@ -110,7 +119,7 @@ class Market:
         pass over the tokens and, staged, one copy of the blocks (a launch on CUDA).
         """
         self._check_open()
-        array, ids = as_tokens(tokens), _as_slots(block_ids)
+        array, ids = as_tokens(tokens), as_slots(block_ids)
         blocks = len(array) // self.cache.block_size
         if len(ids) < blocks:
             raise SlotError(
@@ -153,8 +162,8 @@ class Market:
         self._check_open()
         if not isinstance(hit, Hit):
             raise MisuseError(f"hit is a {type(hit).__name__}; give what match() returned")
-        ids = _as_slots(block_ids)
-        self._data.check(hit, ids, first)
+        ids = as_slots(block_ids)
+        self._data.check(hit, len(ids), first)
         self._control.retire(ids)
         return self._data.fetch(hit, ids, first)
 
@@ -164,7 +173,7 @@ class Market:
         Raises SlotError.
         """
         self._check_open()
-        self._control.retire(_as_slots(block_ids))
+        self._control.retire(block_ids)
 
     def close(self) -> None:
         """Leave the market: all offers of this engine are dead, then taken down, and its mappings dropped.
@@ -192,7 +201,7 @@ class Market:
         """Close."""
         self.close()
 
-    def _publish_staged(self, tokens: Int32s, ids: list[int], generations: list[int]) -> int:
+    def _publish_staged(self, tokens: Int32s, ids: Slots, generations: UInt64s) -> int:
         """Pack the blocks into the staging pool, then offer them from there unless a slot was retired meanwhile."""
         if self._staging is None:
             raise MisuseError(
@@ -203,16 +212,20 @@ class Market:
             ids, generations = ids[: len(staged)], generations[: len(staged)]
             self._control.retire(staged, staged=True)
             expected = self._control.generations(staged, staged=True)
-            keep = self._staging.pack(self._data.slots, ids, staged)
+            packed = self._staging.pack(self._data.slots, ids, staged, summed=self._checksums)
 
         def offer() -> None:
-            keep.clear()
-            now = self._control.generations(ids)
-            live = next((i for i, (a, b) in enumerate(zip(now, generations, strict=True)) if a != b), len(ids))
+            live = self._control.still(ids, generations)
             if live < len(ids):
                 counters.add("offer_dropped", len(ids) - live, reason="a slot was retired before its block was packed")
-            prefix = tokens[: live * self.cache.block_size]
-            self._control.offer(prefix, staged[:live], expected[:live], staged=True)
+            checksums = packed.checksums()
+            self._control.offer(
+                tokens[: live * self.cache.block_size],
+                staged[:live],
+                expected[:live],
+                staged=True,
+                checksums=None if checksums is None else checksums[:live],
+            )
 
         self._when_complete(offer)
         return len(staged)
@@ -240,12 +253,3 @@ class Market:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this market is closed; connect again")
-
-
-def _as_slots(block_ids: Any) -> list[int]:
-    """Block ids as plain integers: from a list, a numpy array or a tensor of one dimension."""
-    if hasattr(block_ids, "tolist"):
-        block_ids = block_ids.tolist()
-    if not isinstance(block_ids, list | tuple | range):
-        raise SlotError(f"block_ids is a {type(block_ids).__name__}; give a list of integers")
-    return list(block_ids)

@@ -2,78 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import msgspec
+import numpy as np
+import torch
 
 from kvmarket import counters
-from kvmarket.pool import GenerationReader
+from kvmarket.kernels import checksum
+from kvmarket.offer import Offers
+from kvmarket.pool import Flags, GenerationReader, leading
+from kvmarket.ways import Started
 
 
-class Piece(msgspec.Struct, frozen=True):
-    """Consecutive blocks of a fetch out of one pool: where their generations are, and what the offers said."""
+class Piece(NamedTuple):
+    """Consecutive blocks of a fetch out of one pool: what their offers said, and where their generations are."""
 
     generations: GenerationReader
-    epoch: int
-    slots: tuple[int, ...]
-    expected: tuple[int, ...]
+    offers: Offers
 
-    def valid(self) -> list[bool]:
-        """Which blocks still have the epoch and the generation of their offers. Call it after the copy completed."""
-        return self.generations.valid(self.epoch, self.slots, self.expected)
+    def standing(self) -> Flags:
+        """Which offers still stand. After the copy completed this says which bytes count."""
+        return self.generations.valid(self.offers.epoch, self.offers.slots, self.offers.generations)
+
+    def valid(self, sums: torch.Tensor | None) -> Flags:
+        """Which bytes count, by the `sums` of the completed copy where it has some. What does not is counted."""
+        standing = self.standing()
+        stale = len(standing) - int(np.count_nonzero(standing))
+        if stale:
+            counters.add("fetch_stale", stale, reason="a block was retired while it was being fetched")
+        if sums is None or self.offers.checksums is None:
+            return standing
+        intact = checksum.agree(checksum.finish(sums), self.offers.checksums)
+        corrupt = int(np.count_nonzero(standing & ~intact))
+        if corrupt:
+            reason = "bytes that arrived do not have the checksum of their offer: look for faulty memory or links"
+            counters.add("fetch_corrupt", corrupt, reason=reason)
+        return standing & intact
 
 
 class Moved:
     """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done."""
 
-    def __init__(
-        self, asked: int, pieces: Sequence[Piece], query: Callable[[], bool], finish: Callable[[], Any], keep: object
-    ) -> None:
-        """`query` polls the copy, `finish` waits for it and may raise RuntimeError when it failed."""
-        self._asked, self._pieces, self._query, self._finish = asked, pieces, query, finish
-        self._keep: object = keep
-        self._valid: list[bool] | None = None
+    def __init__(self, asked: int, pieces: Sequence[Piece], started: Started | None) -> None:
+        """Of a fetch of `asked` blocks, those of `pieces` were `started`; None where the launch failed."""
+        self._asked, self._pieces = asked, pieces
+        self._started = started
+        self._valid = None if started else np.zeros(asked, np.bool_)
+        self._leading = 0
 
     def done(self) -> bool:
         """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs some us."""
-        if self._valid is None and self._completed():
-            self._settle()
+        if self._started is not None and self._started.query():
+            self._settle(self._started)
         return self._valid is not None
-
-    def _completed(self) -> bool:
-        try:
-            return self._query()
-        except RuntimeError:  # `finish` raises it again, and it is counted there
-            return True
 
     def wait(self) -> int:
         """Wait for the copy; how many leading blocks are valid. The others' slots hold no meaningful bytes.
 
         Prefill those blocks.
         """
-        if self._valid is None:
-            self._settle()
-        return self.valid.index(False) if False in self.valid else len(self.valid)
+        if self._started is not None:
+            self._settle(self._started)
+        return self._leading
 
     @property
-    def valid(self) -> list[bool]:
+    def valid(self) -> Flags:
         """For each block asked for, whether it is valid. Empty until done."""
-        return self._valid or []
+        return np.empty(0, np.bool_) if self._valid is None else self._valid
 
-    def _settle(self) -> None:
+    def _settle(self, started: Started) -> None:
         """The copy has completed (or is waited for): only now do generations say which bytes count."""
+        parts = []
         try:
-            self._finish()
+            started.finish()
         except RuntimeError as error:
             counters.add("fetch_failed", reason=f"the copy failed: {error}")
-            valid = [False] * self._asked
         else:
-            valid = [one for piece in self._pieces for one in piece.valid()]
-            stale = valid.count(False)
-            if stale:
-                counters.add("fetch_stale", stale, reason="a block was retired while it was being fetched")
-            valid += [False] * (self._asked - len(valid))
-        counters.add("blocks_fetched", valid.index(False) if False in valid else len(valid))
-        self._keep = None
-        self._valid = valid
+            parts = [piece.valid(sums) for piece, sums in zip(self._pieces, started.sums, strict=True)]
+        valid = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.bool_), *parts])
+        if len(valid) < self._asked:
+            valid = np.concatenate([valid, np.zeros(self._asked - len(valid), np.bool_)])
+        self._leading = leading(valid)
+        counters.add("blocks_fetched", self._leading)
+        self._valid, self._started = valid, None

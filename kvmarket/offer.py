@@ -1,27 +1,18 @@
-"""What is said about blocks: the offer of one, the description of a pool, the hit that a match returns.
+"""What is said about blocks: the description of a pool, and the hit that a match returns, made of runs of offers.
 
 All of it travels.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from kvmarket.layout import Layout
+from kvmarket.pool.slots import Slots, UInt64s
 from kvmarket.shared_file import Process, SharedFile
 from kvmarket.transport import Memory
-
-
-class Offer(msgspec.Struct, frozen=True, array_like=True):
-    """A block lies in `slot` of `pool`.
-
-    Its bytes count only while the pool's epoch and the slot's generation are these.
-    """
-
-    pool: str
-    slot: int
-    epoch: int
-    generation: int
 
 
 class PoolDescriptor(msgspec.Struct, frozen=True):
@@ -41,24 +32,52 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
         return (self.generations.owner, *(memory.owner for memory in self.ranks))
 
 
-class Hit(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, eq=False)
+class Offers:
+    """Offers of consecutive blocks in one pool: block i lies in ``slots[i]``.
+
+    Its bytes count only while the pool's epoch is ``epoch`` and the slot's generation is ``generations[i]``, and only
+    if they have checksum ``checksums[i]`` (see kernels/checksum.py), where there is one and it is not zero. All three
+    have one element per block; do not write to them.
+    """
+
+    pool: str
+    epoch: int
+    slots: Slots
+    generations: UInt64s
+    checksums: UInt64s | None
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def part(self, start: int, end: int) -> Offers:
+        """Blocks ``start`` .. ``end`` of these: views, no copies."""
+        if start == 0 and end >= len(self.slots):
+            return self
+        part = slice(start, end)
+        checksums = None if self.checksums is None else self.checksums[part]
+        return Offers(self.pool, self.epoch, self.slots[part], self.generations[part], checksums)
+
+
+@dataclass(frozen=True, eq=False)
+class Hit:
     """What `match` found: `blocks` whole blocks, from block `first` of the prompt on, worth `tokens` tokens.
 
-    Zero is a valid answer.
-
-    It says where the blocks were, not that they still are: `fetch` finds out.
+    Zero is a valid answer. It says where the blocks were, not that they still are: `fetch` finds out.
     """
 
     tokens: int
     blocks: int
     first: int
-    offers: tuple[Offer, ...]
+    runs: tuple[Offers, ...]  # in block order
     pools: dict[str, PoolDescriptor]
 
-    def part(self, start: int, count: int) -> Hit:
-        """Blocks `start` .. `start + count` of this hit, as a hit of its own with just the pools it needs."""
-        offers = self.offers[start : start + count]
-        size = self.tokens // self.blocks if self.blocks else 0
-        used = {offer.pool for offer in offers}
-        pools = {pool: self.pools[pool] for pool in used}
-        return Hit(len(offers) * size, len(offers), self.first + start, offers, pools)
+    def part(self, start: int, count: int) -> tuple[Offers, ...]:
+        """The offers of blocks `start` .. `start + count` of this hit."""
+        parts = []
+        for run in self.runs:
+            low, high = max(start, 0), min(start + count, len(run))
+            if low < high:
+                parts.append(run.part(low, high))
+            start -= len(run)
+        return tuple(parts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import time
 from typing import Any
 
@@ -67,6 +68,18 @@ class ModelEngine:
     def close(self) -> None:
         """Leave."""
         self.market.close()
+
+
+def prompt(n: int, seed: int = 0) -> list[int]:
+    """The same tokens for the same seed."""
+    chance = random.Random(seed)
+    return [chance.randrange(2**31) for _ in range(n)]
+
+
+def matched(engine: ModelEngine, tokens: list[int]) -> kvmarket.Hit:
+    """The hit of all blocks of `tokens`, once it is visible."""
+    until(lambda: engine.market.match(tokens).blocks == len(tokens) // BLOCK)
+    return engine.market.match(tokens)
 
 
 def until(condition: Any, seconds: float = 20.0) -> float:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
-import random
 import threading
 
 import pytest
 import torch
 
 import kvmarket
-from kvmarket import counters, data
+from kvmarket import counters
 from kvmarket.errors import SlotError
-from tests.model_engine import BLOCK, FACTS, ModelEngine, until
+from kvmarket.ways import cpu
+from tests.model_engine import BLOCK, FACTS, ModelEngine, matched, prompt, until
 
 
 @pytest.fixture
@@ -22,16 +22,6 @@ def pair(market_address):
     yield owner, reader
     owner.close()
     reader.close()
-
-
-def prompt(n: int, seed: int) -> list[int]:
-    return [random.Random(seed).randrange(2**31) for _ in range(n)]
-
-
-def matched(engine: ModelEngine, tokens: list[int]):
-    """The hit of all blocks of `tokens`, once it is visible."""
-    until(lambda: engine.market.match(tokens).blocks == len(tokens) // BLOCK)
-    return engine.market.match(tokens)
 
 
 def test_a_stale_offer_of_a_slot_that_was_reused_and_offered_again(pair):
@@ -110,7 +100,7 @@ def test_destinations_of_a_fetch_that_were_offered_before(pair, market_address):
     assert reader.take(theirs, [3, 2, 1, 0]) == 4
     assert third.market.fetch(hit, [0, 1, 2, 3]).wait() == 0
     assert third.market.match(mine).blocks == 0
-    assert [offer.pool for offer in third.market.match(theirs).offers] == [owner.market._control.pool.id] * 4, (
+    assert [(run.pool, len(run)) for run in third.market.match(theirs).runs] == [(owner.market._control.pool.id, 4)], (
         "a fetch offers nothing"
     )
     third.close()
@@ -120,17 +110,17 @@ def test_destinations_are_retired_before_the_copy_starts(pair, monkeypatch):
     owner, reader = pair
     mine, theirs = prompt(16, 10), prompt(16, 11)
     reader.publish(mine, [0, 1, 2, 3])
-    before = reader.market._control.generations([0, 1, 2, 3])
+    before = reader.market._control.generations([0, 1, 2, 3]).tolist()
     owner.publish(theirs, [0, 1, 2, 3])
     hit = matched(reader, theirs)
     seen = []
 
     def copy(*arguments, **options):
-        seen.extend(reader.market._control.generations([0, 1, 2, 3]))
+        seen.extend(reader.market._control.generations([0, 1, 2, 3]).tolist())
         real(*arguments, **options)
 
-    real = data.copy_blocks
-    monkeypatch.setattr(data, "copy_blocks", copy)
+    real = cpu.copy_blocks
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
     assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 4
     assert all(after > start for after, start in zip(seen, before, strict=True))
 
@@ -145,11 +135,11 @@ def test_a_generation_raised_in_mid_copy(pair, monkeypatch):
         real(*arguments, **options)
         owner.market.retire([2])
 
-    real = data.copy_blocks
-    monkeypatch.setattr(data, "copy_blocks", copy)
+    real = cpu.copy_blocks
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
     moved = reader.market.fetch(hit, [0, 1, 2, 3])
     assert moved.wait() == 2
-    assert moved.valid == [True, True, False, True]
+    assert moved.valid.tolist() == [True, True, False, True]
 
 
 def test_a_copy_that_fails_is_a_fetch_of_nothing(pair, monkeypatch):
@@ -161,7 +151,7 @@ def test_a_copy_that_fails_is_a_fetch_of_nothing(pair, monkeypatch):
     def copy(*_arguments, **_options):
         raise RuntimeError("the link is down")
 
-    monkeypatch.setattr(data, "copy_blocks", copy)
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
     assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 0
     assert counters.snapshot()["fetch_failed{the copy failed: the link is down}"] == 1
 
@@ -262,8 +252,8 @@ def test_publishing_a_slot_that_is_still_being_fetched_is_refused(pair, monkeypa
         may_go.wait()
         real(*arguments, **options)
 
-    real = data.copy_blocks
-    monkeypatch.setattr(data, "copy_blocks", copy)
+    real = cpu.copy_blocks
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
     moved = reader.market.fetch(hit, [4, 5, 6, 7])
     with pytest.raises(SlotError, match=r"block id 4 .* wait\(\)"):
         reader.market.publish(tokens, [4, 5, 6, 7])

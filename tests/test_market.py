@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import threading
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import kvmarket
 from kvmarket import counters
 from kvmarket.errors import ClosedError
-from tests.model_engine import BLOCK, FACTS, ModelEngine, Peer, until
+from tests.model_engine import BLOCK, FACTS, ModelEngine, Peer, prompt, until
 
 
 @pytest.fixture
@@ -29,10 +28,6 @@ def peer(market_address):
     made = Peer(market_address)
     yield made
     made.kill()
-
-
-def prompt(n: int, seed: int = 0) -> list[int]:
-    return [random.Random(seed).randrange(2**31) for _ in range(n)]
 
 
 def test_a_peers_prefix(engine, peer):

@@ -5,14 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+import torch
 
-from tests.model_engine import BLOCK, ModelEngine, Peer, until
+from kvmarket import counters
+from tests.model_engine import BLOCK, ModelEngine, Peer, prompt, until
 
 STAGING = 16 * 2 * 2 * BLOCK * 24 * 2
-
-
-def prompt(n: int, seed: int = 0) -> list[int]:
-    return [random.Random(seed).randrange(2**31) for _ in range(n)]
 
 
 def exchange(reader, peer):
@@ -68,3 +66,37 @@ def test_an_engine_on_a_cpu_and_one_on_a_gpu_never_meet(market_address):
     assert gpu.market.match(tokens).blocks == 0
     cpu.close()
     gpu.close()
+
+
+@pytest.mark.gpu
+def test_a_generation_raised_while_the_copy_runs(market_address):
+    owner, reader = ModelEngine(market_address, device="cuda"), ModelEngine(market_address, device="cuda")
+    tokens = prompt(28, 9)
+    owner.publish(tokens, list(range(7)))
+    until(lambda: reader.market.match(tokens).blocks == 7)
+    hit = reader.market.match(tokens)
+    torch.cuda._sleep(50_000_000)  # the copy waits for the current stream
+    moved = reader.market.fetch(hit, list(range(7)))
+    owner.market.retire([3])
+    assert not moved.done() or moved.wait() == 3
+    assert moved.wait() == 3
+    assert moved.valid.tolist() == [True] * 3 + [False] + [True] * 3
+    owner.close()
+    reader.close()
+
+
+@pytest.mark.gpu
+def test_bytes_that_changed_behind_the_checksum_are_not_valid(market_address):
+    owner = ModelEngine(market_address, device="cuda", staging_bytes=STAGING)
+    reader = ModelEngine(market_address, device="cuda")
+    tokens = prompt(28, 10)
+    owner.publish(tokens, list(range(7)), staged=True)
+    until(lambda: reader.market.match(tokens).blocks == 7)
+    segment = owner.market._staging.slots.segments[0]
+    segment[5 * owner.cache.slot_bytes + 9] ^= 4
+    before = counters.snapshot()
+    assert reader.take(tokens, list(range(7))) == 5
+    assert sum(counters.snapshot().values()) > sum(before.values())
+    assert any(name.startswith("fetch_corrupt") for name in counters.snapshot())
+    owner.close()
+    reader.close()

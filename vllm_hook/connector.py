@@ -34,7 +34,8 @@ KVConnectorHandshakeMetadata.register(RankMemory)
 class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
 
-    Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine, ``force``.
+    Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
+    ``programs`` (SMs that a fetch may take at a time), ``force``.
     Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
     """
 
@@ -67,7 +68,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def make_worker(self) -> WorkerSide:
         """The worker side of one rank."""
-        return WorkerSide(self._vllm_config, self._kv_cache_config, self._refusal)
+        return WorkerSide(self._vllm_config, self._kv_cache_config, self._refusal, self._settings.programs)
 
     # ---- worker side
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -15,10 +15,15 @@ _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``kv_connector_extra_config``: the market's address, this engine's tenant, whether any failure policy will do."""
+    """``kv_connector_extra_config``: what an operator may set.
+
+    The market's address, this engine's tenant, how many SMs a fetch may take at a time, whether any failure policy will
+    do.
+    """
 
     address: str | None = None
     tenant: str = ""
+    programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     force: bool = False
 
 
@@ -28,7 +33,9 @@ def settings_of(transfer_config: Any) -> Settings:
     try:
         settings = msgspec.convert(dict(extra), Settings)
     except msgspec.ValidationError as error:
-        raise MisuseError(f"kv_connector_extra_config: {error}; known are address, tenant and force") from error
+        raise MisuseError(
+            f"kv_connector_extra_config: {error}; known are address, tenant, programs and force"
+        ) from error
     if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
         raise MisuseError(
             f'kv_load_failure_policy is "{transfer_config.kv_load_failure_policy}": a request would fail whenever a '

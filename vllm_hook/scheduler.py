@@ -12,6 +12,7 @@ from typing import Any
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
+from kvmarket.pool import UInt64s
 from vllm_hook import compat
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.steps import Steps, Written
@@ -25,7 +26,7 @@ class _Flight:
     track: Track
     first: int
     slots: list[int]
-    generations: list[int]
+    generations: UInt64s
     bad: set[int] = field(default_factory=set)
 
 
@@ -258,7 +259,7 @@ class SchedulerSide:
         if gone and self._control is not None:
             self._control.retire(gone)
 
-    def _offer(self, track: Track, first: int, slots: list[int], generations: list[int]) -> None:
+    def _offer(self, track: Track, first: int, slots: list[int], generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
         if self._control is None or not slots:
             return

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kvmarket.pool import UInt64s
 from vllm_hook.tracks import Track
 
 
@@ -20,7 +21,7 @@ class Written:
     track: Track
     first: int
     slots: list[int]
-    generations: list[int]
+    generations: UInt64s
 
 
 class Steps:

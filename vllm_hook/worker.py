@@ -18,7 +18,8 @@ from vllm_hook.pages import Pages
 class WorkerSide:
     """One rank's reader. A load always ends: its request is finished then, and the pages it could not fill are bad."""
 
-    def __init__(self, vllm_config: Any, kv_cache_config: Any, refusal: str = "") -> None:
+    def __init__(self, vllm_config: Any, kv_cache_config: Any, refusal: str = "", programs: int | None = None) -> None:
+        self._programs = programs
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._refusal = refusal
@@ -42,7 +43,7 @@ class WorkerSide:
     def make_data_half(self, pages: Pages) -> DataHalf:
         """The data half of the market over these pages."""
         rank = facts.rank_of(self._vllm_config)
-        return DataHalf(pages.cache, rank, on_unreachable=self._unreachable.append)
+        return DataHalf(pages.cache, rank, on_unreachable=self._unreachable.append, programs=self._programs)
 
     def refuse(self, reason: str) -> None:
         """Take no part, for this reason."""
@@ -64,7 +65,7 @@ class WorkerSide:
         while self._unstarted:
             load = self._unstarted[0]
             if load.hit is None or self._data is None:
-                self._end(self._unstarted.pop(0), [])
+                self._end(self._unstarted.pop(0), 0)
             else:
                 moved = self._data.fetch(load.hit, load.slots)
                 self._moving.append((self._unstarted.pop(0), moved))
@@ -76,7 +77,7 @@ class WorkerSide:
             while moving:
                 load, moved = moving[-1]
                 if moved.done():
-                    self._end(load, moved.valid)
+                    self._end(load, moved.wait())
                 else:
                     self._moving.append((load, moved))
                 moving.pop()
@@ -86,7 +87,7 @@ class WorkerSide:
     def failed(self, reason: str) -> None:
         """Something raised while loads were started: those that were not are computed instead."""
         while self._unstarted:
-            self._end(self._unstarted.pop(), [])
+            self._end(self._unstarted.pop(), 0)
 
     def take_finished(self) -> set[str]:
         """The requests whose load has ended since the last call."""
@@ -110,9 +111,8 @@ class WorkerSide:
             self._data.close()
             self._data = None
 
-    def _end(self, load: Load, valid: list[bool]) -> None:
-        """A load is over: all pages beyond the leading valid ones are bad."""
-        good = valid.index(False) if False in valid else len(valid)
+    def _end(self, load: Load, good: int) -> None:
+        """A load is over: all pages beyond the first `good` ones are bad."""
         self._bad.update(load.slots[good:])
         self._finished.add(load.request_id)
         if good < len(load.slots):

@@ -33,14 +33,17 @@ def top(address: AddressOption = None, interval: float = 1.0, once: bool = False
 
 
 @app.command()
-def doctor(json: bool = False) -> None:
+def doctor(
+    json: Annotated[bool, typer.Option(help="Print one JSON document instead of tables.")] = False,
+    measure: Annotated[bool, typer.Option(help="Measure every way between all GPUs, and keep the tables.")] = False,
+) -> None:
     """Say what this machine can share, what it cannot, and what to do about it.
 
     Exits 1 when something must be mended.
     """
     from kvmarket.cli.doctor import doctor as run
 
-    raise typer.Exit(run(as_json=json))
+    raise typer.Exit(run(as_json=json, measure=measure))
 
 
 @app.command()

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.kernels.reference import pull_reference
-from kvmarket.kernels.slots import check_slots
+from kvmarket.kernels.slots import check_slots, check_sums, checksums_fit
+from kvmarket.kernels.tables import table_of
 from kvmarket.layout import SlotArray
 
 
@@ -19,26 +21,47 @@ def copy_blocks(
     destination_slots: torch.Tensor,
     *,
     programs: int | None = None,
+    sums: torch.Tensor | None = None,
 ) -> None:
     """Copy blocks ``source_slots[i]`` to slots ``destination_slots[i]``, between any two layouts of one geometry.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
-    On GPUs: launches on the current stream of the destination's device and returns at once; arrays and slots must live
-    until the copy is done. ``programs`` bounds the programs that run at a time; the default suits a source on the same
-    device for pack and scatter, and a peer for everything else. On CPUs: done on return (the torch reference, or the
-    kernels where triton was imported with TRITON_INTERPRET=1). Raises LayoutError or SlotError before anything moves.
+    On GPUs: launches on the current stream of the destination's device and returns at once; arrays
+    and tensors must live until the copy is done. ``programs`` bounds the programs that run at a time; the default suits
+    a source on the same device for pack and scatter, and a peer for everything else. On CPUs: done on return (the torch
+    reference, or the kernels where triton was imported with TRITON_INTERPRET=1). ``sums``: where one side is packed,
+    zeroed int64, one per block, to which the block's checksum is added. Raises LayoutError or SlotError before anything
+    moves.
     """
     if destination.device.type == "cpu" and not _interpreted():
         check_slots(source, source_slots, destination, destination_slots)
+        if sums is not None:
+            check_sums(sums, source, destination, source_slots, align_of(source, destination))
         pull_reference(source, source_slots, destination, destination_slots)
+        if sums is not None:
+            sums += checksum_reference(destination, destination_slots)
     else:
-        _kernel(source, destination)(source, source_slots, destination, destination_slots, programs=programs)
+        kernel = _kernel(source, destination)
+        kernel(source, source_slots, destination, destination_slots, programs=programs, sums=sums)
 
 
 def prepare(source: SlotArray, destination: SlotArray) -> None:
-    """Do ahead what the first copy between two arrays would do once: build the table, compile the kernel (a second)."""
+    """Do ahead what the first copy between two arrays would do once: build the table, compile the kernel (seconds)."""
     none = torch.empty(0, dtype=torch.int64, device=destination.device)
     copy_blocks(source, none, destination, none)
+    if can_sum(source, destination):
+        copy_blocks(source, none, destination, none, sums=none)
+
+
+def can_sum(source: SlotArray, destination: SlotArray) -> bool:
+    """Whether copies between these arrays can sum checksums: one side is packed, and all is aligned to 4 bytes."""
+    packed = source.layout.packed or destination.layout.packed
+    return packed and checksums_fit(align_of(source, destination))
+
+
+def align_of(source: SlotArray, destination: SlotArray) -> int:
+    """The power of two up to 16 that divides every address and length of a copy between these arrays."""
+    return table_of(source, destination).align
 
 
 def _kernel(source: SlotArray, destination: SlotArray) -> Callable[..., None]:

@@ -6,19 +6,22 @@ import torch
 import triton
 import triton.language as tl
 
-from kvmarket.kernels.tile import RUNTIME, SLOTS, launch, move_tiles
+from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.tile import POINTERS, RUNTIME, Launcher, launch, move_tiles
 from kvmarket.layout import SlotArray
 
-PROGRAMS = 24  # enough for a peer link; more would take SMs from the co-running model and gain little
+PROGRAMS = 16  # an SM reads at most some 45 GB/s from a peer: these fill NVLink, more only take SMs from the model
+SUMMING_PROGRAMS = 24  # summing checksums takes time between reads
 TILE_BYTES = 65536  # in flight per program and step: the link's latency is long
 WARPS = 32
 
 
-@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SLOTS)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=POINTERS)  # type: ignore[untyped-decorator]
 def pull_kernel(
     table: tl.tensor,
     source_slots: tl.tensor,
     destination_slots: tl.tensor,
+    sums: tl.tensor,
     fragments: int,
     chunks: int,
     words: int,
@@ -29,12 +32,16 @@ def pull_kernel(
     ALIGN: tl.constexpr,
     EXACT: tl.constexpr,
     WIDE: tl.constexpr,
+    SUM: tl.constexpr,
 ) -> None:
     """Read over the link, write at home: few programs, each with a large tile of fragments in flight."""
     move_tiles(
-        table, source_slots, destination_slots, fragments, chunks, words, units,
-        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE,
+        table, source_slots, destination_slots, sums, fragments, chunks, words, units,
+        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE, SUM,
     )  # fmt: skip
+
+
+pull_launcher = PairCache(lambda source, destination: Launcher(pull_kernel, source, destination, TILE_BYTES, WARPS))
 
 
 def pull(
@@ -44,21 +51,23 @@ def pull(
     destination_slots: torch.Tensor,
     *,
     programs: int | None = None,
+    sums: torch.Tensor | None = None,
 ) -> None:
     """Copy blocks ``source_slots[i]`` of any array to ``destination_slots[i]`` of any other, or of the same.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
     The source may be a peer's memory, mapped on the destination's device. Runs on that device's current stream, on at
-    most ``programs`` programs (24 unless given), and returns at once. The bytes count only after the owner's
-    generations were checked again. Raises LayoutError, SlotError or MisuseError before anything is launched.
+    most ``programs`` programs (16 unless given, 24 with ``sums``), and returns at once. The bytes count only after the
+    owner's generations were checked again. ``sums``: where one side is packed, zeroed int64, one per block, to which
+    the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or MisuseError before anything is
+    launched.
     """
     launch(
-        pull_kernel,
+        pull_launcher,
         source,
         source_slots,
         destination,
         destination_slots,
-        programs=programs or PROGRAMS,
-        tile_bytes=TILE_BYTES,
-        warps=WARPS,
+        programs=programs or (PROGRAMS if sums is None else SUMMING_PROGRAMS),
+        sums=sums,
     )

@@ -7,18 +7,20 @@ import triton
 import triton.language as tl
 
 from kvmarket.errors import LayoutError
-from kvmarket.kernels.tile import RUNTIME, SLOTS, launch, move_tiles, multiprocessors
+from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.tile import POINTERS, RUNTIME, Launcher, launch, move_tiles
 from kvmarket.layout import SlotArray
 
-TILE_BYTES = 65536  # in flight per program and step: one program per SM then reaches the memory's rate
+TILE_BYTES = 65536  # in flight per program and step
 WARPS = 32
 
 
-@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=SLOTS)  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=POINTERS)  # type: ignore[untyped-decorator]
 def scatter_kernel(
     table: tl.tensor,
     source_slots: tl.tensor,
     destination_slots: tl.tensor,
+    sums: tl.tensor,
     fragments: int,
     chunks: int,
     words: int,
@@ -29,12 +31,18 @@ def scatter_kernel(
     ALIGN: tl.constexpr,
     EXACT: tl.constexpr,
     WIDE: tl.constexpr,
+    SUM: tl.constexpr,
 ) -> None:
     """Scatter: each program moves its tiles of fragments from packed slots to their places in paged ones."""
     move_tiles(
-        table, source_slots, destination_slots, fragments, chunks, words, units,
-        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE,
+        table, source_slots, destination_slots, sums, fragments, chunks, words, units,
+        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE, SUM,
     )  # fmt: skip
+
+
+scatter_launcher = PairCache(
+    lambda source, destination: Launcher(scatter_kernel, source, destination, TILE_BYTES, WARPS)
+)
 
 
 def scatter(
@@ -44,23 +52,23 @@ def scatter(
     destination_slots: torch.Tensor,
     *,
     programs: int | None = None,
+    sums: torch.Tensor | None = None,
 ) -> None:
     """Copy packed blocks ``source_slots[i]`` to slots ``destination_slots[i]``.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
-    Runs on that device's current stream, on at most ``programs`` programs (one per SM unless given: take fewer when
-    the source is a peer's memory), and returns at once. Raises LayoutError, SlotError or MisuseError before anything is
-    launched.
+    Runs on that device's current stream, on at most ``programs`` programs (one per tile unless
+    given), and returns at once. ``sums``: zeroed int64, one per block, to which the block's checksum is added (see
+    checksum.py). Raises LayoutError, SlotError or MisuseError before anything is launched.
     """
     if not source.layout.packed:
         raise LayoutError("scatter needs a packed source: use pull between other layouts")
     launch(
-        scatter_kernel,
+        scatter_launcher,
         source,
         source_slots,
         destination,
         destination_slots,
-        programs=programs or multiprocessors(destination.device),
-        tile_bytes=TILE_BYTES,
-        warps=WARPS,
+        programs=programs,
+        sums=sums,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kvmarket.errors import SlotError
+from kvmarket.errors import LayoutError, SlotError
 from kvmarket.layout import SlotArray
 
 
@@ -28,3 +28,22 @@ def check_slots(
     counts = (source_slots.numel(), destination_slots.numel())
     if counts[0] != counts[1]:
         raise SlotError(f"{counts[0]} source slots for {counts[1]} destinations: pass as many of both")
+
+
+def check_sums(sums: torch.Tensor, source: SlotArray, destination: SlotArray, slots: torch.Tensor, align: int) -> None:
+    """Raise unless ``sums`` can take the checksums of a copy: one zeroed int64 per block on the destination's device.
+
+    LayoutError where neither side is packed (the checksum is over packed bytes), or where fragments that are aligned to
+    ``align`` bytes have no 32-bit words; SlotError for a tensor of another shape.
+    """
+    if not (source.layout.packed or destination.layout.packed):
+        raise LayoutError("checksums are over packed bytes: one side of the copy must be packed")
+    if not checksums_fit(align):
+        raise LayoutError(f"fragments aligned to {align} bytes have no 32-bit words to sum: copy without checksums")
+    if sums.dtype != torch.int64 or sums.shape != slots.shape or sums.device != destination.device:
+        raise SlotError(f"sums are {sums.dtype} {tuple(sums.shape)} on {sums.device}: pass int64, one per block")
+
+
+def checksums_fit(align: int) -> bool:
+    """Whether blocks whose fragments are aligned to ``align`` bytes consist of the 32-bit words that are summed."""
+    return align % 4 == 0

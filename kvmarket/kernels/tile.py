@@ -7,7 +7,6 @@ the caller's choice: it bounds the SMs taken, not the bytes moved.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from typing import Any, NamedTuple
 
@@ -16,13 +15,54 @@ import triton
 import triton.language as tl
 
 from kvmarket.errors import MisuseError
-from kvmarket.kernels.slots import check_slots
+from kvmarket.kernels import checksum
+from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.slots import check_slots, check_sums
 from kvmarket.kernels.tables import table_of
 from kvmarket.layout import SlotArray
 
-INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32, 8: tl.int64}  # a word of so many bytes
+INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32}  # a word of so many bytes
 RUNTIME = ["fragments", "chunks", "words", "units"]  # arguments whose values must not make another kernel
-SLOTS = ["source_slots", "destination_slots"]  # arguments whose alignment must not
+POINTERS = ["source_slots", "destination_slots", "sums"]  # arguments whose alignment must not
+KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
+REGISTERS = 64  # a thread: Triton's own choice, 32, makes loads of a tile wait for each other's registers
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def locate_tile(
+    table: tl.tensor,
+    source_slots: tl.tensor,
+    destination_slots: tl.tensor,
+    fragments: int,
+    chunks: int,
+    units: int,
+    start: int,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WORD: tl.constexpr,
+) -> Any:
+    """Where the tile of units ``start`` .. lies.
+
+    Per row: source and destination address, whether there is such a unit, its chunk, the place of its first byte in a
+    packed slot, its block.
+    """
+    unit = start + tl.arange(0, ROWS)
+    live = unit < units
+    chunk = unit % chunks
+    piece = unit // chunks
+    fragment = piece % fragments
+    block = piece // fragments
+    begin = chunk.to(tl.int64) * (COLUMNS * WORD)
+    source = tl.load(table + fragment, mask=live, other=0) + begin
+    source += tl.load(source_slots + block, mask=live, other=0) * tl.load(
+        table + fragments + fragment, mask=live, other=0
+    )
+    destination = tl.load(table + 2 * fragments + fragment, mask=live, other=0) + begin
+    destination += tl.load(destination_slots + block, mask=live, other=0) * tl.load(
+        table + 3 * fragments + fragment, mask=live, other=0
+    )
+    place = tl.load(table + 4 * fragments + fragment, mask=live, other=0) + begin
+    return source, destination, live, chunk, place, block
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -30,6 +70,7 @@ def move_tiles(
     table: tl.tensor,
     source_slots: tl.tensor,
     destination_slots: tl.tensor,
+    sums: tl.tensor,
     fragments: int,
     chunks: int,
     words: int,
@@ -40,46 +81,51 @@ def move_tiles(
     ALIGN: tl.constexpr,
     EXACT: tl.constexpr,
     WIDE: tl.constexpr,
+    SUM: tl.constexpr,
 ) -> None:
     """Move units ``0 .. units`` (slot-major, then fragment, then chunk), this program's share of them.
 
-    table: (4, fragments) int64, see Table. slots: int64, one per block. words: INTEGERs per fragment; EXACT when
-    COLUMNS divides them. ALIGN divides all addresses and the length. WIDE counts units in 64 bits.
+    table: (5, fragments) int64, see Table. slots: int64, one per block. words: INTEGERs per fragment; EXACT when
+    COLUMNS divides them. ALIGN divides all addresses and the length. WIDE counts units in 64 bits. SUM adds the
+    weighted words of each block to its int64 in ``sums``, see checksum.py; INTEGER is 4 bytes then.
+
+    The addresses of the next tile are asked for while the bytes of this one are on their way.
     """
     WORD: tl.constexpr = INTEGER.primitive_bitwidth // 8
     pointer: tl.constexpr = tl.pointer_type(INTEGER)
     PAIR: tl.constexpr = ALIGN // WORD  # words per access: tells the compiler that a mask never splits one
-    first = tl.program_id(0)
-    step = tl.num_programs(0)
+    first = tl.program_id(0) * ROWS
+    step = tl.num_programs(0) * ROWS
     if WIDE:
-        first = first.to(tl.int64)
-        step = step.to(tl.int64)
+        first = tl.program_id(0).to(tl.int64) * ROWS
+        step = tl.num_programs(0).to(tl.int64) * ROWS
     column = tl.arange(0, COLUMNS)
-    for start in tl.range(first * ROWS, units, step * ROWS, num_stages=1):
-        unit = start + tl.arange(0, ROWS)
-        live = unit < units
-        chunk = unit % chunks
-        piece = unit // chunks
-        fragment = piece % fragments
-        block = piece // fragments
-        begin = chunk.to(tl.int64) * (COLUMNS * WORD)
-
-        slot = tl.load(source_slots + block, mask=live, other=0)
-        base = tl.load(table + fragment, mask=live, other=0)
-        stride = tl.load(table + fragments + fragment, mask=live, other=0)
-        source = tl.multiple_of((base + slot * stride + begin).to(pointer, bitcast=True), ALIGN)
-
-        slot = tl.load(destination_slots + block, mask=live, other=0)
-        base = tl.load(table + 2 * fragments + fragment, mask=live, other=0)
-        stride = tl.load(table + 3 * fragments + fragment, mask=live, other=0)
-        destination = tl.multiple_of((base + slot * stride + begin).to(pointer, bitcast=True), ALIGN)
-
-        mask = live[:, None]
+    source, destination, live, chunk, place, block = locate_tile(
+        table, source_slots, destination_slots, fragments, chunks, units, first, ROWS, COLUMNS, WORD
+    )
+    for start in tl.range(first, units, step, num_stages=1):
+        readable = tl.multiple_of(source.to(pointer, bitcast=True), ALIGN)
+        writable = tl.multiple_of(destination.to(pointer, bitcast=True), ALIGN)
+        mask = None  # where each row of a tile is a whole chunk of a unit that exists
+        if ROWS > 1:
+            mask = live[:, None]
         if not EXACT:
             left = (words // PAIR) * PAIR - chunk * COLUMNS
-            mask = mask & (column[None, :] < left[:, None])
-        value = tl.load(source[:, None] + column[None, :], mask=mask)
-        tl.store(destination[:, None] + column[None, :], value, mask=mask)
+            mask = live[:, None] & (column[None, :] < left[:, None])
+        value = tl.load(readable[:, None] + column[None, :], mask=mask)
+        source, destination, next_live, chunk, next_place, next_block = locate_tile(
+            table, source_slots, destination_slots, fragments, chunks, units, start + step, ROWS, COLUMNS, WORD
+        )
+        tl.store(writable[:, None] + column[None, :], value, mask=mask)
+        if SUM:
+            word = (place // WORD).to(tl.uint32)[:, None] + column[None, :].to(tl.uint32)
+            key = word * KEY_STEP + FIRST_KEY
+            weighted = value.to(tl.uint32, bitcast=True).to(tl.uint64) * key.to(tl.uint64)
+            if mask is not None:
+                weighted = tl.where(mask, weighted, 0)
+            total = tl.sum(weighted, 1)
+            tl.atomic_add(sums + block, total.to(tl.int64, bitcast=True), mask=live, sem="relaxed")
+        live, place, block = next_live, next_place, next_block
 
 
 class Tile(NamedTuple):
@@ -97,10 +143,10 @@ def tile_of(length: int, align: int, size: int) -> Tile:
     """Choose the tile of at most ``size`` bytes (a power of two) for fragments of ``length`` bytes.
 
     As wide as it can be without masking off more of the fragment's last chunk than a narrower tile would. The number of
-    words is that of 8-byte words even where words are narrower, because each word takes a register.
+    words is that of 4-byte words even where words are narrower, because each word takes a register.
     """
-    word = min(align, 8)
-    words, limit = length // word, size // 8
+    word = min(align, 4)
+    words, limit = length // word, size // 4
     widest = min(1 << (words - 1).bit_length(), limit)
     narrowest = min(widest, 32)
     choices = [1 << bit for bit in range(narrowest.bit_length() - 1, widest.bit_length())]
@@ -108,7 +154,7 @@ def tile_of(length: int, align: int, size: int) -> Tile:
     return Tile(limit // columns, columns, word, align, words % columns == 0)
 
 
-def constants_of(tile: Tile, *, wide: bool) -> dict[str, Any]:
+def constants_of(tile: Tile, *, wide: bool, summed: bool) -> dict[str, Any]:
     """Name the constants with which a kernel is compiled for a tile."""
     return {
         "ROWS": tile.rows,
@@ -117,59 +163,88 @@ def constants_of(tile: Tile, *, wide: bool) -> dict[str, Any]:
         "ALIGN": tile.align,
         "EXACT": tile.exact,
         "WIDE": wide,
+        "SUM": summed,
     }
 
 
+class Launcher:
+    """One kernel between one pair of arrays, which it does not hold: what is the same in every launch, prepared."""
+
+    def __init__(self, kernel: Any, source: SlotArray, destination: SlotArray, tile_bytes: int, warps: int) -> None:
+        if interpreted() != (destination.device.type == "cpu"):
+            raise MisuseError(
+                f"a Triton kernel cannot run on {destination.device} like this: CUDA tensors need TRITON_INTERPRET "
+                "unset, CPU tensors need TRITON_INTERPRET=1 before triton is imported (or the torch reference: use "
+                "copy_blocks)"
+            )
+        table = table_of(source, destination)
+        self._kernel, self._options = kernel, {"num_warps": warps, "maxnreg": REGISTERS}
+        self._tile = tile_of(table.length, table.align, tile_bytes)
+        words = table.length // self._tile.word
+        self._sizes = (table.count, -(-words // self._tile.columns), words)
+        self._units = table.count * self._sizes[1]  # a block
+        self._entries = table.entries
+        self._compiled: dict[tuple[bool, bool, bool], Any] = {}
+
+    def __call__(
+        self,
+        source_slots: torch.Tensor,
+        destination_slots: torch.Tensor,
+        blocks: int,
+        programs: int | None,
+        sums: torch.Tensor | None,
+        stream: int,
+    ) -> None:
+        """Launch on the raw ``stream`` of the current device, on at most ``programs`` programs (None: one per tile).
+
+        Nothing is checked. Costs some 8 us, the first call with or without ``sums`` a second.
+        """
+        units = blocks * self._units
+        tiles = -(-units // self._tile.rows)
+        grid = (max(1, tiles if programs is None else min(programs, tiles)), 1, 1)
+        wide, summed = units + grid[0] * self._tile.rows >= 2**31, sums is not None
+        slots = (source_slots, destination_slots, source_slots if sums is None else sums)
+        arguments = (self._entries, *slots, *self._sizes, units)
+        constants = constants_of(self._tile, wide=wide, summed=summed)
+        if interpreted():
+            self._kernel[grid](*arguments, **constants)
+            return
+        key = (wide, units >= 2**31, summed)
+        made = self._compiled.get(key)  # Triton takes three times as long to find out which kernel it is
+        if made is None:
+            made = self._kernel.warmup(*arguments, grid=grid, **constants, **self._options)
+            self._compiled[key] = made
+        made[grid](*arguments, *constants.values(), stream=stream)
+
+
 def launch(
-    kernel: Any,
+    launcher: PairCache[Launcher],
     source: SlotArray,
     source_slots: torch.Tensor,
     destination: SlotArray,
     destination_slots: torch.Tensor,
     *,
-    programs: int,
-    tile_bytes: int,
-    warps: int,
+    programs: int | None,
+    sums: torch.Tensor | None = None,
 ) -> None:
-    """Run ``kernel`` over all fragments of all given slots on the destination device's current stream.
+    """Run a kernel over all fragments of all given slots, on at most ``programs`` programs (None: one per tile).
 
-    Returns at once. The arrays and slot tensors must live until the copy is done. Without any slots nothing moves, but
-    the table is built and the kernel compiled. Raises SlotError and MisuseError before anything is launched.
+    On the destination device's current stream; returns at once. The arrays and all tensors must live until the copy is
+    done. ``sums``: see `check_sums`. Without any slots nothing moves, but the table is built and the kernel compiled.
+    Raises SlotError, LayoutError and MisuseError before anything is launched.
     """
     check_slots(source, source_slots, destination, destination_slots)
-    if interpreted() != (destination.device.type == "cpu"):
-        raise MisuseError(
-            f"a Triton kernel cannot run on {destination.device} like this: CUDA tensors need TRITON_INTERPRET unset, "
-            "CPU tensors need TRITON_INTERPRET=1 before triton is imported (or the torch reference: use copy_blocks)"
-        )
-    table = table_of(source, destination)
-    tile = tile_of(table.length, table.align, tile_bytes)
-    words = table.length // tile.word
-    chunks = -(-words // tile.columns)
-    units = source_slots.numel() * table.count * chunks
-    grid = (max(1, min(programs, -(-units // tile.rows))),)
-    wide = units + grid[0] * tile.rows >= 2**31
-    on_device = torch.cuda.device(destination.device) if destination.device.type == "cuda" else contextlib.nullcontext()
-    with on_device:
-        kernel[grid](
-            table.entries,
-            source_slots,
-            destination_slots,
-            table.count,
-            chunks,
-            words,
-            units,
-            **constants_of(tile, wide=wide),
-            num_warps=warps,
-        )
+    run = launcher(source, destination)
+    if sums is not None:
+        check_sums(sums, source, destination, source_slots, table_of(source, destination).align)
+    if interpreted():
+        run(source_slots, destination_slots, len(source_slots), programs, sums, 0)
+        return
+    with torch.cuda.device(destination.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        run(source_slots, destination_slots, len(source_slots), programs, sums, stream)
 
 
 def interpreted() -> bool:
     """Say whether this process' kernels run in Triton's interpreter (TRITON_INTERPRET=1 when triton was imported)."""
     return not isinstance(move_tiles, triton.JITFunction)
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Return the SMs of a GPU; 4 on a CPU, where the interpreter runs programs one after another."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4

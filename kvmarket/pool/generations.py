@@ -2,7 +2,7 @@
 
 Memory layout, in native 8-byte words: magic, slots, epoch, reserved x 5, then one generation per slot.
 
-One process writes, with single aligned 8-byte stores (an item assignment through a ``memoryview`` cast to "Q" is one;
+One process writes, with single aligned 8-byte stores (an assignment to elements of an aligned numpy array is one each;
 ``struct.pack_into`` is not, it passes through zero); everyone else maps the words read-only. The order that makes a
 reader right:
 
@@ -20,9 +20,12 @@ import mmap
 import os
 import platform
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from kvmarket.errors import PlatformError, SharedMemoryError, SlotError
+import numpy as np
+
+from kvmarket.errors import PlatformError, SharedMemoryError
+from kvmarket.pool.slots import Flags, Slots, UInt64s, check_slots
 from kvmarket.shared_file import SharedFile
 
 _MAGIC = 0x4B564D4B545F3031
@@ -53,11 +56,11 @@ class Generations:
             raise SharedMemoryError(
                 f"no shared memory for {slots} generations: {error.strerror}; free some memory"
             ) from error
-        self._words = memoryview(self._map).cast("Q")
+        self._words = np.frombuffer(self._map, np.uint64)
+        self._slots = self._words[_HEADER:]
         self._words[1] = slots
         self._words[_EPOCH] = 1
-        for word in range(_HEADER, words):
-            self._words[word] = 1
+        self._slots[:] = 1
         self._words[0] = _MAGIC
         _seal(self._fd)
         self.slots = slots
@@ -71,46 +74,36 @@ class Generations:
     @property
     def epoch(self) -> int:
         """The pool's epoch now."""
-        return self._words[_EPOCH]
+        return int(self._words[_EPOCH])
 
-    def read(self, slots: Iterable[int]) -> list[int]:
-        """The generation of each slot now. Costs 50 ns a slot."""
-        words = self._words
-        return [words[_HEADER + slot] for slot in slots]
+    def read(self, slots: Slots) -> UInt64s:
+        """The generation of each slot now. Costs some us."""
+        return self._slots[slots]
 
-    def raise_slots(self, slots: Iterable[int]) -> None:
-        """Raise the generation of each slot: every earlier offer of it is dead when this returns.
+    def still(self, slots: Slots, generations: UInt64s) -> int:
+        """How many leading slots still have these generations."""
+        return leading(self._slots[slots] == generations)
 
-        Costs 80 ns a slot.
-        """
-        words = self._words
+    def raise_slots(self, slots: Slots) -> None:
+        """Raise the generation of each slot: every earlier offer of it is dead when this returns. Costs some us."""
         with self._turn:
-            for slot in slots:
-                words[_HEADER + slot] += 1
+            self._slots[slots] += np.uint64(1)
 
     def raise_epoch(self) -> None:
         """Raise the epoch: every earlier offer of the pool is dead when this returns."""
         with self._turn:
-            self._words[_EPOCH] += 1
+            self._words[_EPOCH] += np.uint64(1)
 
-    def check_slots(self, slots: Sequence[int]) -> None:
-        """Raise SlotError unless all `slots` are integers in range and no one comes twice."""
-        for slot in slots:
-            if not isinstance(slot, int) or isinstance(slot, bool):
-                raise SlotError(f"block id {slot!r} is a {type(slot).__name__}; give plain integers")
-        if slots and not 0 <= min(slots) <= max(slots) < self.slots:
-            bad = next(slot for slot in slots if not 0 <= slot < self.slots)
-            raise SlotError(f"block id {bad} is out of range; this pool has slots 0 to {self.slots - 1}")
-        if len(set(slots)) != len(slots):
-            twice = next(slot for slot in slots if list(slots).count(slot) > 1)
-            raise SlotError(f"block id {twice} is given twice in one call; each block needs a slot of its own")
+    def as_slots(self, slots: Sequence[int] | Slots) -> Slots:
+        """Slot ids as an array. Raises SlotError unless all are integers in range and no one comes twice."""
+        return check_slots(slots, self.slots)
 
     def close(self) -> None:
         """Raise the epoch, then let go of the words; readers that mapped them go on seeing the raised epoch."""
         if self._map.closed:
             return
         self.raise_epoch()
-        self._words.release()
+        del self._slots, self._words
         self._map.close()
         os.close(self._fd)
 
@@ -125,34 +118,29 @@ class GenerationReader:
                 f"generations of {slots} slots need {8 * (_HEADER + slots)} bytes, not {file.nbytes}"
             )
         self._map = file.map()
-        self._words = memoryview(self._map).cast("Q")
+        self._words = np.frombuffer(self._map, np.uint64)
         if self._words[0] != _MAGIC or self._words[1] != slots:
-            self.close()
             raise SharedMemoryError("the shared file holds no generations of this pool; its offers are ignored")
+        self._slots = self._words[_HEADER:]
         self.slots = slots
 
     @property
     def epoch(self) -> int:
         """The pool's epoch now."""
-        return self._words[_EPOCH]
+        return int(self._words[_EPOCH])
 
-    def valid(self, epoch: int, slots: Sequence[int], generations: Sequence[int]) -> list[bool]:
+    def valid(self, epoch: int, slots: Slots, generations: UInt64s) -> Flags:
         """Whether each slot still has the generation, and the pool the epoch, of its offer.
 
-        Call it after the copy completed.
-
-        A slot out of range is not valid. Costs 80 ns a slot.
+        Call it after the copy completed. Slots must be in range. Costs some us.
         """
-        words, count = self._words, self.slots
-        return [
-            0 <= slot < count and words[_HEADER + slot] == generation and words[_EPOCH] == epoch
-            for slot, generation in zip(slots, generations, strict=True)
-        ]
+        same: Flags = self._slots[slots] == generations
+        return same if self.epoch == epoch else np.zeros_like(same)
 
-    def close(self) -> None:
-        """Unmap."""
-        self._words.release()
-        self._map.close()
+
+def leading(flags: Flags) -> int:
+    """How many flags are true before the first that is not."""
+    return int(flags.argmin()) if not flags.all() else len(flags)
 
 
 def _seal(fd: int) -> None:

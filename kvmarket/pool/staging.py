@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from kvmarket.errors import LayoutError
-from kvmarket.kernels import copy_blocks
+from kvmarket.kernels import can_sum, checksum, copy_blocks, prepare
 from kvmarket.layout import PagedCache, SlotArray
+from kvmarket.pool.slots import Slots, UInt64s
 from kvmarket.transport import Memory, export
 
 
@@ -23,7 +25,7 @@ class StagingRing:
         self.slots = slots
         self._next = 0
 
-    def take(self, n: int) -> list[int]:
+    def take(self, n: int) -> Slots:
         """The next min(n, slots) slots, always consecutive.
 
         A request that does not fit before the end starts again at slot 0.
@@ -33,9 +35,20 @@ class StagingRing:
         n = min(n, self.slots)
         if self._next + n > self.slots:
             self._next = 0
-        taken = list(range(self._next, self._next + n))
+        taken = np.arange(self._next, self._next + n)
         self._next = (self._next + n) % self.slots
         return taken
+
+
+class Packed(NamedTuple):
+    """A pack under way: when the stream has passed it, `sums` are there; keep all of it until then."""
+
+    sums: torch.Tensor | None
+    keep: tuple[torch.Tensor, ...]
+
+    def checksums(self) -> UInt64s | None:
+        """The checksums of the blocks, once the pack is done; None where they could not be had."""
+        return None if self.sums is None else checksum.finish(self.sums)
 
 
 class StagingPool:
@@ -57,21 +70,25 @@ class StagingPool:
         self.slots = SlotArray(layout, [segment])
         self.ring = StagingRing(count)
         self._packed: torch.cuda.Event | None = None
+        if cache.device.type == "cuda":
+            prepare(cache.slot_array(), self.slots)
 
-    def pack(self, source: SlotArray, slots: Sequence[int], staged: Sequence[int]) -> list[torch.Tensor]:
-        """Pack `slots` of `source` into the slots `staged` on the current stream.
-
-        The tensors that must live until it is done.
-        """
-        ids = torch.tensor([list(slots), list(staged)], dtype=torch.int64)
+    def pack(self, source: SlotArray, slots: Slots, staged: Slots, *, summed: bool = True) -> Packed:
+        """Pack `slots` of `source` into the slots `staged` on the current stream, with checksums if `summed`."""
+        summed = summed and can_sum(source, self.slots)
+        ids = torch.from_numpy(np.stack([slots, staged]))
+        sums = torch.zeros(len(slots), dtype=torch.int64, device=source.device) if summed else None
         if source.device.type == "cpu":
-            copy_blocks(source, ids[0], self.slots, ids[1])
-            return [ids]
+            copy_blocks(source, ids[0], self.slots, ids[1], sums=sums)
+            return Packed(sums, ())
         with torch.cuda.device(source.device):
             if self._packed is not None:  # an earlier pack, on whatever stream, must not write after this one
                 torch.cuda.current_stream().wait_event(self._packed)
             ids = ids.pin_memory().to(source.device, non_blocking=True)
-            copy_blocks(source, ids[0], self.slots, ids[1])
+            copy_blocks(source, ids[0], self.slots, ids[1], sums=sums)
             self._packed = torch.cuda.Event()
             self._packed.record()
-        return [ids]
+            if sums is None:
+                return Packed(None, (ids,))
+            host = torch.empty(len(slots), dtype=torch.int64, pin_memory=True)
+            return Packed(host.copy_(sums, non_blocking=True), (ids, sums))

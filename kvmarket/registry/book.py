@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from kvmarket.errors import LayoutError, MessageError, RefusedError
-from kvmarket.registry.messages import Join, Match, MemberStatus, OfferBlocks, PoolRecord, Run
+from kvmarket.registry.messages import Join, Match, MemberStatus, OfferBlocks, PoolRecord, Run, joined
 from kvmarket.registry.tokens import Int32s
 from kvmarket.registry.trie import PrefixTrie
 
@@ -27,6 +27,7 @@ class Standing(msgspec.Struct):
     trie: PrefixTrie
     epoch: int
     generation: int
+    checksum: bytes = b""
 
 
 class Pool(msgspec.Struct):
@@ -108,6 +109,8 @@ class Book:
         tokens, size = _tokens(offer.tokens), member.join.block_size
         if len(offer.slots) != len(offer.generations) or (offer.first + len(offer.slots)) * size != len(tokens):
             raise MessageError("an offer whose tokens, slots and generations do not fit each other")
+        if len(offer.checksums) not in (0, 8 * len(offer.slots)):
+            raise MessageError("an offer whose checksums do not fit its slots")
         if len(set(offer.slots)) != len(offer.slots):
             raise MessageError("an offer that names a slot twice")
         value = [(offer.epoch, generation) for generation in offer.generations]
@@ -117,8 +120,8 @@ class Book:
         self._take_down(pool, [slot for slot, old in zip(offer.slots, standing, strict=True) if old is not None])
         trie = self._tries.setdefault((member.join.space, offer.tenant), PrefixTrie(size))
         trie.insert(tokens, [pool.number << _SLOT_BITS | slot for slot in offer.slots], first=offer.first)
-        for slot, (epoch, generation) in zip(offer.slots, value, strict=True):
-            pool.standing[slot] = Standing(trie, epoch, generation)
+        for index, (slot, (epoch, generation)) in enumerate(zip(offer.slots, value, strict=True)):
+            pool.standing[slot] = Standing(trie, epoch, generation, offer.checksums[8 * index : 8 * index + 8])
 
     def retire(self, name: str, pool_id: str, slots: Iterable[int] | None) -> None:
         """Take down the offers of `slots` of a pool of `name`, of all when None. Slots without one are passed over."""
@@ -141,7 +144,7 @@ class Book:
         if trie is None:
             return (), ()
         unwanted = {self._pools[pool].number for pool in match.without if pool in self._pools}
-        runs: list[tuple[Pool, int, list[int], list[int]]] = []
+        runs: list[tuple[Pool, int, list[int], list[Standing]]] = []
         number = -1
         for offers in trie.match_all(tokens)[match.first :]:
             fitting = [offer for offer in offers if offer >> _SLOT_BITS not in unwanted]
@@ -154,11 +157,14 @@ class Book:
             if not runs or runs[-1][0] is not pool or runs[-1][1] != standing.epoch:
                 runs.append((pool, standing.epoch, [], []))
             runs[-1][2].append(slot)
-            runs[-1][3].append(standing.generation)
+            runs[-1][3].append(standing)
         records = {pool.record.pool: pool.record for pool, *_ in runs if pool.record.pool not in match.known}
-        return tuple(Run(pool.record.pool, epoch, tuple(s), tuple(g)) for pool, epoch, s, g in runs), tuple(
-            records.values()
-        )
+        found = []
+        for pool, epoch, slots, offered in runs:
+            checksums = joined([offer.checksum for offer in offered])
+            generations = tuple(offer.generation for offer in offered)
+            found.append(Run(pool.record.pool, epoch, tuple(slots), generations, checksums))
+        return tuple(found), tuple(records.values())
 
     def status(self) -> tuple[MemberStatus, ...]:
         """One row per member."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+from kvmarket.child import environment
 from kvmarket.errors import AddressError
 from kvmarket.registry.address import Address
 
@@ -18,7 +19,6 @@ def start_service(address: Address) -> None:
     Where somebody else is just starting it, returns after a moment. Raises AddressError if it does not start.
     """
     command = [sys.executable, "-m", "kvmarket.registry.daemon", str(address)]
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         # two descriptors of the log: a lock goes with what inherits its descriptor, and the service inherits the first
@@ -34,7 +34,7 @@ def start_service(address: Address) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "PYTHONPATH": path},
+                env=environment(),
                 check=False,
             )
     except BlockingIOError:

@@ -14,7 +14,7 @@ import msgspec
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/1"
+PROTOCOL = b"kvmarket/2"
 MAX_MESSAGE_BYTES = 256 << 20
 MAX_BLOCKS = 1 << 22
 
@@ -24,6 +24,7 @@ PoolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Name = Annotated[str, msgspec.Meta(max_length=4096)]
 Slots = Annotated[tuple[Slot, ...], msgspec.Meta(max_length=MAX_BLOCKS)]
 Counters = Annotated[tuple[Counter, ...], msgspec.Meta(max_length=MAX_BLOCKS)]
+Checksums = Annotated[bytes, msgspec.Meta(max_length=8 * MAX_BLOCKS)]  # 8 bytes a block, zeros for none; or empty
 
 
 class PoolRecord(msgspec.Struct, frozen=True):
@@ -86,6 +87,7 @@ class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
     slots: Slots
     epoch: Counter
     generations: Counters
+    checksums: Checksums = b""
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
@@ -116,6 +118,12 @@ class Run(msgspec.Struct, frozen=True, array_like=True):
     epoch: Counter
     slots: Slots
     generations: Counters
+    checksums: Checksums = b""
+
+    def __post_init__(self) -> None:
+        count = len(self.slots)
+        if len(self.generations) != count or len(self.checksums) not in (0, 8 * count):
+            raise ValueError("slots, generations and checksums of a run do not fit each other")
 
 
 class Matched(msgspec.Struct, frozen=True, tag="matched"):
@@ -179,6 +187,11 @@ def unpack_request(frames: Sequence[bytes]) -> Request:
 def unpack_reply(frames: Sequence[bytes]) -> Reply:
     """The reply in `frames`. Raises VersionError or MessageError."""
     return _unpack(frames, _replies)
+
+
+def joined(checksums: Sequence[bytes]) -> bytes:
+    """Checksums of consecutive blocks in one piece, zeros for those that have none; empty where none has one."""
+    return b"".join(each or bytes(8) for each in checksums) if any(checksums) else b""
 
 
 def _unpack(frames: Sequence[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:

@@ -87,4 +87,5 @@ def enable_peer_access(segment: torch.Tensor, device: torch.device) -> None:
         raise TransportError(f"a reader on {device} cannot read memory on {segment.device}; use one kind of device")
     if not torch.cuda.can_device_access_peer(device, segment.device):
         raise PeerAccessError(f"{device} has no peer access to {segment.device}; see nvidia-smi topo -p2p r")
-    torch.empty(1, dtype=torch.uint8, device=device).copy_(segment[:1])  # torch enables it on the first copy
+    one = torch.empty(1, dtype=torch.uint8, device=device)
+    torch.empty(1, dtype=torch.uint8, device=segment.device).copy_(one)  # torch enables it for a copy's source only

@@ -20,27 +20,28 @@ from triton.compiler import ASTSource
 from kvmarket.kernels.pack import WARPS as PACK_WARPS, pack_kernel
 from kvmarket.kernels.pull import WARPS as PULL_WARPS, pull_kernel
 from kvmarket.kernels.scatter import WARPS as SCATTER_WARPS, scatter_kernel
-from kvmarket.kernels.tile import constants_of, tile_of
+from kvmarket.kernels.tile import REGISTERS, constants_of, tile_of
 
 kernels = {"pack": (pack_kernel, PACK_WARPS), "scatter": (scatter_kernel, SCATTER_WARPS)}
 kernels["pull"] = (pull_kernel, PULL_WARPS)
 found = []
-for name, length, align, size, wide in json.loads(sys.argv[1]):
+for name, length, align, size, wide, summed in json.loads(sys.argv[1]):
     kernel, warps = kernels[name]
-    constants = constants_of(tile_of(length, align, size), wide=wide)
-    signature = {"table": "*i64", "source_slots": "*i64", "destination_slots": "*i64"}
+    constants = constants_of(tile_of(length, align, size), wide=wide, summed=summed)
+    signature = dict.fromkeys(["table", "source_slots", "destination_slots", "sums"], "*i64")
     signature |= {"fragments": "i32", "chunks": "i32", "words": "i32", "units": "i64" if wide else "i32"}
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "maxnreg": REGISTERS})
     found.append(sorted(set(re.findall(r"(?:ld|st)\\.global[.\\w]*", made.asm["ptx"]))))
 print(json.dumps(found))
 """
-CASES = [  # kernel, fragment bytes, alignment, tile bytes, 64-bit counts
-    ("pull", 65536, 16, 65536, False),
-    ("pack", 512, 16, 65536, False),
-    ("scatter", 48, 16, 32768, True),
-    ("pull", 520, 8, 8192, False),
-    ("scatter", 6, 2, 8192, False),
+CASES = [  # kernel, fragment bytes, alignment, tile bytes, 64-bit counts, checksums
+    ("pull", 65536, 16, 65536, False, False),
+    ("pull", 65536, 16, 65536, False, True),
+    ("pack", 512, 16, 65536, False, True),
+    ("scatter", 48, 16, 32768, True, True),
+    ("pull", 520, 8, 8192, False, False),
+    ("scatter", 6, 2, 8192, False, False),
 ]
 
 

@@ -9,10 +9,18 @@ import struct
 import time
 
 import msgspec
+import numpy as np
 import pytest
 
 from kvmarket.errors import PlatformError, SharedMemoryError, SlotError
 from kvmarket.pool import GenerationReader, Generations
+
+ZERO, FIVE = np.array([0]), np.array([5])
+
+
+def valid(reader, epoch, slots, generations):
+    """As `GenerationReader.valid`, of lists."""
+    return reader.valid(epoch, np.array(slots), np.array(generations, np.uint64)).tolist()
 
 
 @pytest.fixture
@@ -23,36 +31,37 @@ def generations():
 
 
 def test_start_above_zero_and_only_rise(generations):
-    before = generations.read(range(100))
+    before = generations.read(np.arange(100)).tolist()
     assert min(before) > 0
-    generations.raise_slots([3, 99])
-    after = generations.read(range(100))
+    generations.raise_slots(np.array([3, 99]))
+    after = generations.read(np.arange(100)).tolist()
     assert [slot for slot in range(100) if after[slot] != before[slot]] == [3, 99]
     assert after[3] > before[3]
 
 
 def test_valid_means_equal_to_the_offer_in_generation_and_epoch(generations):
     reader = GenerationReader(generations.file, 100)
-    epoch, (g,) = generations.epoch, generations.read([5])
-    assert reader.valid(epoch, [5], [g]) == [True]
-    assert reader.valid(epoch, [5, 5, -1, 100, 10**30], [g + 1, g - 1, g, g, g]) == [False] * 5
-    generations.raise_slots([5])
-    assert reader.valid(epoch, [5, 6], [g, g]) == [False, True]
+    epoch, g = generations.epoch, int(generations.read(FIVE)[0])
+    assert valid(reader, epoch, [5], [g]) == [True]
+    assert valid(reader, epoch, [5, 5], [g + 1, g - 1]) == [False] * 2
+    with pytest.raises(IndexError):
+        valid(reader, epoch, [100], [g])
+    generations.raise_slots(FIVE)
+    assert valid(reader, epoch, [5, 6], [g, g]) == [False, True]
     generations.raise_epoch()
-    assert reader.valid(epoch, [6], [g]) == [False]
-    reader.close()
+    assert valid(reader, epoch, [6], [g]) == [False]
 
 
 def test_readers_see_the_raised_epoch_of_a_closed_pool():
     generations = Generations(4)
-    reader, epoch, (g,) = GenerationReader(generations.file, 4), generations.epoch, generations.read([0])
+    reader, epoch, g = GenerationReader(generations.file, 4), generations.epoch, int(generations.read(ZERO)[0])
     generations.close()
-    assert reader.valid(epoch, [0], [g]) == [False]
+    assert valid(reader, epoch, [0], [g]) == [False]
     generations.close()
 
 
 def test_a_reader_cannot_write_nor_the_file_shrink(generations):
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="read-only"):
         GenerationReader(generations.file, 100)._words[9] = 5
     path = f"/proc/{os.getpid()}/fd/{generations.file.fd}"
     fd = os.open(path, os.O_RDWR)
@@ -66,7 +75,7 @@ def test_a_reader_cannot_write_nor_the_file_shrink(generations):
 @pytest.mark.parametrize("slots", [[-1], [100], [2**70], [1, 1], [True], [1.0], ["1"]])
 def test_bad_slots_are_refused(generations, slots):
     with pytest.raises(SlotError):
-        generations.check_slots(slots)
+        generations.as_slots(slots)
 
 
 def test_a_file_that_is_not_what_was_promised(generations):
@@ -105,7 +114,7 @@ def _watch(file, seconds, result):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for _ in range(1000):
-            value = words[8]
+            value = int(words[8])
             wrong += value < last
             seen += value != last
             last = value
@@ -113,12 +122,12 @@ def _watch(file, seconds, result):
 
 
 def _raise_well(generations):
-    generations.raise_slots([0])
+    generations.raise_slots(ZERO)
 
 
 def _raise_torn(generations):
     """What the docstring warns of: a pack that passes through zero."""
-    struct.pack_into("<Q", generations._map, 64, generations.read([0])[0] + 1)
+    struct.pack_into("<Q", generations._map, 64, int(generations.read(ZERO)[0]) + 1)
 
 
 @pytest.mark.parametrize(("raise_it", "sound"), [(_raise_well, True), (_raise_torn, False)], ids=["store", "pack_into"])

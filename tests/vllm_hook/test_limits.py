@@ -22,9 +22,9 @@ def test_policy_must_be_recompute_unless_forced():
     assert limits.settings_of(transfer(address="/tmp/s", tenant="t")).tenant == "t"
 
 
-@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}])
+@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
-    with pytest.raises(MisuseError, match="known are address, tenant and force"):
+    with pytest.raises(MisuseError, match="known are address, tenant, programs and force"):
         limits.settings_of(transfer(**extra))
 
 

@@ -19,6 +19,9 @@ class FakeMoved:
     def done(self) -> bool:
         return bool(self.valid)
 
+    def wait(self) -> int:
+        return [*self.valid, False].index(False)
+
 
 class FakeData:
     def __init__(self) -> None:

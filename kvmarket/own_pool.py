@@ -1,0 +1,50 @@
+"""One of an engine's own pools: what describes it, the generations that it alone writes, and what it has on offer."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+
+from kvmarket.layout import Layout
+from kvmarket.ledger import Ledger
+from kvmarket.offer import PoolDescriptor
+from kvmarket.pool import Generations
+from kvmarket.pool.owners import release
+from kvmarket.registry.messages import PoolRecord
+from kvmarket.transport import Memory
+
+
+class OwnPool:
+    """One of this engine's pools: its descriptor, the generations it alone writes, and what it has on offer."""
+
+    def __init__(self, layout: Layout, ranks: Sequence[Memory], generations: Generations | None = None) -> None:
+        """A new pool with a new id; its generations are new too unless they are given, shared with other markets."""
+        self.generations = generations or Generations(layout.slots)
+        self._epoch = self.generations.epoch
+        self.descriptor = PoolDescriptor(uuid.uuid4().hex, layout, self.generations.file, tuple(ranks))
+        self.ledger = Ledger(layout.block_size, layout.slots)
+
+    def standing(self) -> Ledger:
+        """The ledger; empty when somebody has raised the epoch, which killed all that was in it."""
+        if self.generations.epoch != self._epoch:
+            self._epoch = self.generations.epoch
+            self.ledger.clear()
+        return self.ledger
+
+    def close(self) -> None:
+        """Every offer of this pool is dead when this returns; what others offer of the same memory is not."""
+        if release(self.generations):
+            self.generations.close()
+        else:
+            self.generations.raise_slots(self.ledger.slots())
+
+    @property
+    def id(self) -> str:
+        """The pool's name, unique for ever."""
+        return self.descriptor.pool
+
+    def record(self) -> PoolRecord:
+        """The pool as the registry sees it."""
+        return PoolRecord(self.id, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor))

@@ -1,0 +1,111 @@
+"""Which way a copy takes: by what was measured on this machine, else by what was measured on two H200.
+
+A table says, for one pair of devices, how fast each way was for copies of some sizes. `kvmarket doctor --measure`
+writes it, for every pair of GPUs, below ``$XDG_CACHE_HOME/kvmarket`` (or ``~/.cache/kvmarket``).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from kvmarket import counters
+
+SPARING = 0.95  # a way that takes no SM is taken when it is at least this fast, as a share of the fastest
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """What one way reached: bytes per second for copies of ``nbytes`` in all, in fragments of ``fragment`` bytes."""
+
+    way: str
+    nbytes: int
+    fragment: int
+    rate: float
+
+
+class Table(msgspec.Struct, frozen=True):
+    """The rates of one pair of devices: ``reader`` copies from ``owner`` (UUIDs of GPUs)."""
+
+    reader: str
+    owner: str
+    rates: tuple[Rate, ...]
+
+
+_TWO_H200 = (  # over NVLink, single fetches of bench/results/h200x2-transfer.json, in GB/s
+    *(Rate("pull", n << 20, 65536, r * 1e9) for n, r in ((2, 32), (16, 160), (64, 258), (256, 323), (1024, 355))),
+    *(Rate("copy", n << 20, 2 << 20, r * 1e9) for n, r in ((2, 40), (16, 140), (64, 285), (256, 350), (1024, 375))),
+    *(Rate("staged", n << 20, 65536, r * 1e9) for n, r in ((2, 8), (16, 63), (64, 140), (256, 290), (1024, 358))),
+)
+
+
+class Choice:
+    """Chooses ways by a table."""
+
+    def __init__(self, rates: Iterable[Rate]) -> None:
+        self._rates = tuple(rates)
+
+    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
+        """The way for ``nbytes`` bytes in fragments of ``fragment`` bytes: "pull", "copy" or "staged".
+
+        ``contiguous``: a slot is one range on both sides, so that it can be copied. ``packed``: the source is packed,
+        so that it can be staged. Costs some us.
+        """
+        ways = ["pull", *(["copy"] if contiguous else ["staged"] if packed else [])]
+        rates = {way: self._rate(way, nbytes, fragment) for way in ways}
+        best = max(rates, key=lambda way: rates[way])
+        if rates.get("copy", 0.0) >= SPARING * rates[best]:
+            return "copy"
+        return best
+
+    def _rate(self, way: str, nbytes: int, fragment: int) -> float:
+        """The rate of a way for so many bytes: between the two nearest sizes, of the nearest size of fragment."""
+        known = [rate for rate in self._rates if rate.way == way]
+        if not known:
+            return 0.0
+        nearest = min({rate.fragment for rate in known}, key=lambda size: abs(math.log2(size / fragment)))
+        points = sorted((rate.nbytes, rate.rate) for rate in known if rate.fragment == nearest)
+        above = next((i for i, (size, _) in enumerate(points) if size >= nbytes), None)
+        if above is None or above == 0:
+            return points[-1 if above is None else 0][1]
+        (low, slow), (high, fast) = points[above - 1], points[above]
+        share = math.log(nbytes / low) / math.log(high / low)
+        return slow + share * (fast - slow)
+
+
+BUILT_IN = Choice(_TWO_H200)
+
+
+def folder() -> Path:
+    """Where tables are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmarket"
+
+
+def path_of(reader: str, owner: str) -> Path:
+    """The file of one pair's table."""
+    return folder() / f"ways-{reader}-{owner}.json"
+
+
+def load(reader: str, owner: str) -> Choice:
+    """The choice for one pair of devices: by its table where there is one (a broken one is counted), else built in."""
+    try:
+        table = msgspec.json.decode(path_of(reader, owner).read_bytes(), type=Table)
+    except FileNotFoundError:
+        return BUILT_IN
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        counters.add("table_unreadable", reason=f"{path_of(reader, owner)}: {error}; run kvmarket doctor --measure")
+        return BUILT_IN
+    return Choice(table.rates)
+
+
+def save(table: Table) -> Path:
+    """Keep a table for every market of this user; where."""
+    path = path_of(table.reader, table.owner)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_suffix(f".{os.getpid()}")
+    half.write_bytes(msgspec.json.format(msgspec.json.encode(table)))
+    half.replace(path)  # nobody reads half a table
+    return path

@@ -1,0 +1,69 @@
+"""The way that takes no SM: slot to slot by the copy engine, where a slot is one contiguous range on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kvmarket.kernels.tables import table_of
+from kvmarket.layout import SlotArray
+from kvmarket.pool import Slots, UInt64s
+from kvmarket.ways import copy_engine
+from kvmarket.ways.copying import Copy
+from kvmarket.ways.sums import Sums
+
+INLINE_BLOCKS = 512  # more are launched by a thread: each costs its caller 0.5 us, the thread some 100 us
+FEW = 4  # so few are copied one by one
+
+
+class CopyJob:
+    """Slots, ready to be copied, dealt to several streams. No program sees the bytes, so there is no checksum."""
+
+    sums: Sums | None = None
+
+    def __init__(self, copy: Copy, own: SlotArray, streams: Sequence[torch.cuda.Stream]) -> None:
+        self._copy, self._own, self._streams = copy, own, streams
+        self.threaded = len(copy.slots) > INLINE_BLOCKS
+
+    def launch(self) -> None:
+        """Launch it; the first stream has all of it behind it then."""
+        source, stride, destination, own_stride, _ = table_of(self._copy.source, self._own).first
+        main, size = self._streams[0], self._own.layout.slot_bytes
+        if len(self._copy.slots) <= FEW:
+            for slot, own_slot in zip(self._copy.source_slots.tolist(), self._copy.slots.tolist(), strict=True):
+                to, of = destination + own_slot * own_stride, source + slot * stride
+                copy_engine.copy_range(to, of, size, main.cuda_stream)
+            return
+        targets = addresses(destination, own_stride, self._copy.slots)
+        ranges = merged(targets, addresses(source, stride, self._copy.source_slots), size)
+        hands = min(len(ranges[2]), len(self._streams))
+        dealt = [(self._streams[hand], [each[hand::hands] for each in ranges]) for hand in range(hands)]
+        for stream, _ in dealt[1:] if not copy_engine.idle(main.cuda_stream) else []:
+            stream.wait_stream(main)
+        for stream, (destinations, sources, sizes) in dealt:
+            copy_engine.copy_ranges(destinations, sources, sizes, stream.cuda_stream)
+        for stream, _ in dealt[1:]:
+            main.wait_stream(stream)
+
+    def release(self) -> None:
+        """It is done."""
+
+
+def addresses(base: int, stride: int, slots: Slots) -> UInt64s:
+    """Where slots start that lie ``stride`` bytes apart, slot 0 at ``base``."""
+    places: UInt64s = np.uint64(base) + slots.astype(np.uint64) * np.uint64(stride)
+    return places
+
+
+def merged(destinations: UInt64s, sources: UInt64s, size: int) -> tuple[UInt64s, UInt64s, UInt64s]:
+    """Ranges (destination, source, bytes) for blocks of ``size`` bytes.
+
+    Blocks that lie one after another on both sides become one range.
+    """
+    step = np.uint64(size)
+    goes_on = (destinations[1:] - destinations[:-1] == step) & (sources[1:] - sources[:-1] == step)
+    heads = np.flatnonzero(np.concatenate([np.ones(min(1, len(sources)), np.bool_), ~goes_on]))
+    sizes = np.diff(heads, append=len(sources)).astype(np.uint64) * step
+    return destinations[heads], sources[heads], sizes

@@ -1,0 +1,42 @@
+"""The way of machines without GPUs: a thread copies from one mapping of shared memory to the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from kvmarket.kernels import can_sum, copy_blocks
+from kvmarket.layout import SlotArray
+from kvmarket.ways.copying import Copy, Started
+
+
+class CpuMover:
+    """Copies into the slots of ``own`` by one thread, in the order of the calls."""
+
+    def __init__(self, own: SlotArray) -> None:
+        self._own = own
+        self._thread = ThreadPoolExecutor(1, "kvmarket-copy")
+
+    def prepare(self, source: SlotArray, owner: str) -> None:
+        """Nothing to do."""
+
+    def start(self, copies: Sequence[Copy]) -> Started:
+        """Queue the copies."""
+        sums = [_sums(copy, self._own) for copy in copies]
+        future = self._thread.submit(self._copy, list(copies), sums)
+        return Started(future.done, future.result, sums, None)
+
+    def close(self) -> None:
+        """Wait for the copies under way."""
+        self._thread.shutdown(wait=True)
+
+    def _copy(self, copies: list[Copy], sums: list[torch.Tensor | None]) -> None:
+        for copy, total in zip(copies, sums, strict=True):
+            ids = torch.from_numpy(copy.source_slots), torch.from_numpy(copy.slots)
+            copy_blocks(copy.source, ids[0], self._own, ids[1], sums=total)
+
+
+def _sums(copy: Copy, own: SlotArray) -> torch.Tensor | None:
+    return torch.zeros(len(copy.slots), dtype=torch.int64) if copy.summed and can_sum(copy.source, own) else None

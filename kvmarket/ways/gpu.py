@@ -1,0 +1,130 @@
+"""The ways of a GPU: which one a copy takes is decided here, and it is launched on streams of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakKeyDictionary
+
+import torch
+from triton.runtime import driver
+
+from kvmarket.errors import TransportError
+from kvmarket.kernels import can_sum
+from kvmarket.kernels.pull import pull
+from kvmarket.kernels.tables import table_of
+from kvmarket.layout import SlotArray
+from kvmarket.transport.cuda_ipc import device_uuid
+from kvmarket.ways import copy_engine
+from kvmarket.ways.choice import BUILT_IN, Choice, load
+from kvmarket.ways.copy_way import CopyJob
+from kvmarket.ways.copying import Copy, Started
+from kvmarket.ways.launching import LaunchThread
+from kvmarket.ways.pull_way import FewIds, PullJob
+from kvmarket.ways.staged_way import Ring, StagedJob
+
+STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
+Job = PullJob | CopyJob | StagedJob
+
+
+class GpuMover:
+    """Copies into the slots of ``own``, on streams of its own; each copy runs after what the current stream holds."""
+
+    def __init__(self, own: SlotArray, programs: int | None = None, choice: Choice | None = None) -> None:
+        """``programs`` bounds the programs of a kernel that run at a time.
+
+        ``choice`` picks the way of every copy; None for what was measured between the two GPUs, or is built in.
+        """
+        self._own, self._device = own, own.device
+        self.programs, self.choice = programs, choice
+        self._choices: WeakKeyDictionary[SlotArray, Choice] = WeakKeyDictionary()
+        self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
+        self._thread = LaunchThread()
+        self._ring: Ring | None = None
+        self._few: list[FewIds] = []
+        self.prepare(own)
+
+    def prepare(self, source: SlotArray, owner: str = "") -> None:
+        """Build the table and compile the kernels for copies from ``source``: seconds, once per pair of layouts.
+
+        ``owner``: the UUID of the GPU that it lies on.
+        """
+        self._choices[source] = load(device_uuid(self._device), owner)
+        none = torch.empty(0, dtype=torch.int64, device=self._device)
+        for sums in (None, none) if can_sum(source, self._own) else (None,):
+            pull(source, none, self._own, none, sums=sums)
+
+    def start(self, copies: Sequence[Copy]) -> Started:
+        """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
+        with self._on_device():
+            jobs = [self._job(copy) for copy in copies]
+            self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
+            return self._start(jobs, copies)
+
+    def _start(self, jobs: list[Job], copies: Sequence[Copy]) -> Started:
+        done = torch.cuda.Event()
+        sums, keep = [job.sums.host if job.sums else None for job in jobs], (copies, jobs)
+        if self._thread.busy() or any(job.threaded for job in jobs):  # what follows a job of the thread stays behind it
+            launch = self._thread.submit(lambda: self._launch_there(jobs, done))
+
+            def finished() -> bool:
+                return launch.over() and (launch.failed() or done.query())
+
+            def finish() -> None:
+                launch.wait()
+                done.synchronize()
+
+            return Started(finished, finish, sums, keep)
+        self._launch(jobs, done)
+
+        def finish_here() -> None:
+            done.synchronize()
+            for job in jobs:
+                job.release()
+
+        return Started(done.query, finish_here, sums, keep)
+
+    def close(self) -> None:
+        """Wait for the copies under way."""
+        self._thread.close()
+        for stream in self._streams:
+            stream.synchronize()
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        here = torch.cuda.current_device() == self._device.index
+        return nullcontext() if here else torch.cuda.device(self._device)
+
+    def _after_current_stream(self) -> None:
+        if not copy_engine.idle(driver.active.get_current_stream(self._device.index)):
+            self._streams[0].wait_stream(torch.cuda.current_stream(self._device))
+
+    def _job(self, copy: Copy) -> Job:
+        own, table = self._own, table_of(copy.source, self._own)
+        flat, packed = table.count == 1, copy.source.layout.packed
+        way = "pull"
+        if (flat or packed) and copy_engine.takes_batches():
+            nbytes = len(copy.slots) * own.layout.slot_bytes
+            choice = self.choice or self._choices.get(copy.source) or BUILT_IN
+            way = choice.way(nbytes, table.length, contiguous=flat, packed=packed)
+        if way == "copy":
+            return CopyJob(copy, own, self._streams)
+        if way == "staged":
+            self._ring = self._ring or Ring(own, self._streams[1])
+            return StagedJob(copy, own, self._streams, self._ring, self.programs)
+        return PullJob(copy, own, self._streams[0], self.programs, self._few)
+
+    def _launch_there(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
+        with torch.cuda.device(self._device):
+            self._streams[0].query()  # gives this thread the device's context
+            self._launch(jobs, done)
+
+    def _launch(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
+        """Launch. If that fails, nothing that was launched may land later on: wait for it, then raise RuntimeError."""
+        try:
+            for job in jobs:
+                job.launch()
+            done.record(self._streams[0])
+        except (RuntimeError, TransportError) as error:
+            for stream in self._streams:
+                stream.synchronize()
+            raise RuntimeError(str(error)) from error

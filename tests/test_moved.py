@@ -1,0 +1,31 @@
+"""What a fetch makes of bytes that arrived without being those that were offered."""
+
+from __future__ import annotations
+
+from kvmarket import counters
+from tests.model_engine import ModelEngine, matched, prompt
+
+
+def test_bytes_that_do_not_have_the_checksum_of_their_offer_are_not_valid(market_address):
+    owner = ModelEngine(market_address, staging_bytes=1 << 20)
+    reader = ModelEngine(market_address)
+    tokens = prompt(16, 40)
+    owner.publish(tokens, [0, 1, 2, 3], staged=True)
+    hit = matched(reader, tokens)
+    assert all(run.checksums is not None and run.checksums.all() for run in hit.runs)
+    owner.market._staging.slots.segments[0][2 * owner.cache.slot_bytes + 5] ^= 1  # no generation says so
+    assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 2
+    corrupt = [name for name in counters.snapshot() if name.startswith("fetch_corrupt")]
+    assert corrupt, "reported"
+    owner.close()
+    reader.close()
+
+
+def test_without_checksums_none_are_offered(market_address):
+    owner, reader = ModelEngine(market_address, staging_bytes=1 << 20, checksums=False), ModelEngine(market_address)
+    tokens = prompt(16, 41)
+    owner.publish(tokens, [0, 1, 2, 3], staged=True)
+    assert all(run.checksums is None for run in matched(reader, tokens).runs)
+    assert reader.take(tokens, [0, 1, 2, 3]) == 4
+    owner.close()
+    reader.close()

@@ -1,0 +1,133 @@
+"""Every way of a GPU, forced: bit for bit what the reference copies, in the order of the caller's stream."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from kvmarket.errors import TransportError
+from kvmarket.kernels import pull_reference
+from kvmarket.kernels.checksum import checksum_reference
+from kvmarket.layout import SlotArray
+from kvmarket.transport import enable_peer_access
+from kvmarket.ways import Copy, copy_engine, staged_way
+from kvmarket.ways.choice import Choice
+from tests.bitwise import assert_bitwise
+from tests.generators import CASES, Case, Shape, clone
+from tests.kernels.arrays import on
+
+pytestmark = pytest.mark.gpu
+SLOTS = 40
+FLAT = [
+    Case("copy packed", Shape("kv", 16, 8, 128), "packed", "packed"),
+    Case("copy block outermost", Shape("fused", 16, 8, 256), "nhc_block_outermost", "nhc_block_outermost"),
+    Case("copy mla", Shape("mla", 64, 1, 576), "latent_block_outermost", "packed"),
+]
+PACKED = [case for case in CASES if case.source == "packed" and case.destination != "packed"]
+ALL = [("pull", case) for case in [*CASES, *FLAT]] + [("copy", case) for case in FLAT]
+ALL += [("staged", case) for case in PACKED]
+PEERS = [pytest.param("cuda:0", id="same"), pytest.param("cuda:1", id="peer", marks=pytest.mark.gpu2)]
+
+
+class Only(Choice):
+    """Always this way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(())
+        self.name = name
+
+    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
+        return self.name
+
+
+def movers(way: str, source: SlotArray, own: SlotArray, owner: str):
+    """The source on its owner's GPU, our own array on GPU 0, and what moves from one to the other."""
+    from kvmarket.ways.gpu import GpuMover
+
+    source, own = on(owner, source), on("cuda:0", own)
+    if owner != "cuda:0":
+        enable_peer_access(source.segments[0], own.device)
+    return source, own, GpuMover(own, choice=Only(way))
+
+
+def slots(count: int, seed: int) -> np.ndarray:
+    """Some slots in random order, with a run in the middle."""
+    chosen = random.Random(seed).sample(range(SLOTS), count)
+    return np.array(chosen, np.int64)
+
+
+@pytest.mark.parametrize("owner", PEERS)
+@pytest.mark.parametrize(("way", "case"), ALL, ids=lambda value: getattr(value, "name", value))
+def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyPatch):
+    array, target = case.arrays(layers=3, slots=SLOTS)
+    monkeypatch.setattr(staged_way, "CHUNK_BYTES", 5 * array.layout.slot_bytes)
+    monkeypatch.setattr(staged_way, "LAST_BYTES", array.layout.slot_bytes)
+    source, own, mover = movers(way, array, target, owner)
+    expected = clone(target)
+    for count, seed in ((1, 1), (SLOTS, 2), (17, 3), (0, 4), (23, 5)):
+        ids, places = slots(count, seed), slots(count, seed + 10)
+        started = mover.start([Copy(source, ids, places, summed=way != "copy")])
+        started.finish()
+        assert started.query()
+        pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
+        assert_bitwise(on("cpu", own), expected)
+        if started.sums[0] is not None:
+            assert started.sums[0].tolist() == checksum_reference(array, torch.from_numpy(ids)).tolist()
+    mover.close()
+
+
+@pytest.mark.parametrize(("way", "case"), [ALL[0], ("copy", FLAT[0]), ("staged", PACKED[0])], ids=str)
+def test_runs_after_the_current_stream_and_streams_do_not_mix(way: str, case: Case):
+    array, target = case.arrays(layers=3, slots=SLOTS)
+    source, own, mover = movers(way, array, target, "cuda:0")
+    ids = np.arange(SLOTS)
+    for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)
+            for segment in own.segments:
+                segment.fill_(7)  # what the caller's stream still writes when the copy is asked for
+            started = mover.start([Copy(source, ids, ids[::-1].copy(), summed=False)])
+        started.finish()
+        expected = clone(target)
+        for segment in expected.segments:
+            segment.fill_(7)
+        pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(ids[::-1].copy()))
+        assert_bitwise(on("cpu", own), expected)
+    mover.close()
+
+
+def test_several_ways_in_one_fetch_and_many_fetches_at_once():
+    array, target = FLAT[0].arrays(layers=3, slots=SLOTS)
+    source, own, mover = movers("copy", array, target, "cuda:0")
+    expected, started = clone(target), []
+    for seed in range(12):
+        mover.choice = Only(("copy", "pull")[seed % 2])
+        ids, places = slots(3, seed), np.arange(3) + 3 * seed
+        started.append(mover.start([Copy(source, ids, places, summed=False)]))
+        pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
+    for each in started:
+        each.finish()
+    assert_bitwise(on("cpu", own), expected)
+    mover.close()
+
+
+@pytest.mark.parametrize(("way", "case"), [("copy", FLAT[0]), ("staged", PACKED[0])], ids=str)
+def test_a_launch_that_fails_is_said(way: str, case: Case, monkeypatch: pytest.MonkeyPatch):
+    array, target = case.arrays(layers=3, slots=SLOTS)
+    source, _, mover = movers(way, array, target, "cuda:0")
+
+    def refuse(*_arguments: object) -> None:
+        raise TransportError("the copy engine refused")
+
+    monkeypatch.setattr(copy_engine, "copy_ranges", refuse)
+    with pytest.raises(RuntimeError, match="refused"):
+        mover.start([Copy(source, slots(5, 1), slots(5, 2), summed=False)]).finish()
+    mover.close()
+
+
+def test_the_driver_says_what_it_refused():
+    with pytest.raises(TransportError, match="CUDA_ERROR"):
+        copy_engine.fill_zero(1, 1, torch.cuda.Stream().cuda_stream)
