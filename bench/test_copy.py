@@ -22,7 +22,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYERS, BLOCKS = (32, 256) if DEVICE == "cuda" else (4, 16)
 
 
-def _timed(benchmark: BenchmarkFixture, copy: Callable[[], None], nbytes: int) -> None:
+def timed(benchmark: BenchmarkFixture, copy: Callable[[], None], nbytes: int) -> None:
     """Time `copy`, until the device has done it."""
 
     def run() -> None:
@@ -41,7 +41,7 @@ def test_blocks(benchmark: BenchmarkFixture, case: Case) -> None:
     chance = random.Random(1)
     slots = [torch.tensor(chance.sample(range(BLOCKS), BLOCKS), device=DEVICE) for _ in range(2)]
     nbytes = BLOCKS * source.layout.slot_bytes
-    _timed(benchmark, lambda: copy_blocks(source, slots[0], destination, slots[1]), nbytes)
+    timed(benchmark, lambda: copy_blocks(source, slots[0], destination, slots[1]), nbytes)
 
 
 def test_contiguous(benchmark: BenchmarkFixture) -> None:
@@ -49,4 +49,4 @@ def test_contiguous(benchmark: BenchmarkFixture) -> None:
     source, _ = CASES[0].arrays(LAYERS, 1, DEVICE)
     payload = torch.randint(0, 256, (BLOCKS * source.layout.slot_bytes,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(payload)
-    _timed(benchmark, lambda: target.copy_(payload), payload.numel())
+    timed(benchmark, lambda: target.copy_(payload), payload.numel())

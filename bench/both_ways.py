@@ -1,0 +1,41 @@
+"""Both processes fetch from each other at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bench.peer import BLOCK, SLOT
+
+if TYPE_CHECKING:
+    from bench.transfer import Row, Suite
+
+
+def both_ways(suite: Suite, seconds: float = 2.0) -> Iterator[Row]:
+    """Both processes fetch from each other at once, 128 blocks at a time; sums of both rates."""
+    nbytes, ceiling = 128 * SLOT, 0.0
+    for kind in ("contiguous", "paged"):
+        engine, peer = suite.engines[kind], suite.peers[kind]
+        theirs = suite.offered["in_place" if kind == "paged" else kind][: 128 * BLOCK * 4]
+        ours = suite.new_tokens(128)
+        engine.market.publish(np.frombuffer(ours, np.int32), suite.sources[-128:])
+        ids = suite.sources[-256:-128]
+        rates = {}
+        calls: list[tuple[str, str, Any]] = [("fetch", "fetch_for", ids)]
+        if not ceiling:
+            calls.append(("ceiling", "copy_for", 128))
+        for name, method, argument in calls:
+            start = time.monotonic() + 1.0
+            peer.tell(method, seconds, ours, argument, start)
+            mine = getattr(engine, method)(seconds, theirs, argument, start)
+            medians = [float(np.median(times)) for times in (mine, peer.answer())]
+            rates[name] = sum(nbytes / median / 1e9 for median in medians)
+        ceiling = rates.get("ceiling", ceiling)
+        yield {
+            "name": "both_ways" if kind == "contiguous" else "both_ways_in_place", "bytes": 2 * nbytes,
+            "unit": "GB/s", "p50": round(rates["fetch"], 1), "ceiling": round(ceiling, 1),
+            "ratio": round(rates["fetch"] / ceiling, 4),
+        }  # fmt: skip
