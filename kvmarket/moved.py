@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,11 +51,13 @@ class Moved:
         self._started = started
         self._valid = None if started else np.zeros(asked, np.bool_)
         self._leading = 0
+        self._turn = threading.Lock()
 
     def done(self) -> bool:
         """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs some us."""
-        if self._started is not None and self._started.query():
-            self._settle(self._started)
+        started = self._started
+        if started is not None and started.query():
+            self._settle(started)
         return self._valid is not None
 
     def wait(self) -> int:
@@ -62,8 +65,9 @@ class Moved:
 
         Prefill those blocks.
         """
-        if self._started is not None:
-            self._settle(self._started)
+        started = self._started
+        if started is not None:
+            self._settle(started)
         return self._leading
 
     @property
@@ -72,7 +76,12 @@ class Moved:
         return np.empty(0, np.bool_) if self._valid is None else self._valid
 
     def _settle(self, started: Started) -> None:
-        """The copy has completed (or is waited for): only now do generations say which bytes count."""
+        """The copy has completed (or is waited for): only now do generations say which bytes count. Done once."""
+        with self._turn:
+            if self._started is not None:
+                self._conclude(started)
+
+    def _conclude(self, started: Started) -> None:
         parts = []
         try:
             started.finish()

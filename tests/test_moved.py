@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from kvmarket import counters
 from tests.model_engine import ModelEngine, matched, prompt
 
@@ -27,5 +29,21 @@ def test_without_checksums_none_are_offered(market_address):
     owner.publish(tokens, [0, 1, 2, 3], staged=True)
     assert all(run.checksums is None for run in matched(reader, tokens).runs)
     assert reader.take(tokens, [0, 1, 2, 3]) == 4
+    owner.close()
+    reader.close()
+
+
+def test_threads_that_ask_at_once_settle_a_fetch_once(market_address):
+    owner, reader = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(16, 42)
+    owner.publish(tokens, [0, 1, 2, 3])
+    hit = matched(reader, tokens)
+    for _ in range(20):
+        before = counters.snapshot().get("blocks_fetched", 0)
+        moved = reader.market.fetch(hit, [0, 1, 2, 3])
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _, moved=moved: moved.wait(), range(4))) == [4] * 4
+        assert moved.done() and moved.valid.tolist() == [True] * 4
+        assert counters.snapshot()["blocks_fetched"] == before + 4
     owner.close()
     reader.close()

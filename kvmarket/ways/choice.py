@@ -35,10 +35,10 @@ class Table(msgspec.Struct, frozen=True):
     rates: tuple[Rate, ...]
 
 
-_TWO_H200 = (  # over NVLink, single fetches of bench/results/h200x2-transfer.json, in GB/s
-    *(Rate("pull", n << 20, 65536, r * 1e9) for n, r in ((2, 32), (16, 160), (64, 258), (256, 323), (1024, 355))),
-    *(Rate("copy", n << 20, 2 << 20, r * 1e9) for n, r in ((2, 40), (16, 140), (64, 285), (256, 350), (1024, 375))),
-    *(Rate("staged", n << 20, 65536, r * 1e9) for n, r in ((2, 8), (16, 63), (64, 140), (256, 290), (1024, 358))),
+_TWO_H200 = (  # over NVLink, single fetches (call_p50) of bench/results/h200x2-transfer.json, in GB/s
+    *(Rate("pull", n << 20, 65536, r * 1e9) for n, r in ((2, 37), (16, 177), (64, 259), (256, 333), (1024, 360))),
+    *(Rate("copy", n << 20, 2 << 20, r * 1e9) for n, r in ((2, 40), (16, 130), (64, 252), (256, 336), (1024, 371))),
+    *(Rate("staged", n << 20, 65536, r * 1e9) for n, r in ((16, 67), (64, 155), (256, 260), (1024, 319))),
 )
 
 

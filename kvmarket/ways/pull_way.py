@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 
 from kvmarket.kernels.pull import PROGRAMS, SUMMING_PROGRAMS, pull_launcher
@@ -39,9 +41,10 @@ class PullJob:
         self._programs = programs
         if programs is None and self._blocks * own.layout.slot_bytes > SHORT:
             self._programs = SUMMING_PROGRAMS if self.sums else PROGRAMS
-        self._free, self._few = few, None
+        self._free, self._taken = few, list[FewIds]()
         if self._blocks <= FEW:
-            ids = self._few = few.pop() if few else FewIds()
+            ids = _take(few)
+            self._taken.append(ids)
             ids.array[0, : self._blocks], ids.array[1, : self._blocks] = copy.source_slots, copy.slots
             self._source_slots, self._slots = ids.source_slots, ids.slots
         else:
@@ -54,7 +57,7 @@ class PullJob:
     def launch(self) -> None:
         """Launch it."""
         stream, sums = self._stream, self.sums
-        if self._few is None:
+        if not self._taken:
             copy_engine.copy_range(self._ids.data_ptr(), self._host.data_ptr(), self._host.nbytes, stream)
         if sums:
             sums.zero(stream)
@@ -64,7 +67,13 @@ class PullJob:
             sums.bring(stream)
 
     def release(self) -> None:
-        """It is done: others may use its room."""
-        if self._few is not None:
-            self._free.append(self._few)
-            self._few = None
+        """It is done: others may use its room. May be called twice, and by two threads at once."""
+        with suppress(IndexError):  # pop is atomic: nobody gives the same room back twice
+            self._free.append(self._taken.pop())
+
+
+def _take(few: list[FewIds]) -> FewIds:
+    try:
+        return few.pop()
+    except IndexError:
+        return FewIds()

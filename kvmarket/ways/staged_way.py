@@ -1,4 +1,8 @@
-"""The way of long fetches from packed slots: the copy engine fills a ring of buffers, a kernel scatters behind it."""
+"""The way of long fetches from packed slots: the copy engine fills a ring of buffers, a kernel scatters behind it.
+
+With several fetches under way it has the highest rate. One alone is pulled sooner on NVLink: a chunk starts some us
+after the one before, a thread launches them, and nothing hides the last scatter.
+"""
 
 from __future__ import annotations
 
