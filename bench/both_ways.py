@@ -23,7 +23,7 @@ def both_ways(suite: Suite, seconds: float = 2.0) -> Iterator[Row]:
         ours = suite.new_tokens(128)
         engine.market.publish(np.frombuffer(ours, np.int32), suite.sources[-128:])
         ids = suite.sources[-256:-128]
-        rates = {}
+        rates: dict[str, Any] = {}
         calls: list[tuple[str, str, Any]] = [("fetch", "fetch_for", ids)]
         if not ceiling:
             calls.append(("ceiling", "copy_for", 128))
@@ -31,11 +31,12 @@ def both_ways(suite: Suite, seconds: float = 2.0) -> Iterator[Row]:
             start = time.monotonic() + 1.0
             peer.tell(method, seconds, ours, argument, start)
             mine = getattr(engine, method)(seconds, theirs, argument, start)
-            medians = [float(np.median(times)) for times in (mine, peer.answer())]
-            rates[name] = sum(nbytes / median / 1e9 for median in medians)
-        ceiling = rates.get("ceiling", ceiling)
+            both = [np.percentile(times, [90, 50, 10]) for times in (mine, peer.answer())]
+            rates[name] = sum(nbytes / each / 1e9 for each in both)  # p10, p50, p90 of the sum of both rates
+        ceiling = float(rates["ceiling"][1]) if "ceiling" in rates else ceiling
+        low, middle, high = (round(float(each), 1) for each in rates["fetch"])
         yield {
             "name": "both_ways" if kind == "contiguous" else "both_ways_in_place", "bytes": 2 * nbytes,
-            "unit": "GB/s", "p50": round(rates["fetch"], 1), "ceiling": round(ceiling, 1),
-            "ratio": round(rates["fetch"] / ceiling, 4),
+            "unit": "GB/s", "p10": low, "p50": middle, "p90": high, "ceiling": round(ceiling, 1),
+            "ratio": round(middle / ceiling, 4),
         }  # fmt: skip

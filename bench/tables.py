@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from bench.report import RESULTS
 
 README = RESULTS.parent.parent / "README.md"
 TTFT_COLUMNS = ["prefill", "own prefix cache", "peer's pool", "host memory (OffloadingConnector)"]
+TRANSFER_ROWS = {
+    "packed_staged": "packed source (staged)",
+    "packed_pull": "packed source, pulled",
+    "contiguous_copy": "contiguous slots, copy engine",
+    "in_place": "pages in place, 16 programs",  # kvmarket.kernels.pull.PROGRAMS when this was measured
+    "pull_8": "pages in place, 8 programs",
+    "pull_132": "pages in place, every SM",
+}
+TRANSFER_SIZES = {16 << 20: "16 MiB", 64 << 20: "64 MiB", 256 << 20: "256 MiB", 1 << 30: "1 GiB"}
+BASELINES = {
+    "index_select": "`index_select` and `index_copy_`",
+    "copy_per_page": "one copy per page",
+    "memcpy_batch": "`cudaMemcpyBatchAsync` of pages",
+}
+CO_RUNNERS = {
+    f"co_runner_{side}_{model}": f"{model}-like on the {side}"
+    for model in ("decode", "prefill")
+    for side in ("reader", "owner")
+}
+CO_FETCHES = {  # here "contiguous_copy" is the bare copy, and "contiguous" a fetch by the copy engine
+    "contiguous_copy": "one contiguous copy, no fetch",
+    "contiguous": "contiguous slots, copy engine",
+    "packed_staged": "packed source (staged)",
+    **{f"pull_{n}": f"pages in place, {n} programs" for n in (4, 8, 12, 16, 24)},
+    "pull_132": "pages in place, every SM",
+}
+Row = dict[str, Any]
+
+
+def short(value: float) -> str:
+    """`value` with no more than three significant digits."""
+    return f"{float(f'{value:.3g}'):,.10g}"
+
+
+def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a table, with an empty line before; none where there are no rows."""
+    head, rows = list(head), [list(row) for row in rows]
+    if not rows:
+        return []
+    return ["", *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))]
 
 
 def ttft(path: Path) -> str:
@@ -31,7 +74,86 @@ def ttft(path: Path) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"ttft": (ttft, "h200x2-ttft.json")}
+def transfer(path: Path) -> str:
+    """Three tables: the rates of fetches, what else they cost, what a co-runner loses. Rows not there are left out."""
+    result = json.loads(path.read_text())
+    versions, rows = result["versions"], result["rows"]
+    lines = [
+        f"{result.get('gpu', result['machine'])}, torch {versions.get('torch', '?')}, triton "
+        f"{versions.get('triton', '?')}, blocks of 2 MiB (Llama-3.1-8B shape, 32 layers x 64 KiB pages), random slots "
+        "on both sides, process to process, two fetches under way all the time, "
+        f"median of {result.get('repeats', '?')}: GB/s (percent of the contiguous copy of as many bytes, "
+        f"timed the same way). From `bench/results/{path.name}`.",
+        *markdown(["what is fetched", *TRANSFER_SIZES.values()], _rates(rows)),
+        *markdown(["beside that", "", ""], _costs(rows)),
+    ]
+    losses = list(_losses(rows))
+    if losses:
+        text = "What a model loses in percent of its step time while one fetch of 256 MiB after the other runs, and"
+        lines += ["", f"{text} the GB/s that these reach meanwhile:"]
+        lines += markdown(["fetched meanwhile", *CO_RUNNERS.values()], losses)
+    return "\n".join(lines)
+
+
+def _rates(rows: list[Row]) -> Iterable[list[str]]:
+    """GB/s (ratio) of every way and size; last the copy that they are compared with."""
+    cells = {(row["name"], row["bytes"]): row for row in rows}
+    for name, label in TRANSFER_ROWS.items():
+        shown = [cells.get((name, size)) for size in TRANSFER_SIZES]
+        if any(shown):
+            yield [label, *(f"{short(row['GBps'])} ({short(100 * row['ratio'])} %)" if row else "" for row in shown)]
+    ceilings = [
+        [cells[name, size]["ceiling"] for name in TRANSFER_ROWS if (name, size) in cells] for size in TRANSFER_SIZES
+    ]
+    if any(ceilings):
+        rates = (
+            short(size / statistics.median(us) / 1e3) if us else ""
+            for size, us in zip(TRANSFER_SIZES, ceilings, strict=True)
+        )
+        yield ["the contiguous copy itself", *rates]
+
+
+def _costs(rows: list[Row]) -> Iterable[list[str]]:
+    """Latency, the caller's time, both directions, kernels within one GPU, and what one would write alone."""
+    cells = {(row["name"], row["bytes"]): row for row in rows}
+    first = {row["name"]: row for row in reversed(rows)}
+    for name, label in (
+        ("one_block", "one block of 2 MiB, call to done"),
+        ("cpu_2048", "CPU time of the caller, 2,048 blocks"),
+    ):
+        if row := first.get(name):
+            yield [label, f"{short(row['p50'])} us", f"p10 – p90: {short(row['p10'])} – {short(row['p90'])} us"]
+    if row := first.get("both_ways"):
+        yield ["both GPUs at once, contiguous slots", f"{short(row['p50'])} GB/s", _share(row, "bare copies both ways")]
+    for name in ("pack", "scatter"):
+        if row := cells.get((name, 1 << 30)):
+            yield [f"{name} within one GPU, 1 GiB", f"{short(row['GBps'])} GB/s", _share(row, "a copy within the GPU")]
+    alone = "256 MiB of pages in place, one call at a time"
+    if (row := cells.get(("in_place", 256 << 20))) and "call_p50" in row:
+        ratio = {"ratio": row["call_ratio"]}
+        yield [f"{alone}: fetch", f"{short(row['bytes'] / row['call_p50'] / 1e3)} GB/s", _share(ratio, "one copy")]
+    for name, label in BASELINES.items():
+        if row := cells.get((f"baseline_{name}", 256 << 20)):
+            yield [f"{alone}: {label}", f"{short(row['GBps'])} GB/s", _share(row, "one copy")]
+
+
+def _share(row: Row, of: str) -> str:
+    return f"{short(100 * row['ratio'])} % of {of}"
+
+
+def _losses(rows: list[Row]) -> Iterable[list[str]]:
+    """Percent (GB/s) of every kind of fetch, for the four co-runners."""
+    cells = {(row["name"], row.get("fetch")): row for row in rows}
+    for fetch, label in CO_FETCHES.items():
+        shown = [cells.get((model, fetch)) for model in CO_RUNNERS]
+        if any(shown):
+            values = (
+                f"{short(round(row['slower_percent'], 1))} % ({short(row['GBps'])})" if row else "" for row in shown
+            )
+            yield [label, *values]
+
+
+TABLES = {"ttft": (ttft, "h200x2-ttft.json"), "transfer": (transfer, "h200x2-transfer.json")}
 
 
 def fill(text: str) -> str:

@@ -160,7 +160,10 @@ class Suite:
                 moved = market.fetch(hit, self.places)
                 cost.append((time.thread_time() - start) * 1e6)
                 moved.wait()
-            yield {"name": name, "bytes": SLOTS * SLOT, "unit": "us", **report.percentiles(cost)}
+            yield {
+                "name": name, "bytes": SLOTS * SLOT, "unit": "us", **report.percentiles(cost),
+                "ceiling": None, "ratio": None,
+            }  # fmt: skip
 
     def close(self) -> None:
         """End the processes."""

@@ -1,0 +1,70 @@
+"""Plots beside the results of bench/transfer.py:  python -m bench.plots  draws those of every machine anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from bench.report import RESULTS
+from bench.tables import CO_FETCHES, CO_RUNNERS, TRANSFER_ROWS, Row
+
+SUFFIX = "-transfer.json"
+mpl.use("Agg")
+
+
+def rate(rows: list[Row]) -> Figure:
+    """GB/s over the bytes of a fetch, one line per way; dashed the contiguous copy of as many bytes."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    ceilings: dict[int, float] = {}
+    for name, label in TRANSFER_ROWS.items():
+        points = sorted((row["bytes"], row["GBps"]) for row in rows if row["name"] == name)
+        ceilings |= {row["bytes"]: row["bytes"] / row["ceiling"] / 1e3 for row in rows if row["name"] == name}
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    if ceilings:
+        axes.plot(*zip(*sorted(ceilings.items()), strict=True), "k--", label="one contiguous copy")
+        axes.legend(fontsize=8)
+    axes.set_xscale("log", base=2)
+    ticks = sorted(ceilings)
+    axes.set_xticks(ticks, [f"{size >> 20:,} MiB" for size in ticks])
+    axes.set(xlabel="bytes of a fetch", ylabel="GB/s", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def co_runner(rows: list[Row]) -> Figure:
+    """Percent by which a step of a model gets slower, one bar per kind of fetch, for each of the four models."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, CO_RUNNERS.items(), strict=True):
+        lost = {row["fetch"]: row["slower_percent"] for row in rows if row["name"] == name}
+        shown = {label: lost[fetch] for fetch, label in CO_FETCHES.items() if fetch in lost}
+        bars = axes.barh(list(shown), list(shown.values()))
+        axes.bar_label(bars, fmt="%.3g", fontsize=7, padding=2)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("slower, percent", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.margins(x=0.12)
+        axes.invert_yaxis()
+    return figure
+
+
+def draw(path: Path) -> list[Path]:
+    """Draw the results in `path`, ``<machine>-transfer.json``, into two SVG files beside it. Same input, same bytes."""
+    result = json.loads(path.read_text())
+    files = []
+    with mpl.rc_context({"svg.hashsalt": "kvmarket"}):
+        for name, figure in (("rate", rate(result["rows"])), ("co-runner", co_runner(result["rows"]))):
+            figure.suptitle(f"{result.get('gpu', result['machine'])}, {path.name}", fontsize=10)
+            files.append(path.with_name(f"{path.stem}-{name}.svg"))
+            figure.savefig(files[-1], format="svg", metadata={"Date": None})
+    return files
+
+
+if __name__ == "__main__":
+    for results in sorted(RESULTS.glob(f"*{SUFFIX}")):
+        for file in draw(results):
+            print(f"wrote {file}")
