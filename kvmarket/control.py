@@ -118,6 +118,7 @@ class ControlHalf:
             )
         with self._lock:
             ids = pool.generations.as_slots(slots)
+            ledger = pool.standing()  # first: an epoch that is raised after this kills what is offered below
             live = pool.generations.still(ids, generations)
             if live < len(ids):
                 counters.add("offer_dropped", len(ids) - live, reason="a slot was retired before its block was offered")
@@ -126,7 +127,7 @@ class ControlHalf:
             owner = self.tenant if tenant is None else tenant
             array = array[: (first + live) * self.block_size]
             names, values = ids[:live].tolist(), generations[:live].tolist()
-            old = pool.standing().news(owner, array, first, names, values)
+            old = ledger.news(owner, array, first, names, values)
             if old < live:
                 sums = b"" if checksums is None else checksums[old:live].tobytes()
                 self._put_up(pool, Entry(owner, array, first + old, tuple(names[old:]), tuple(values[old:]), sums))
@@ -197,7 +198,8 @@ class ControlHalf:
 
     def avoid(self, pool: str) -> None:
         """Match no more in `pool`, which this engine cannot read."""
-        self._unreachable = self._unreachable | {pool}
+        with self._lock:
+            self._unreachable = self._unreachable | {pool}
 
     def take_gone(self) -> list[str]:
         """The pools that have gone since the last call: data halves should forget them."""
@@ -234,7 +236,7 @@ class ControlHalf:
                 entry.tokens.tobytes(),
                 entry.first,
                 entry.slots,
-                pool.generations.epoch,
+                pool.epoch,
                 entry.generations,
                 entry.checksums,
             )
@@ -243,9 +245,9 @@ class ControlHalf:
     def _offer_again(self) -> None:
         """The service started anew and knows nothing: offer all that still stands. Runs on the watching thread."""
         with self._lock:
-            entries = [(pool, entry) for pool in self._pools for entry in pool.standing().entries()]
-        for pool, entry in entries:
-            self._send_offer(pool, entry)
+            for pool in self._pools:
+                for entry in pool.standing().entries():
+                    self._send_offer(pool, entry)
 
     def _forget(self, pools: tuple[str, ...]) -> None:
         """A notice: these pools are gone. Runs on the watching thread."""

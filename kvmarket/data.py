@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from kvmarket import counters
-from kvmarket.errors import KVMarketError, SlotError, TransportError
+from kvmarket.errors import SlotError, TransportError
 from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Hit, PoolDescriptor
 from kvmarket.pool import GenerationReader, Slots, as_slots, leading
 from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
-from kvmarket.ways import Copy, Mover
+from kvmarket.ways import FAILURES, Copy, Mover
 from kvmarket.ways.cpu import CpuMover
 
 
@@ -148,13 +148,13 @@ class DataHalf:
             try:
                 generations = GenerationReader(descriptor.generations, descriptor.layout.slots)
                 array = self._array_of(descriptor)
-            except (KVMarketError, OSError) as error:
+                memory = self._memory_of(descriptor)
+                self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
+            except FAILURES as error:
                 counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
                 if self._on_unreachable is not None:
                     self._on_unreachable(descriptor.pool)
                 return None
-            memory = self._memory_of(descriptor)
-            self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
             mapped = self._mapped[descriptor.pool] = MappedPool(array, generations)
             return mapped
 

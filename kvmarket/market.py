@@ -64,7 +64,8 @@ class Market:
         `fingerprint`: everything that must agree before KV may be reused. `tenant`: a salt that keeps two users'
         prefixes apart. `staging_bytes`: memory on the cache's device for `publish(staged=True)`, rounded down to whole
         blocks. `address`: a socket path or a name; None for the user's default market, or what KVMARKET_ADDRESS says.
-        `programs`: at most so many SMs read for a fetch at a time (16 unless given, 24 where checksums are checked).
+        `programs`: at most so many SMs read for a fetch at a time (unless given 16, 24 where checksums are checked, and
+        for the few us that up to 8 MiB take, as many as there are).
         `checksums`: whether blocks that are packed get one, against which whoever fetches them checks what arrived.
 
         Raises LayoutError, FingerprintError, AddressError, VersionError, NamespaceError, RefusedError, TransportError;

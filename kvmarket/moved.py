@@ -13,7 +13,7 @@ from kvmarket import counters
 from kvmarket.kernels import checksum
 from kvmarket.offer import Offers
 from kvmarket.pool import Flags, GenerationReader, leading
-from kvmarket.ways import Started
+from kvmarket.ways import FAILURES, Started
 
 
 class Piece(NamedTuple):
@@ -56,7 +56,7 @@ class Moved:
     def done(self) -> bool:
         """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs some us."""
         started = self._started
-        if started is not None and started.query():
+        if started is not None and _over(started):
             self._settle(started)
         return self._valid is not None
 
@@ -85,7 +85,7 @@ class Moved:
         parts = []
         try:
             started.finish()
-        except RuntimeError as error:
+        except FAILURES as error:
             counters.add("fetch_failed", reason=f"the copy failed: {error}")
         else:
             parts = [piece.valid(sums) for piece, sums in zip(self._pieces, started.sums, strict=True)]
@@ -95,3 +95,10 @@ class Moved:
         self._leading = leading(valid)
         counters.add("blocks_fetched", self._leading)
         self._valid, self._started = valid, None
+
+
+def _over(started: Started) -> bool:
+    try:
+        return started.query()
+    except RuntimeError:  # an error of the device: `finish` raises it again, and it is counted there
+        return True

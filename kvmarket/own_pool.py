@@ -33,6 +33,11 @@ class OwnPool:
             self.ledger.clear()
         return self.ledger
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of what is in the ledger, as of the last call of `standing`: an offer of it carries this one."""
+        return self._epoch
+
     def close(self) -> None:
         """Every offer of this pool is dead when this returns; what others offer of the same memory is not."""
         if release(self.generations):

@@ -273,3 +273,18 @@ def test_a_fork_has_no_part_in_its_parents_market(pair):
     child.start()
     child.join()
     assert reader.take(tokens, [0, 1, 2, 3]) == 4
+
+
+def test_an_epoch_raised_while_an_offer_is_made_kills_it(pair, monkeypatch):
+    owner, reader = pair
+    tokens, control = prompt(16, 45), owner.market._control
+    real = control._client.send
+
+    def send(message):
+        control.pool.generations.raise_epoch()  # between what the offer was checked against and its way out
+        real(message)
+
+    monkeypatch.setattr(control._client, "send", send)
+    owner.publish(tokens, [0, 1, 2, 3])
+    hit = matched(reader, tokens)
+    assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 0

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+
 from kvmarket import counters
-from tests.model_engine import ModelEngine, matched, prompt
+from kvmarket.ways import cpu
+from tests.model_engine import BLOCK, ModelEngine, matched, prompt
 
 
 def test_bytes_that_do_not_have_the_checksum_of_their_offer_are_not_valid(market_address):
@@ -45,5 +49,41 @@ def test_threads_that_ask_at_once_settle_a_fetch_once(market_address):
             assert list(threads.map(lambda _, moved=moved: moved.wait(), range(4))) == [4] * 4
         assert moved.done() and moved.valid.tolist() == [True] * 4
         assert counters.snapshot()["blocks_fetched"] == before + 4
+    owner.close()
+    reader.close()
+
+
+def test_block_ids_may_be_changed_as_soon_as_the_call_returns(market_address, monkeypatch):
+    owner, reader = ModelEngine(market_address), ModelEngine(market_address)
+    tokens, gate = prompt(16, 43), threading.Event()
+    owner.publish(tokens, [0, 1, 2, 3])
+    hit = matched(reader, tokens)
+    real = cpu.copy_blocks
+
+    def copy(*arguments, **options):
+        gate.wait()
+        real(*arguments, **options)
+
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
+    ids = np.array([4, 5, 6, 7])
+    moved = reader.market.fetch(hit, ids)
+    ids[:] = 0
+    gate.set()
+    assert moved.wait() == 4
+    assert all(reader.holds(4 + block, tokens[: (block + 1) * BLOCK]) for block in range(4))
+    owner.close()
+    reader.close()
+
+
+def test_an_error_that_nobody_foresaw_costs_one_fetch(market_address, monkeypatch):
+    owner, reader = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(16, 44)
+    owner.publish(tokens, [0, 1, 2, 3])
+    hit = matched(reader, tokens)
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu, "copy_blocks", lambda *_arguments, **_options: int("no number"))
+        moved = reader.market.fetch(hit, [4, 5, 6, 7])
+        assert moved.wait() == 0 and moved.done()
+    assert reader.take(tokens, [4, 5, 6, 7]) == 4, "the market goes on"
     owner.close()
     reader.close()

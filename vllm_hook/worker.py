@@ -59,9 +59,9 @@ class WorkerSide:
 
     def start(self, step: StepMetadata) -> None:
         """Start the step's loads; returns at once."""
+        self._unstarted.extend(step.loads)  # first: whatever raises, they will be ended
         if step.gone and self._data is not None:
             self._data.forget(step.gone)
-        self._unstarted.extend(step.loads)
         while self._unstarted:
             load = self._unstarted[0]
             if load.hit is None or self._data is None:

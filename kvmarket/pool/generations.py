@@ -99,13 +99,15 @@ class Generations:
         return check_slots(slots, self.slots)
 
     def close(self) -> None:
-        """Raise the epoch, then let go of the words; readers that mapped them go on seeing the raised epoch."""
-        if self._map.closed:
-            return
-        self.raise_epoch()
-        del self._slots, self._words
-        self._map.close()
-        os.close(self._fd)
+        """Raise the epoch; readers that mapped the words go on seeing it. The memory goes with the last who holds it.
+
+        May be called twice.
+        """
+        with self._turn:
+            fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self.raise_epoch()
+            os.close(fd)
 
 
 class GenerationReader:

@@ -19,10 +19,12 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
     """Block ids as a one-dimensional int64 array: from a list, a tuple, a range, an integer array or tensor.
 
-    May be the argument itself. Raises SlotError for anything else. Costs some 20 ns an id for a list.
+    Never the argument itself: it may be used later, and the caller may change what is his. Raises SlotError for
+    anything else. Costs some 20 ns an id for a list.
     """
     if isinstance(block_ids, np.ndarray) and block_ids.dtype == np.int64 and block_ids.ndim == 1:
-        return block_ids
+        own: Slots = block_ids.copy()
+        return own
     if hasattr(block_ids, "tolist"):
         block_ids = block_ids.tolist()
     if not isinstance(block_ids, list | tuple | range):

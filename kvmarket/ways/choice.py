@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -22,8 +23,8 @@ class Rate(msgspec.Struct, frozen=True):
     """What one way reached: bytes per second for copies of ``nbytes`` in all, in fragments of ``fragment`` bytes."""
 
     way: str
-    nbytes: int
-    fragment: int
+    nbytes: Annotated[int, msgspec.Meta(gt=0)]
+    fragment: Annotated[int, msgspec.Meta(gt=0)]
     rate: float
 
 
@@ -95,8 +96,9 @@ def load(reader: str, owner: str) -> Choice:
         table = msgspec.json.decode(path_of(reader, owner).read_bytes(), type=Table)
     except FileNotFoundError:
         return BUILT_IN
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        counters.add("table_unreadable", reason=f"{path_of(reader, owner)}: {error}; run kvmarket doctor --measure")
+    except (OSError, RuntimeError, msgspec.DecodeError, UnicodeDecodeError) as error:  # RuntimeError: no home folder
+        reason = f"the table of {reader} and {owner}: {error}; run kvmarket doctor --measure"
+        counters.add("table_unreadable", reason=reason)
         return BUILT_IN
     return Choice(table.rates)
 

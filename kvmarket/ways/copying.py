@@ -7,8 +7,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from kvmarket.errors import KVMarketError
 from kvmarket.layout import SlotArray
 from kvmarket.pool import Slots
+
+# What a launch or a copy may raise: no memory, a refusal of the driver, an error of the compiler or of its cache.
+FAILURES = (RuntimeError, MemoryError, OSError, ValueError, TypeError, KVMarketError)
 
 
 class Copy(NamedTuple):

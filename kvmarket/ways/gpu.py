@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
+from triton.errors import TritonError
 from triton.runtime import driver
 
-from kvmarket.errors import TransportError
+from kvmarket import counters
 from kvmarket.kernels import can_sum
 from kvmarket.kernels.pull import pull
 from kvmarket.kernels.tables import table_of
@@ -18,7 +19,7 @@ from kvmarket.transport.cuda_ipc import device_uuid
 from kvmarket.ways import copy_engine
 from kvmarket.ways.choice import BUILT_IN, Choice, load
 from kvmarket.ways.copy_way import CopyJob
-from kvmarket.ways.copying import Copy, Started
+from kvmarket.ways.copying import FAILURES, Copy, Started
 from kvmarket.ways.launching import LaunchThread
 from kvmarket.ways.pull_way import FewIds, PullJob
 from kvmarket.ways.staged_way import Ring, StagedJob
@@ -39,10 +40,12 @@ class GpuMover:
         self.programs, self.choice = programs, choice
         self._choices: WeakKeyDictionary[SlotArray, Choice] = WeakKeyDictionary()
         self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
-        self._thread = LaunchThread()
         self._ring: Ring | None = None
         self._few: list[FewIds] = []
+        self._no_ring = False
+        self._closed = False
         self.prepare(own)
+        self._thread = LaunchThread()
 
     def prepare(self, source: SlotArray, owner: str = "") -> None:
         """Build the table and compile the kernels for copies from ``source``: seconds, once per pair of layouts.
@@ -56,6 +59,8 @@ class GpuMover:
 
     def start(self, copies: Sequence[Copy]) -> Started:
         """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
+        if self._closed:
+            raise RuntimeError("the market is closed")
         with self._on_device():
             jobs = [self._job(copy) for copy in copies]
             self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
@@ -86,6 +91,7 @@ class GpuMover:
 
     def close(self) -> None:
         """Wait for the copies under way."""
+        self._closed = True
         self._thread.close()
         for stream in self._streams:
             stream.synchronize()
@@ -105,13 +111,22 @@ class GpuMover:
         if (flat or packed) and copy_engine.takes_batches():
             nbytes = len(copy.slots) * own.layout.slot_bytes
             choice = self.choice or self._choices.get(copy.source) or BUILT_IN
-            way = choice.way(nbytes, table.length, contiguous=flat, packed=packed)
+            flat = flat and not copy.summed  # the copy engine sums nothing
+            way = choice.way(nbytes, table.length, contiguous=flat, packed=packed and not self._no_ring)
         if way == "copy":
             return CopyJob(copy, own, self._streams)
-        if way == "staged":
-            self._ring = self._ring or Ring(own, self._streams[1])
-            return StagedJob(copy, own, self._streams, self._ring, self.programs)
+        if way == "staged" and (ring := self._ring or self._new_ring()):
+            return StagedJob(copy, own, self._streams, ring, self.programs)
         return PullJob(copy, own, self._streams[0], self.programs, self._few)
+
+    def _new_ring(self) -> Ring | None:
+        """The ring, allocated now; None, counted, where there is no memory for it: then packed slots are pulled."""
+        try:
+            self._ring = Ring(self._own, self._streams[1])
+        except RuntimeError as error:
+            self._no_ring = True
+            counters.add("staged_unavailable", reason=f"no memory for its buffers: {error}")
+        return self._ring
 
     def _launch_there(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
         with torch.cuda.device(self._device):
@@ -124,7 +139,7 @@ class GpuMover:
             for job in jobs:
                 job.launch()
             done.record(self._streams[0])
-        except (RuntimeError, TransportError) as error:
+        except (*FAILURES, TritonError) as error:
             for stream in self._streams:
                 stream.synchronize()
-            raise RuntimeError(str(error)) from error
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error

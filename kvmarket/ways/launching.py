@@ -6,39 +6,49 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from kvmarket.ways.copying import FAILURES
+
 
 class Launch:
-    """One launch: under way, or over."""
+    """One launch: under way, or over. It holds its call, and what that holds, only until it is over."""
 
     def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._error: RuntimeError | None = None
+        self._call: Callable[[], None] | None = call
+        self._error: RuntimeError | None = RuntimeError("the thread that launches ended; connect again")
         self._running = threading.Lock()
         self._running.acquire()
 
     def run(self) -> None:
         """Make the call; called once, by the thread."""
+        call, self._call = self._call, None
         try:
-            self._call()
-        except RuntimeError as error:
-            self._error = error
+            if call is not None:
+                call()
+            self._error = None
+        except FAILURES as error:
+            self._error = RuntimeError(f"{type(error).__name__}: {error}")
         finally:
             self._running.release()
+
+    def give_up(self) -> None:
+        """It will never be run."""
+        self._call = None
+        self._running.release()
 
     def over(self) -> bool:
         """Whether the call has returned, or raised."""
         return not self._running.locked()
 
     def failed(self) -> bool:
-        """Whether it raised."""
+        """Whether it raised, or was never made."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Wait until it is over; raises the RuntimeError that it raised."""
+        """Wait until it is over. Raises RuntimeError if it failed."""
         with self._running:
             pass
         if self._error is not None:
-            raise self._error
+            raise RuntimeError(str(self._error))
 
 
 class LaunchThread:
@@ -47,13 +57,18 @@ class LaunchThread:
     def __init__(self) -> None:
         self._queue: SimpleQueue[Launch | None] = SimpleQueue()
         self._last: Launch | None = None
+        self._closed = False
+        self._turn = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="kvmarket-launch", daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[], None]) -> Launch:
-        """Have it called. Only RuntimeError may come out of it."""
-        launch = self._last = Launch(call)
-        self._queue.put(launch)
+        """Have it called. Raises RuntimeError when the thread has ended."""
+        with self._turn:
+            if self._closed:
+                raise RuntimeError("the thread that launches has ended; connect again")
+            launch = self._last = Launch(call)
+            self._queue.put(launch)
         return launch
 
     def busy(self) -> bool:
@@ -66,5 +81,12 @@ class LaunchThread:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (launch := self._queue.get()) is not None:
-            launch.run()
+        try:
+            while (launch := self._queue.get()) is not None:
+                launch.run()
+        finally:
+            with self._turn:
+                self._closed = True
+                while not self._queue.empty():
+                    if (launch := self._queue.get()) is not None:
+                        launch.give_up()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -28,6 +29,33 @@ def test_in_order_and_errors_come_out():
             second.wait()
     assert not thread.busy()
     thread.close()
+    thread.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_fails_what_it_did_not_launch():
+    thread, gate = LaunchThread(), threading.Event()
+
+    def die() -> None:
+        gate.wait()
+        raise SystemExit  # ends the thread, as what nobody foresaw would
+
+    first, second = thread.submit(die), thread.submit(lambda: None)
+    gate.set()
+    for launch in (first, second):
+        with pytest.raises(RuntimeError, match="ended"):
+            launch.wait()
+        assert launch.over() and launch.failed()
+    with pytest.raises(RuntimeError, match="has ended"):
+        thread.submit(lambda: None)
+    thread.close()
+
+
+def test_what_a_launch_holds_goes_with_it():
+    thread = LaunchThread()
+    held = set()
+    thread.submit(held.copy).wait()
+    assert sys.getrefcount(held) == 2
     thread.close()
 
 
