@@ -19,21 +19,10 @@ import torch
 import kvmarket
 from bench.timing import Handle, sustained
 from kvmarket.layout import SlotArray
-from kvmarket.ways.choice import Choice
+from kvmarket.ways.choice import Forced
 
 LAYERS, PAGE, BLOCK = 32, 65536, 16  # Llama-3.1-8B, 16 tokens: 2 MiB a block
 SLOT = LAYERS * PAGE
-
-
-class Only(Choice):
-    """Always this way."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(())
-        self.name = name
-
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
-        return self.name
 
 
 def layers_of(kind: str, slots: int, device: str) -> list[torch.Tensor]:
@@ -76,7 +65,7 @@ class Engine:
     def force(self, way: str | None, programs: int | None = None) -> None:
         """Have every fetch take this way; None for the market's own choice."""
         mover: Any = self.market._data.mover
-        mover.choice, mover.programs = Only(way) if way else None, programs
+        mover.choice, mover.programs = Forced(way) if way else None, programs
 
     def contiguous(self, hit: kvmarket.Hit) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest segment of the pool of `hit`, mapped here, and own memory of its size: for the ceiling."""

@@ -89,7 +89,7 @@ class DataHalf:
                 break
         try:
             moved = Moved(len(ids), pieces, self.mover.start(copies))
-        except RuntimeError as error:  # out of memory, say; nothing of it will land any more
+        except FAILURES as error:  # out of memory, say; nothing of it will land any more
             counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
             moved = Moved(len(ids), [], None)
         with self._lock:

@@ -22,7 +22,7 @@ from kvmarket.kernels.tables import table_of
 from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.transport import CudaMemory, Memory, export, map_memory
 from kvmarket.ways import Copy, Mover, copy_engine
-from kvmarket.ways.choice import Choice, Rate
+from kvmarket.ways.choice import Rate
 
 SIZES = tuple(mib << 20 for mib in (2, 16, 64, 256, 1024))
 SHARE = 0.4  # of the free memory of a GPU that may be taken
@@ -60,18 +60,6 @@ CASES = (
     Case("copy", 65536, packed_source=True, packed_own=True),
     Case("staged", 65536, packed_source=True, packed_own=False),
 )
-
-
-class Forced(Choice):
-    """Chooses one way whatever is asked."""
-
-    def __init__(self, way: str) -> None:
-        super().__init__(())
-        self._way = way
-
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
-        """That way."""
-        return self._way
 
 
 def sizes_for(reader: torch.device, owner: torch.device) -> tuple[int, ...]:

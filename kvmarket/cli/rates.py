@@ -12,12 +12,12 @@ from rich.table import Table
 
 from kvmarket.cli.finding import Finding
 from kvmarket.cli.gpus import devices_here, pairs
-from kvmarket.cli.measure import CEILING, SIZES, Forced, cases_here, measure, sizes_for
+from kvmarket.cli.measure import CEILING, SIZES, cases_here, measure, sizes_for
 from kvmarket.errors import KVMarketError
 from kvmarket.layout import SlotArray
 from kvmarket.transport.cuda_ipc import device_uuid
 from kvmarket.ways import Mover, choice
-from kvmarket.ways.choice import Rate
+from kvmarket.ways.choice import Forced, Rate
 
 
 class Measured(msgspec.Struct, frozen=True):

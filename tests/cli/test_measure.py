@@ -8,8 +8,9 @@ from rich.console import Console
 
 from kvmarket.cli import gpus, rates
 from kvmarket.cli.finding import Finding
-from kvmarket.cli.measure import CASES, CEILING, Forced, measure, slots_of
+from kvmarket.cli.measure import CASES, CEILING, measure, slots_of
 from kvmarket.kernels.tables import table_of
+from kvmarket.ways.choice import Forced
 from kvmarket.ways.cpu import CpuMover
 
 MIB = 1 << 20

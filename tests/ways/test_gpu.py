@@ -14,7 +14,7 @@ from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.layout import SlotArray
 from kvmarket.transport import enable_peer_access
 from kvmarket.ways import Copy, copy_engine, staged_way
-from kvmarket.ways.choice import Choice
+from kvmarket.ways.choice import Forced
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, Shape, clone
 from tests.kernels.arrays import on
@@ -32,17 +32,6 @@ ALL += [("staged", case) for case in PACKED]
 PEERS = [pytest.param("cuda:0", id="same"), pytest.param("cuda:1", id="peer", marks=pytest.mark.gpu2)]
 
 
-class Only(Choice):
-    """Always this way."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(())
-        self.name = name
-
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
-        return self.name
-
-
 def movers(way: str, source: SlotArray, own: SlotArray, owner: str):
     """The source on its owner's GPU, our own array on GPU 0, and what moves from one to the other."""
     from kvmarket.ways.gpu import GpuMover
@@ -50,7 +39,7 @@ def movers(way: str, source: SlotArray, own: SlotArray, owner: str):
     source, own = on(owner, source), on("cuda:0", own)
     if owner != "cuda:0":
         enable_peer_access(source.segments[0], own.device)
-    return source, own, GpuMover(own, choice=Only(way))
+    return source, own, GpuMover(own, choice=Forced(way))
 
 
 def slots(count: int, seed: int) -> np.ndarray:
@@ -104,7 +93,7 @@ def test_several_ways_in_one_fetch_and_many_fetches_at_once():
     source, own, mover = movers("copy", array, target, "cuda:0")
     expected, started = clone(target), []
     for seed in range(12):
-        mover.choice = Only(("copy", "pull")[seed % 2])
+        mover.choice = Forced(("copy", "pull")[seed % 2])
         ids, places = slots(3, seed), np.arange(3) + 3 * seed
         started.append(mover.start([Copy(source, ids, places, summed=False)]))
         pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
