@@ -75,12 +75,12 @@ def test_says_what_it_cannot_look_at(report):
 
 def test_a_saved_table_is_chosen(cache_home):
     fragment = 65536
-    assert load("reader", "owner").way(1024 * MIB, fragment, contiguous=False, packed=True) == "staged"  # built in
+    assert load("reader", "owner").way(1024 * MIB, fragment, contiguous=False, packed=True) == "pull"  # built in
     path = save(Table("reader", "owner", (Rate("pull", MIB, fragment, 9e9), Rate("staged", MIB, fragment, 8e9))))
     assert path == path_of("reader", "owner")
     assert path.is_relative_to(cache_home)
     assert load("reader", "owner").way(1024 * MIB, fragment, contiguous=False, packed=True) == "pull"
-    assert load("owner", "reader").way(1024 * MIB, fragment, contiguous=False, packed=True) == "staged"
+    assert load("owner", "reader").way(1024 * MIB, fragment, contiguous=False, packed=True) == "pull"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"reader": "r", "owner": "o", "rates": [{"way": "pull"}]}'])
@@ -92,7 +92,7 @@ def test_a_broken_table_falls_back_and_is_counted(cache_home, content):
         return sum(n for name, n in counters.snapshot().items() if name.startswith("table_unreadable"))
 
     before = count()
-    assert load("reader", "owner").way(1024 * MIB, 65536, contiguous=False, packed=True) == "staged"
+    assert load("reader", "owner").way(1024 * MIB, 65536, contiguous=False, packed=True) == "pull"
     assert count() == before + 1
 
 
