@@ -24,7 +24,7 @@ class OwnPool:
         self.generations = generations or Generations(layout.slots)
         self._epoch = self.generations.epoch
         self.descriptor = PoolDescriptor(uuid.uuid4().hex, layout, self.generations.file, tuple(ranks))
-        self.ledger = Ledger(layout.block_size, layout.slots)
+        self.ledger = Ledger(self.record(), layout.block_size)
 
     def standing(self) -> Ledger:
         """The ledger; empty when somebody has raised the epoch, which killed all that was in it."""
@@ -52,4 +52,6 @@ class OwnPool:
 
     def record(self) -> PoolRecord:
         """The pool as the registry sees it."""
-        return PoolRecord(self.id, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor))
+        return PoolRecord(
+            self.id, self.descriptor.layout.slots, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor)
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -163,7 +164,7 @@ def test_owner_side_trouble_kills_all_offers_at_once(pair):
     owner.publish(tokens, [0, 1, 2, 3])
     owner.publish(prompt(16, 15), [4, 5, 6, 7], staged=True)
     hits = [matched(reader, tokens), matched(reader, prompt(16, 15))]
-    owner.market._control._client.send = lambda _message: False
+    owner.market._control._client._send = lambda _frames: False
     owner.market._control.fail_closed("an exception before the generation was raised")
     assert [reader.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [0, 0]
 
@@ -278,13 +279,14 @@ def test_a_fork_has_no_part_in_its_parents_market(pair):
 def test_an_epoch_raised_while_an_offer_is_made_kills_it(pair, monkeypatch):
     owner, reader = pair
     tokens, control = prompt(16, 45), owner.market._control
-    real = control._client.send
+    real = control._client.offer
 
-    def send(message):
+    def offer(offering):
         control.pool.generations.raise_epoch()  # between what the offer was checked against and its way out
-        real(message)
+        return real(offering)
 
-    monkeypatch.setattr(control._client, "send", send)
+    monkeypatch.setattr(control._client, "offer", offer)
     owner.publish(tokens, [0, 1, 2, 3])
-    hit = matched(reader, tokens)
-    assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 0
+    client = reader.market._control._client
+    until(lambda: client.match(np.array(tokens, np.int32), "", 0, (), 1.0)[0])
+    assert reader.market.match(tokens).blocks == 0

@@ -25,6 +25,7 @@ from vllm_hook.scheduler import SchedulerSide
 from vllm_hook.worker import WorkerSide
 
 _log = logging.getLogger("vllm.kvmarket")
+DRAIN_SECONDS = 50e-6  # of the scheduling thread, per step and per match, for news of the market
 
 KVConnectorMetadata.register(StepMetadata)
 KVConnectorWorkerMetadata.register(StepDone)
@@ -143,7 +144,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         layout, memories = facts.memory_of(ranks)
         fingerprint = facts.fingerprint(self._vllm_config, ranks)
         tenant = self._settings.tenant
-        return ControlHalf(layout, memories, fingerprint, tenant=tenant, address=self._settings.address)
+        address = self._settings.address
+        return ControlHalf(layout, memories, fingerprint, tenant, address, drain_seconds=DRAIN_SECONDS)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold; they are loaded asynchronously."""

@@ -1,6 +1,6 @@
 """The scheduler side: offers what finished steps wrote, retires what will be overwritten, plans imports. No tensors.
 
-It runs on the engine's scheduling thread. Everything is local memory but `ControlHalf.match`; nothing waits.
+It runs on the engine's scheduling thread. Everything is local memory, the market's offers too; nothing waits.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ class SchedulerSide:
         if self._control is None:
             return self.plain_step()
         self._retire(self._new_pages(output))
+        self._control.drain()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [])
 
     def plain_step(self, written: list[Written] | None = None) -> StepMetadata:

@@ -1,7 +1,9 @@
 """What travels between engines and the service: typed, bounded, never unpickled.
 
-Each message on the wire is two frames: the protocol, then one of these structs in msgpack. An offer travels in
-`OfferBlocks` on its way to the registry and as `Run`, consecutive blocks of one pool, on its way back.
+Each message on the wire is two frames: the protocol, then one of these structs in msgpack. What engines send to change
+the market (`OfferBlocks`, `Retire`) goes on from the service to every engine of the space, in one numbered stream of
+`Changes`; whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes
+in native order.
 """
 
 from __future__ import annotations
@@ -14,25 +16,29 @@ import msgspec
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/2"
-MAX_MESSAGE_BYTES = 256 << 20
-MAX_BLOCKS = 1 << 22
+PROTOCOL = b"kvmarket/3"
+MAX_MESSAGE_BYTES = 64 << 20
+MAX_SLOTS = 1 << 24
+MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
+MAX_CHANGES = 1 << 16
 
-Slot = Annotated[int, msgspec.Meta(ge=0, le=(1 << 40) - 1)]
 Counter = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 PoolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Name = Annotated[str, msgspec.Meta(max_length=4096)]
-Slots = Annotated[tuple[Slot, ...], msgspec.Meta(max_length=MAX_BLOCKS)]
-Counters = Annotated[tuple[Counter, ...], msgspec.Meta(max_length=MAX_BLOCKS)]
-Checksums = Annotated[bytes, msgspec.Meta(max_length=8 * MAX_BLOCKS)]  # 8 bytes a block, zeros for none; or empty
+Tokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_TOKENS)]  # int32
+Words = Annotated[bytes, msgspec.Meta(max_length=8 * MAX_TOKENS)]  # int64 or uint64, one a block
 
 
 class PoolRecord(msgspec.Struct, frozen=True):
-    """A pool as the registry sees it: an id, the processes it dies with, and a description that only engines read."""
+    """A pool as the registry sees it.
+
+    An id, its slots, the processes it dies with, and a description that only engines read.
+    """
 
     pool: PoolId
+    slots: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)]
     processes: Annotated[tuple[Process, ...], msgspec.Meta(min_length=1, max_length=1024)]
-    description: bytes
+    description: Annotated[bytes, msgspec.Meta(max_length=16 << 20)]
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
@@ -49,20 +55,9 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
-    """The answer to `Join`: who the service is, and the name under which the engine may `Attach` for notices."""
+    """The answer to `Join`: who the service is. A `Snapshot` follows, then the stream of changes."""
 
     service: Process
-    member: str
-
-
-class Attach(msgspec.Struct, frozen=True, tag="attach"):
-    """A second connection of `member`, on which it wants to hear notices."""
-
-    member: Name
-
-
-class Attached(msgspec.Struct, frozen=True, tag="attached"):
-    """The answer to `Attach`."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
@@ -73,71 +68,62 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
-    """The message that offers: blocks `first` ...
+    """The message that offers: blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`.
 
-    Of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
-
-    `tokens` is the whole prefix up to the end of the last block, native int32.
+    At `epoch` and `generations`. `tokens` (int32) is the whole prefix up to the end of the last block; `slots` (int64),
+    `generations` and `checksums` (uint64; zero for none, or empty) have one element a block.
     """
 
     pool: PoolId
     tenant: Name
-    tokens: bytes
-    first: Slot
-    slots: Slots
+    tokens: Tokens
+    first: Counter
+    slots: Words
     epoch: Counter
-    generations: Counters
-    checksums: Checksums = b""
+    generations: Words
+    checksums: Words = b""
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
-    """These slots of `pool` are on offer no longer; all of them when `slots` is None."""
+    """These slots (int64) of `pool` are on offer no longer; all of them when `slots` is None."""
 
     pool: PoolId
-    slots: Slots | None
+    slots: Words | None
 
 
-class Match(msgspec.Struct, frozen=True, tag="match"):
-    """Ask for the longest offered prefix of `tokens`, from block `first` on.
+class PoolJoined(msgspec.Struct, frozen=True, tag="pool-joined"):
+    """A pool of the space: offers of its slots may follow."""
 
-    `without` names pools not wanted, `known` those described before.
-    """
-
-    request: Counter
-    tenant: Name
-    tokens: bytes
-    first: Slot
-    without: tuple[PoolId, ...]
-    known: tuple[PoolId, ...]
+    record: PoolRecord
 
 
-class Run(msgspec.Struct, frozen=True, array_like=True):
-    """Consecutive blocks of a match that lie in one pool at one epoch."""
+class PoolGone(msgspec.Struct, frozen=True, tag="pool-gone"):
+    """A pool is gone with all its offers; drop what is mapped of it."""
 
     pool: PoolId
-    epoch: Counter
-    slots: Slots
-    generations: Counters
-    checksums: Checksums = b""
-
-    def __post_init__(self) -> None:
-        count = len(self.slots)
-        if len(self.generations) != count or len(self.checksums) not in (0, 8 * count):
-            raise ValueError("slots, generations and checksums of a run do not fit each other")
 
 
-class Matched(msgspec.Struct, frozen=True, tag="matched"):
-    """The answer to `Match`: runs in block order, and the records of pools the asker does not know."""
-
-    request: Counter
-    runs: tuple[Run, ...]
-    pools: tuple[PoolRecord, ...]
+Change = OfferBlocks | Retire | PoolJoined | PoolGone
 
 
-class Gone(msgspec.Struct, frozen=True, tag="gone"):
-    """A notice: these pools are gone; drop what is mapped of them."""
+class Changes(msgspec.Struct, frozen=True, tag="changes"):
+    """What has changed in a space since the message numbered one less; empty when it only tells the number."""
 
-    pools: tuple[PoolId, ...]
+    sequence: Counter
+    changes: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
+    """A part of all that stands in a space after the changes numbered `sequence`; `first` and `last` mark the ends."""
+
+    sequence: Counter
+    first: bool
+    last: bool
+    changes: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+
+
+class Sync(msgspec.Struct, frozen=True, tag="sync"):
+    """An engine missed a number, and asks for a snapshot."""
 
 
 class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
@@ -166,8 +152,8 @@ class Leave(msgspec.Struct, frozen=True, tag="leave"):
     """An engine leaves: everything of it is taken down."""
 
 
-Request = Join | Attach | OfferBlocks | Retire | Match | AskStatus | Leave
-Reply = Joined | Attached | Refused | Matched | Gone | Status
+Request = Join | OfferBlocks | Retire | Sync | AskStatus | Leave
+Reply = Joined | Refused | Changes | Snapshot | Status
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -187,11 +173,6 @@ def unpack_request(frames: Sequence[bytes]) -> Request:
 def unpack_reply(frames: Sequence[bytes]) -> Reply:
     """The reply in `frames`. Raises VersionError or MessageError."""
     return _unpack(frames, _replies)
-
-
-def joined(checksums: Sequence[bytes]) -> bytes:
-    """Checksums of consecutive blocks in one piece, zeros for those that have none; empty where none has one."""
-    return b"".join(each or bytes(8) for each in checksums) if any(checksums) else b""
 
 
 def _unpack(frames: Sequence[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:

@@ -1,7 +1,7 @@
 """The service: one process per user and market that holds the book. Everything it knows is soft state.
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
-moment it dies.
+moment it dies. It answers no match: every engine does that itself, from its replica (see replica.py).
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from kvmarket.registry.book import Book
 from kvmarket.registry.messages import (
     MAX_MESSAGE_BYTES,
     AskStatus,
-    Attach,
-    Attached,
-    Gone,
     Join,
     Joined,
     Leave,
-    Match,
-    Matched,
     OfferBlocks,
+    PoolGone,
+    PoolJoined,
     Refused,
     Reply,
     Request,
     Retire,
     Status,
+    Sync,
     pack_message,
     unpack_request,
 )
+from kvmarket.registry.stream import Stream
 from kvmarket.shared_file import Process, pid_namespace, start_time
+
+WAITING_MESSAGES = 1024  # for an engine that does not read, and as many more on its side; then it misses some
 
 _log = logging.getLogger("kvmarket.service")
 
@@ -54,7 +55,7 @@ class Service:
     """Serves one market until told to stop, or until nobody has been a member for `idle_exit` seconds, if given."""
 
     def __init__(self, address: Address, idle_exit: float | None = None) -> None:
-        """Take the market's lock and bind its socket (0600).
+        """Take the market's lock and bind its socket (0600, and only processes of this user are let in).
 
         Raises AddressError if another service has it, or it cannot be made.
         """
@@ -72,15 +73,20 @@ class Service:
         self._stopped = False
         self._book = Book()
         self._routes: dict[bytes, str] = {}  # connection -> member
-        self._notices: dict[str, bytes] = {}  # member -> connection that hears notices
+        self._streams: dict[str, Stream] = {}  # space -> what its members hear
         self._watched: dict[int, str] = {}  # pidfd -> member
         self._counters: Counter[str] = Counter()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 100_000)
-        self._socket.setsockopt(zmq.RCVHWM, 100_000)
+        for option, value in (
+            (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
+            (zmq.LINGER, 0),
+            (zmq.SNDHWM, WAITING_MESSAGES),
+            (zmq.RCVHWM, 100_000),
+            (zmq.ROUTER_MANDATORY, 1),  # what cannot be sent is refused instead of dropped in silence
+            (zmq.IPC_FILTER_UID, os.getuid()),
+        ):
+            self._socket.setsockopt(option, value)
         mask = os.umask(0o177)
         try:
             address.socket.unlink(missing_ok=True)
@@ -105,6 +111,8 @@ class Service:
                     self._remove(self._watched[source])
             if self._socket in ready:
                 self._drain()
+            for stream in self._streams.values():
+                stream.flush(self._send)
             if self._book.members:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
@@ -139,7 +147,7 @@ class Service:
                 kind = type(error).__name__
                 self._counters[kind] += 1
                 _log.warning("%s: %s", kind, error)
-                self._reply(route, Refused(kind, str(error)))
+                self._send(route, Refused(kind, str(error)))
 
     def _handle(self, route: bytes, request: Request) -> None:
         member = self._routes.get(route, "")
@@ -147,20 +155,15 @@ class Service:
         match request:
             case Join():
                 self._join(route, request)
-            case Attach():
-                if request.member not in self._book.members:
-                    raise RefusedError("no such member; join first")
-                self._notices[request.member] = route
-                self._reply(route, Attached())
             case OfferBlocks():
-                self._book.offer(member, request)
+                self._streams[self._book.offer(member, request)].add(request)
             case Retire():
-                self._book.retire(member, request.pool, request.slots)
-            case Match():
-                self._reply(route, Matched(request.request, *self._book.match(member, request)))
+                self._streams[self._book.retire(member, request)].add(request)
+            case Sync():
+                self._sync(route, member)
             case AskStatus():
                 me = Process.current()
-                self._reply(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
+                self._send(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
             case Leave():
                 self._remove(member)
 
@@ -185,26 +188,45 @@ class Service:
         for pidfd in pidfds:
             self._watched[pidfd] = name
             self._poller.register(pidfd, zmq.POLLIN)
-        self._reply(route, Joined(Process.current(), name))
+        stream = self._streams.setdefault(join.space, Stream())
+        for record in join.pools:
+            stream.add(PoolJoined(record))
+        self._send(route, Joined(Process.current()))
+        self._sync(route, name)
+
+    def _sync(self, route: bytes, member: str) -> None:
+        """Send all that stands in the space of `member`, which hears what changes from here on."""
+        if member not in self._book.members:
+            raise MessageError("a request to be synchronised by somebody who has not joined")
+        joined = self._book.members[member]
+        self._streams[joined.join.space].welcome(route, joined.space.changes(), self._send)
 
     def _remove(self, member: str) -> None:
-        pools = self._book.leave(member)
+        join = self._book.leave(member)
+        if join is None:
+            return
         for pidfd in [fd for fd, name in self._watched.items() if name == member]:
             self._poller.unregister(pidfd)
             os.close(pidfd)
             del self._watched[pidfd]
-        self._routes = {route: name for route, name in self._routes.items() if name != member}
-        self._notices.pop(member, None)
-        if pools:
-            for route in self._notices.values():
-                self._reply(route, Gone(pools))
+        stream = self._streams[join.space]
+        for route in [route for route, name in self._routes.items() if name == member]:
+            del self._routes[route]
+            stream.forget(route)
+        for record in join.pools:
+            stream.add(PoolGone(record.pool))
+        if not stream.routes:
+            del self._streams[join.space]
 
-    def _reply(self, route: bytes, reply: Reply) -> None:
+    def _send(self, route: bytes, reply: Reply) -> bool:
+        """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
         try:
             self._socket.send_multipart([route, *pack_message(reply)], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             self._counters["reply_dropped"] += 1
-            _log.warning("a reply was dropped: %s", error)
+            _log.info("a reply was dropped: %s", error)
+            return False
+        return True
 
 
 def _pidfd(process: Process) -> int:

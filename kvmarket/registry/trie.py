@@ -118,6 +118,18 @@ class PrefixTrie:
             found += _columns(node.offers[:, :blocks])
         return found
 
+    def match_arrays(self, tokens: Integers, first: int = 0, *, holes: bool = False) -> Iterator[Int64s]:
+        """Yield the offers of the leading blocks from block `first` on, up to the first block without one.
+
+        With `holes`, on to the last block that is stored. In block order, as int64 arrays (rows, blocks): row 0 the
+        newest offer of each block, -1 where there are no more. Views of the trie: do not write to them, nor change the trie meanwhile. Raises TokenError. Cost: O(tokens
+        matched) by memcmp, and some 2 us for each array.
+        """
+        for node, blocks in self._walk(as_tokens(tokens).tobytes(), holes):
+            if first < blocks:
+                yield node.offers[:, first:blocks]
+            first = max(0, first - blocks)
+
     def remove(self, offers: Iterable[int]) -> int:
         """Take these offers down, wherever they are; returns how many were found, over all blocks.
 
@@ -150,8 +162,11 @@ class PrefixTrie:
                 yield tokens, _columns(node.offers[:, start:end])
             waiting += [(child, data) for child in (node.children or {}).values()]
 
-    def _walk(self, data: bytes) -> Iterator[tuple[Node, int]]:
-        """Yield each node on the way of `data` and how many of its blocks match and have offers; stamp them."""
+    def _walk(self, data: bytes, holes: bool = False) -> Iterator[tuple[Node, int]]:
+        """Yield each node on the way of `data` and how many of its blocks match and have offers; stamp them.
+
+        With `holes` those without offers count too.
+        """
         tree, width = self._tree, self._tree.width
         tree.clock += 1
         children, at = tree.root.children, 0
@@ -159,7 +174,8 @@ class PrefixTrie:
             node = children.get(data[at : at + width])
             if node is None:
                 return
-            blocks = node.leading(node.reach(data, at))
+            blocks = node.reach(data, at)
+            blocks = blocks if holes else node.leading(blocks)
             if node.stamps is not None:
                 node.stamps[:blocks] = tree.clock
             yield node, blocks

@@ -15,14 +15,15 @@ from kvmarket.registry.address import Address
 from kvmarket.registry.messages import (
     PROTOCOL,
     AskStatus,
-    Attach,
     Join,
     Joined,
     Leave,
-    Match,
+    OfferBlocks,
     PoolRecord,
     Refused,
+    Snapshot,
     Status,
+    Sync,
     pack_message,
     unpack_reply,
     unpack_request,
@@ -55,6 +56,9 @@ class Line:
 
     def ask(self, *frames: bytes):
         self._socket.send_multipart(frames)
+        return self.hear()
+
+    def hear(self):
         assert self._socket.poll(5000), "no answer"
         return unpack_reply(self._socket.recv_multipart())
 
@@ -71,7 +75,7 @@ class Line:
 
 def join_message() -> Join:
     me = Process.current()
-    return Join(me, "space", "geometry", 4, (PoolRecord("pool", (me,), b""),))
+    return Join(me, "space", "geometry", 4, (PoolRecord("pool", 8, (me,), b""),))
 
 
 def test_join_status_leave(place):
@@ -79,11 +83,37 @@ def test_join_status_leave(place):
         joined = line.ask(*pack_message(join_message()))
         assert isinstance(joined, Joined)
         assert joined.service.pid == os.getpid()
+        snapshot = line.hear()
+        assert isinstance(snapshot, Snapshot)
+        assert snapshot.first and snapshot.last
+        assert [change.record.pool for change in snapshot.changes] == ["pool"]
         status = line.ask(*pack_message(AskStatus()))
         assert isinstance(status, Status)
         assert [member.pid for member in status.members] == [os.getpid()]
         line.tell(*pack_message(Leave()))
         assert line.ask(*pack_message(AskStatus())).members == ()
+
+
+def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
+    with Line(place) as line:
+        line.ask(*pack_message(join_message()))
+        first = line.hear().sequence
+        generation = b"\1" + bytes(7)
+        for slot in range(3):
+            slots = bytes([slot]) + bytes(7)
+            line.tell(*pack_message(OfferBlocks("pool", "", bytes(16), 0, slots, 1, generation)))
+            heard = line.hear()
+            assert heard.sequence == first + 1 + slot
+            assert [change.slots for change in heard.changes] == [slots]
+        snapshot = line.ask(*pack_message(Sync()))
+        assert snapshot.sequence == first + 3
+        assert len(snapshot.changes) == 4
+        line.tell(*pack_message(Leave()))
+
+
+def test_a_stranger_gets_no_snapshot(place):
+    with Line(place) as line:
+        assert isinstance(line.ask(*pack_message(Sync())), Refused)
 
 
 def test_a_second_service_is_refused(place):
@@ -96,6 +126,7 @@ def test_bad_frames_are_refused_and_change_nothing(place):
     good = pack_message(join_message())[1]
     with Line(place) as line:
         assert isinstance(line.ask(*pack_message(join_message())), Joined)
+        assert isinstance(line.hear(), Snapshot)
         bad = [
             [b"kvmarket/2", good],
             [b"GET / HTTP/1.1", b""],
@@ -103,25 +134,12 @@ def test_bad_frames_are_refused_and_change_nothing(place):
             [PROTOCOL, b"", b""],
             [PROTOCOL, b"\xc1"],
             [PROTOCOL, msgspec.msgpack.encode({"type": "nothing"})],
-            [
-                PROTOCOL,
-                msgspec.msgpack.encode(
-                    {
-                        "type": "match",
-                        "request": -1,
-                        "tenant": "",
-                        "tokens": b"",
-                        "first": 0,
-                        "without": [],
-                        "known": [],
-                    }
-                ),
-            ],
+            [PROTOCOL, msgspec.msgpack.encode({"type": "retire", "pool": "", "slots": None})],
             *([PROTOCOL, bytes(chance.randrange(256) for _ in range(chance.randrange(40)))] for _ in range(200)),
             *([PROTOCOL, _mutated(good, chance)] for _ in range(200)),
-            pack_message(Attach("nobody")),
             pack_message(join_message()),
-            pack_message(Match(1, "", b"123", 0, (), ())),
+            pack_message(OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8))),
+            pack_message(OfferBlocks("somebody's", "", bytes(16), 0, bytes(8), 1, b"\1" + bytes(7))),
         ]
         refused = sum(isinstance(line.ask(*frames), Refused) for frames in bad)
         assert refused >= len(bad) - 200

@@ -1,0 +1,86 @@
+"""Offers of consecutive blocks of one prefix, as arrays: what `OfferBlocks` says, checked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmarket.errors import MessageError
+from kvmarket.registry.messages import OfferBlocks
+from kvmarket.registry.tokens import Int32s, Int64s
+
+UInt64s: TypeAlias = NDArray[np.uint64]
+
+
+class Offering(NamedTuple):
+    """Blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
+
+    `slots`, `generations` and `checksums` (None: they have none) have one element a block; `tokens` is the whole prefix
+    up to the end of the last block. Do not write to the arrays.
+    """
+
+    pool: str
+    tenant: str
+    tokens: Int32s
+    first: int
+    slots: Int64s
+    epoch: int
+    generations: UInt64s
+    checksums: UInt64s | None
+
+    def part(self, start: int, end: int) -> Offering:
+        """Blocks `start` .. `end` of these: views, no copies."""
+        if start == 0 and end >= len(self.slots):
+            return self
+        size = len(self.tokens) // (self.first + len(self.slots))
+        checksums = None if self.checksums is None else self.checksums[start:end]
+        return self._replace(
+            tokens=self.tokens[: (self.first + end) * size],
+            first=self.first + start,
+            slots=self.slots[start:end],
+            generations=self.generations[start:end],
+            checksums=checksums,
+        )
+
+    def message(self) -> OfferBlocks:
+        """The message that says so. Costs one copy of the bytes."""
+        checksums = b"" if self.checksums is None else self.checksums.tobytes()
+        return OfferBlocks(
+            self.pool,
+            self.tenant,
+            self.tokens.tobytes(),
+            self.first,
+            self.slots.tobytes(),
+            self.epoch,
+            self.generations.tobytes(),
+            checksums,
+        )
+
+
+def offering_of(message: OfferBlocks, block_size: int) -> Offering:
+    """What `message` says, as views of its bytes. Raises MessageError where its parts do not fit each other.
+
+    Whether the pool has such slots is the business of whoever knows the pool.
+    """
+    slots = array_of(message.slots, np.dtype(np.int64))
+    generations = array_of(message.generations, np.dtype(np.uint64))
+    checksums = array_of(message.checksums, np.dtype(np.uint64)) if message.checksums else None
+    tokens = array_of(message.tokens, np.dtype(np.int32))
+    if not len(slots) or len(slots) != len(generations) or len(tokens) != (message.first + len(slots)) * block_size:
+        raise MessageError("an offer whose tokens, slots and generations do not fit each other")
+    if checksums is not None and len(checksums) != len(slots):
+        raise MessageError("an offer whose checksums do not fit its slots")
+    if not generations.all() or not message.epoch:
+        raise MessageError("an offer at generation or epoch zero, which no slot ever has")
+    return Offering(
+        message.pool, message.tenant, tokens, message.first, slots, message.epoch, generations, checksums
+    )
+
+
+def array_of(data: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    """The elements that `data` holds: a view. Raises MessageError when there is no whole number of them."""
+    if len(data) % dtype.itemsize:
+        raise MessageError(f"{len(data)} bytes are no whole number of {dtype.itemsize}-byte integers")
+    return np.frombuffer(data, dtype)

@@ -1,0 +1,272 @@
+"""A space: all offers that one fingerprint's engines may exchange, in one trie per tenant. Pure data.
+
+The service keeps one per fingerprint, every engine a replica of its own, and a ledger of what it offers itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvmarket.errors import MessageError
+from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Retire
+from kvmarket.registry.node import OFFERS_PER_BLOCK
+from kvmarket.registry.offering import Offering, UInt64s, array_of
+from kvmarket.registry.tokens import Int32s, Int64s
+from kvmarket.registry.trie import PrefixTrie
+
+SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
+MAX_BLOCKS = 1 << 22  # in one tenant's trie; beyond it the block matched longest ago goes
+
+
+class Run(NamedTuple):
+    """Consecutive blocks of a match that lie in one pool at one epoch; arrays have one element a block."""
+
+    pool: str
+    epoch: int
+    slots: Int64s
+    generations: UInt64s
+    checksums: UInt64s | None
+
+
+class _Tenancy(NamedTuple):
+    number: int
+    tenant: str
+    trie: PrefixTrie
+
+
+class Pool:
+    """A pool, and for each of its slots the offer that stands: generation (0: none), epoch, checksum, tenancy.
+
+    25 bytes a slot that ever was on offer.
+    """
+
+    def __init__(self, number: int, record: PoolRecord) -> None:
+        self.number, self.record = number, record
+        self.generations = np.zeros(record.slots, np.uint64)
+        self.epochs = np.zeros(record.slots, np.int64)
+        self.checksums = np.zeros(record.slots, np.uint64)
+        self.tenancies = np.zeros(record.slots, np.int32)
+
+    def standing(self) -> Int64s:
+        """The slots on offer. Costs O(slots)."""
+        return np.flatnonzero(self.generations)
+
+    def known(self, slots: Int64s) -> Int64s:
+        """The given slots that are on offer. Raises MessageError for slots that the pool does not have."""
+        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(self.generations):
+            raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
+        return slots[self.generations[slots] != 0]
+
+
+class Space:
+    """Pools and the offers of their slots. Every method either does all it says or raises and does nothing.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, block_size: int, max_blocks: int | None = MAX_BLOCKS) -> None:
+        """An empty space of blocks of `block_size` tokens, at most `max_blocks` of one tenant (see PrefixTrie)."""
+        self.block_size, self._max_blocks = block_size, max_blocks
+        self.pools: dict[str, Pool] = {}
+        self._by_number: dict[int, Pool] = {}
+        self._tenants: dict[str, _Tenancy] = {}
+        self._tenancies: dict[int, _Tenancy] = {}
+        self._numbers = count(1)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks are on offer, over all tenants."""
+        return sum(len(each.trie) for each in self._tenants.values())
+
+    def add_pool(self, record: PoolRecord) -> None:
+        """A pool whose slots may be offered; nothing happens where it is known. Costs nothing until they are."""
+        if record.pool not in self.pools:
+            pool = Pool(next(self._numbers), record)
+            self.pools[record.pool] = self._by_number[pool.number] = pool
+
+    def drop_pool(self, name: str) -> None:
+        """Forget a pool and its offers; nothing happens where it is not known. Costs O(slots)."""
+        pool = self.pools.get(name)
+        if pool is not None:
+            self._take_down(pool, pool.standing())
+            del self.pools[name], self._by_number[pool.number]
+
+    def offer(self, offering: Offering) -> None:
+        """Put offers up; an older offer of the same slot goes. Raises MessageError.
+
+        For a pool that is not known, slots that it does not have or that come twice, and offers older than what stands.
+        Costs one insertion of the prefix, O(its tokens) by memcmp, and O(the blocks offered).
+        """
+        pool = self._pool(offering.pool)
+        slots, generations, epoch = offering.slots, offering.generations, offering.epoch
+        old = pool.known(slots)
+        if len(slots) > 1 and not np.diff(np.sort(slots)).all():
+            raise MessageError("an offer that names a slot twice")
+        if len(old):
+            epochs = pool.epochs[slots]
+            newer = (epochs > epoch) | ((epochs == epoch) & (pool.generations[slots] > generations))
+            if (newer & (pool.generations[slots] != 0)).any():
+                raise MessageError("an offer older than the one that stands")
+            self._take_down(pool, old)
+        tenancy = self._tenancy(offering.tenant)
+        tenancy.trie.insert(offering.tokens, slots | (pool.number << SLOT_BITS), first=offering.first)
+        pool.generations[slots] = generations
+        pool.epochs[slots] = epoch
+        pool.checksums[slots] = 0 if offering.checksums is None else offering.checksums
+        pool.tenancies[slots] = tenancy.number
+
+    def retire(self, name: str, slots: Int64s | None) -> Int64s:
+        """Take down the offers of `slots`, of all when None; those that had one. Raises MessageError.
+
+        For a pool that is not known or has no such slots. Costs the removal of those, and some us.
+        """
+        pool = self._pool(name)
+        gone = pool.standing() if slots is None else pool.known(slots)
+        if len(gone) > 1:
+            gone = np.unique(gone)
+        self._take_down(pool, gone)
+        return gone
+
+    def match(self, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> list[Run]:
+        """The longest offered prefix from block `first` on, as runs in block order.
+
+        Offers of the pools `without` do not count. Where several pools offer a block, the one that gave the block
+        before is preferred, then the newest offer. Costs one match of the trie and some 10 us a run.
+        """
+        tenancy = self._tenants.get(tenant)
+        if tenancy is None:
+            return []
+        unwanted = {self.pools[pool].number for pool in without if pool in self.pools}
+        chosen: list[Int64s] = []
+        number = 0
+        for offers in tenancy.trie.match_arrays(tokens, first):
+            while offers.shape[1]:
+                pools = offers >> SLOT_BITS
+                held = (pools == number).any(axis=0)
+                blocks = len(held) if held.all() else int(held.argmin())
+                if blocks:
+                    rows = (pools[:, :blocks] == number).argmax(axis=0)
+                    chosen.append(offers[rows, np.arange(blocks)] if len(offers) > 1 else offers[0, :blocks])
+                    offers = offers[:, blocks:]
+                    continue
+                number = next((n for n in pools[:, 0].tolist() if n >= 0 and n not in unwanted), 0)
+                if not number:
+                    return self._runs(chosen)
+        return self._runs(chosen)
+
+    def holds(self, offering: Offering) -> NDArray[np.bool_]:
+        """For each block of `offering`, whether its very slot is on offer in that place of the trie.
+
+        Or may have been: a block has room for so many offers only.
+        """
+        found = np.zeros(len(offering.slots), np.bool_)
+        tenancy, at = self._tenants.get(offering.tenant), 0
+        wanted = offering.slots | (self._pool(offering.pool).number << SLOT_BITS)
+        for offers in tenancy.trie.match_arrays(offering.tokens, offering.first, holes=True) if tenancy else ():
+            end = at + offers.shape[1]
+            found[at:end] = (offers == wanted[at:end]).any(axis=0)
+            if len(offers) == OFFERS_PER_BLOCK:
+                found[at:end] |= offers[-1] >= 0
+            at = end
+        return found
+
+    def changes(self) -> Iterator[Change]:
+        """All that stands, as the changes that make it from nothing; do not change the space meanwhile."""
+        for pool in self.pools.values():
+            yield PoolJoined(pool.record)
+        for offering in self.offerings():
+            yield offering.message()
+
+    def offerings(self, pools: Collection[str] | None = None) -> Iterator[Offering]:
+        """All offers that stand (of these pools), older ones of a block before newer ones, prefixes before the rest.
+
+        Do not change the space meanwhile.
+        """
+        for tenancy in self._tenants.values():
+            for tokens, offers in tenancy.trie.items():
+                start = len(tokens) // self.block_size - len(offers)
+                for depth in reversed(range(max(map(len, offers)))):
+                    level = np.array([each[depth] if depth < len(each) else -1 for each in offers], np.int64)
+                    for offering in self._offered(tenancy.tenant, tokens, start, level):
+                        if pools is None or offering.pool in pools:
+                            yield offering
+
+    def _offered(self, tenant: str, tokens: Int32s, first: int, level: Int64s) -> Iterator[Offering]:
+        """The offers of consecutive blocks, one a block (-1: none), cut where the pool or the epoch changes."""
+        numbers, slots = level >> SLOT_BITS, level & ((1 << SLOT_BITS) - 1)
+        edges = np.flatnonzero(np.diff(numbers, prepend=-2)).tolist()
+        for start, end in zip(edges, [*edges[1:], len(level)], strict=True):
+            if numbers[start] < 0:
+                continue
+            pool, at = self._by_number[int(numbers[start])], start
+            for run in _cut(pool, slots[start:end]):
+                prefix = tokens[: (first + at + len(run.slots)) * self.block_size]
+                place = first + at
+                yield Offering(
+                    run.pool, tenant, prefix, place, run.slots, run.epoch, run.generations, run.checksums
+                )
+                at += len(run.slots)
+
+    def _runs(self, chosen: list[Int64s]) -> list[Run]:
+        """The runs of consecutive offers, pieces of the same pool in one."""
+        runs: list[Run] = []
+        pieces: list[tuple[int, list[Int64s]]] = []
+        for piece in chosen:
+            number = int(piece[0]) >> SLOT_BITS
+            if not pieces or pieces[-1][0] != number:
+                pieces.append((number, []))
+            pieces[-1][1].append(piece)
+        for number, parts in pieces:
+            offers = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            runs += _cut(self._by_number[number], offers & ((1 << SLOT_BITS) - 1))
+        return runs
+
+    def _pool(self, name: str) -> Pool:
+        pool = self.pools.get(name)
+        if pool is None:
+            raise MessageError(f"pool {name} is not known here")
+        return pool
+
+    def _tenancy(self, tenant: str) -> _Tenancy:
+        found = self._tenants.get(tenant)
+        if found is None:
+            found = _Tenancy(next(self._numbers), tenant, PrefixTrie(self.block_size, max_blocks=self._max_blocks))
+            self._tenants[tenant] = self._tenancies[found.number] = found
+        return found
+
+    def _take_down(self, pool: Pool, slots: Int64s) -> None:
+        """Take down the offers of these slots, each of which has one."""
+        if not len(slots):
+            return
+        numbers = pool.tenancies[slots]
+        for number in np.unique(numbers).tolist():
+            tenancy = self._tenancies.get(number)
+            if tenancy is None:  # all of it was evicted
+                continue
+            tenancy.trie.remove(slots[numbers == number] | (pool.number << SLOT_BITS))
+            if not tenancy.trie:
+                del self._tenants[tenancy.tenant], self._tenancies[number]
+        pool.generations[slots] = 0
+
+
+def slots_of(message: Retire) -> Int64s | None:
+    """The slots that a retirement names. Raises MessageError when they are no whole number of integers."""
+    if message.slots is None:
+        return None
+    slots: Int64s = array_of(message.slots, np.dtype(np.int64))  # type: ignore[assignment]
+    return slots
+
+
+def _cut(pool: Pool, slots: Int64s) -> Iterator[Run]:
+    """What stands for these slots, cut where the epoch changes."""
+    epochs, generations, checksums = pool.epochs[slots], pool.generations[slots], pool.checksums[slots]
+    edges = np.flatnonzero(np.diff(epochs, prepend=-1)).tolist()
+    for start, end in zip(edges, [*edges[1:], len(slots)], strict=True):
+        sums = checksums[start:end]
+        found = sums if sums.any() else None
+        yield Run(pool.record.pool, int(epochs[start]), slots[start:end], generations[start:end], found)

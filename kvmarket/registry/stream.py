@@ -1,0 +1,86 @@
+"""The stream of one space, from the service to every engine in it: numbered, so that an engine sees what it missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolJoined, Reply, Retire, Snapshot
+
+CHANGES_BYTES = 1 << 18  # in one message, some: an engine decodes it on its scheduling thread
+SNAPSHOT_BYTES = 1 << 20
+
+Send = Callable[[bytes, Reply], bool]
+
+
+class Stream:
+    """Collects changes and sends them in order, a few messages for all of them.
+
+    A connection that does not keep up misses some: it is told the number as soon as it reads again, and then asks for
+    a snapshot. `send` sends one reply to one connection, without waiting, and says whether it went out.
+    """
+
+    def __init__(self) -> None:
+        """Nobody listens yet."""
+        self.sequence = 0
+        self.routes: set[bytes] = set()
+        self._behind: set[bytes] = set()
+        self._waiting: list[Change] = []
+
+    def add(self, change: Change) -> None:
+        """Something has changed; it goes out with the next `flush`."""
+        self._waiting.append(change)
+
+    def flush(self, send: Send) -> None:
+        """Send what was added to all who listen. Costs some us, and each message once per connection."""
+        for route in list(self._behind):
+            if send(route, Changes(self.sequence, ())):
+                self._behind.discard(route)
+        waiting, self._waiting = self._waiting, []
+        for part, _ in _parts(waiting, CHANGES_BYTES):
+            self.sequence += 1
+            changes = Changes(self.sequence, part)
+            self._behind |= {route for route in self.routes - self._behind if not send(route, changes)}
+
+    def welcome(self, route: bytes, standing: Iterable[Change], send: Send) -> None:
+        """Send all that stands, which has what was added so far in it, to one who listens from here on."""
+        self.flush(send)
+        self.routes.add(route)
+        self._behind.discard(route)
+        first = True
+        for part, last in _parts(standing, SNAPSHOT_BYTES):
+            if not send(route, Snapshot(self.sequence, first, last, part)):
+                self._behind.add(route)
+                return
+            first = False
+
+    def forget(self, route: bytes) -> None:
+        """A connection listens no longer."""
+        self.routes.discard(route)
+        self._behind.discard(route)
+
+
+def _parts(changes: Iterable[Change], nbytes: int) -> Iterator[tuple[tuple[Change, ...], bool]]:
+    """Cut `changes` into parts of some `nbytes` each, and say of each whether it is the last one."""
+    part: list[Change] = []
+    size = 0
+    for change in changes:
+        if size >= nbytes:
+            yield tuple(part), False
+            part, size = [], 0
+        part.append(change)
+        size += _bytes(change)
+    if part:
+        yield tuple(part), True
+
+
+def _bytes(change: Change) -> int:
+    """About how long a change is in a message."""
+    match change:
+        case OfferBlocks():
+            return 128 + len(change.tokens) + 3 * len(change.slots)
+        case Retire():
+            return 128 + len(change.slots or b"")
+        case PoolJoined():
+            return 128 + len(change.record.description)
+        case _:
+            return 128
