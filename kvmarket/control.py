@@ -8,34 +8,23 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-import msgspec
 
 from kvmarket import counters
-from kvmarket.errors import FingerprintError, KVMarketError, MisuseError, SlotError, TokenError, TransportError
+from kvmarket.errors import FingerprintError, KVMarketError, MisuseError, SlotError, TokenError
 from kvmarket.fingerprint import Fingerprint
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit, Offers, PoolDescriptor
 from kvmarket.own_pool import OwnPool
-from kvmarket.pool import GenerationReader, Generations, Slots, UInt64s, leading
+from kvmarket.peers import Peers
+from kvmarket.pool import Generations, Slots, UInt64s, leading
 from kvmarket.registry.address import Address
 from kvmarket.registry.client import Client
-from kvmarket.registry.messages import Join, PoolRecord
+from kvmarket.registry.messages import Join
 from kvmarket.registry.offering import Offering
-from kvmarket.registry.space import Run
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 from kvmarket.transport import Memory, ShmMemory
 
-_descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
 DRAIN_SECONDS = 0.002  # at most some so long a match puts what has come of the stream into the replica
-
-
-class _Peer(NamedTuple):
-    """A pool of the market as this engine knows it: what describes it, and its generations."""
-
-    descriptor: PoolDescriptor
-    generations: GenerationReader
 
 
 class ControlHalf:
@@ -59,9 +48,10 @@ class ControlHalf:
         """Join the market at `address` with the pool that `layout` and `ranks` describe, and a staging pool if any.
 
         `generations`: those of the memory, where several markets share it. `on_gone` hears of pools that have gone, on
-        a thread of the market's own. `drain_seconds`: so long at most `match` spends on news of the market. Starts the market's service if nobody has, which costs about a second; else this
-        costs some milliseconds. Raises FingerprintError, LayoutError (an engine of this fingerprint has other
-        geometry), AddressError, VersionError, NamespaceError, RefusedError.
+        a thread of the market's own. `drain_seconds`: so long at most a `match` spends on news of the market. Starts
+        the market's service if nobody has, which costs about a second; else this costs some milliseconds. Raises
+        FingerprintError, LayoutError (an engine of this fingerprint has other geometry), AddressError, VersionError,
+        NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
         self.layout, self.tenant = layout, tenant
@@ -70,7 +60,7 @@ class ControlHalf:
         self._on_gone = on_gone
         self.staging = OwnPool(*staging) if staging else None
         self._pools = [self.pool, self.staging] if self.staging else [self.pool]
-        self._peers: dict[str, _Peer] = {}
+        self._peers = Peers(self.avoid)
         self._drain_seconds = drain_seconds
         self._gone: list[str] = []
         self._unreachable: set[str] = set()
@@ -164,12 +154,12 @@ class ControlHalf:
         found: list[Offers] = []
         pools: dict[str, PoolDescriptor] = {}
         for run, record in zip(runs, records, strict=True):
-            peer = self._peers.get(run.pool) or self._meet(record)
+            peer = self._peers.of(record)
             if peer is None:
                 break
             live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
             if live:
-                found.append(_offers(run).part(0, live))
+                found.append(Offers(*run).part(0, live))
                 pools[run.pool] = peer.descriptor
             if live < len(run.slots):
                 break
@@ -254,24 +244,6 @@ class ControlHalf:
         owner = self.tenant if tenant is None else tenant
         return Offering(pool.id, owner, tokens, first, slots, pool.epoch, generations, checksums)
 
-    def _meet(self, record: PoolRecord) -> _Peer | None:
-        """What is to be known of a pool that was not seen before. None, counted and never matched again, where it lies.
-
-        Or where its generations cannot be mapped: then its owner is just dying, or lives in another namespace.
-        """
-        try:
-            descriptor = _descriptors.decode(record.description)
-            if descriptor.pool != record.pool or descriptor.layout.slots != record.slots:
-                raise msgspec.DecodeError("it does not fit the pool's record")
-            peer = _Peer(descriptor, GenerationReader(descriptor.generations, record.slots))
-        except (msgspec.DecodeError, UnicodeDecodeError, TransportError) as error:
-            counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
-            self.avoid(record.pool)
-            return None
-        with self._lock:
-            self._peers[record.pool] = peer
-        return peer
-
     def _offer_again(self) -> None:
         """The service started anew and knows nothing: offer all that still stands. Runs on the watching thread."""
         with self._lock:
@@ -281,17 +253,12 @@ class ControlHalf:
 
     def _forget(self, pools: Sequence[str]) -> None:
         """These pools are gone. Runs on the watching thread."""
+        self._peers.forget(pools)
         with self._lock:
-            for pool in pools:
-                self._peers.pop(pool, None)
             self._unreachable = self._unreachable - set(pools)
             self._gone.extend(pools)
         if self._on_gone is not None:
             self._on_gone(pools)
-
-
-def _offers(run: Run) -> Offers:
-    return Offers(run.pool, run.epoch, run.slots, run.generations, run.checksums)
 
 
 def check_identity(fingerprint: Fingerprint, tenant: str) -> None:

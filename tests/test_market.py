@@ -201,8 +201,13 @@ def test_the_service_killed_and_back(own_address):
     assert isinstance(place, Address)
     before = counters.snapshot().get("service_lost{the service of the market died; joining again}", 0)
     os.kill(ask_status(place).service.pid, 9)
-    until(lambda: engine.take(tokens, [0, 1, 2, 3]) == 4, seconds=60)
-    assert counters.snapshot()["service_lost{the service of the market died; joining again}"] == before + 1
+    assert engine.take(tokens, [0, 1, 2, 3]) == 4, "what was offered before is still found"
+    lost = "service_lost{the service of the market died; joining again}"
+    until(lambda: counters.snapshot().get(lost, 0) == before + 1)
+    until(lambda: place.service_lives() and len(ask_status(place).members) == 2, seconds=60)
+    until(lambda: ask_status(place).blocks == 4)  # all that stands was offered again
+    peer.publish(prompt(16, 1), [4, 5, 6, 7])
+    until(lambda: engine.take(prompt(16, 1), [0, 1, 2, 3]) == 4)
 
     engine.close()
     peer.kill()

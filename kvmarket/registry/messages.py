@@ -2,8 +2,8 @@
 
 Each message on the wire is two frames: the protocol, then one of these structs in msgpack. What engines send to change
 the market (`OfferBlocks`, `Retire`) goes on from the service to every engine of the space, in one numbered stream of
-`Changes`; whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes
-in native order.
+`Changes`; whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their
+bytes in native order.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from kvmarket.registry.messages import OfferBlocks
 from kvmarket.registry.tokens import Int32s, Int64s
 
 UInt64s: TypeAlias = NDArray[np.uint64]
+Number = TypeVar("Number", np.int32, np.int64, np.uint64)
 
 
 class Offering(NamedTuple):
@@ -74,13 +75,12 @@ def offering_of(message: OfferBlocks, block_size: int) -> Offering:
         raise MessageError("an offer whose checksums do not fit its slots")
     if not generations.all() or not message.epoch:
         raise MessageError("an offer at generation or epoch zero, which no slot ever has")
-    return Offering(
-        message.pool, message.tenant, tokens, message.first, slots, message.epoch, generations, checksums
-    )
+    return Offering(message.pool, message.tenant, tokens, message.first, slots, message.epoch, generations, checksums)
 
 
-def array_of(data: bytes, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+def array_of(data: bytes, dtype: np.dtype[Number]) -> NDArray[Number]:
     """The elements that `data` holds: a view. Raises MessageError when there is no whole number of them."""
     if len(data) % dtype.itemsize:
         raise MessageError(f"{len(data)} bytes are no whole number of {dtype.itemsize}-byte integers")
-    return np.frombuffer(data, dtype)
+    array: NDArray[Number] = np.frombuffer(data, dtype)
+    return array

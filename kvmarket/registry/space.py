@@ -60,7 +60,8 @@ class Pool:
         """The given slots that are on offer. Raises MessageError for slots that the pool does not have."""
         if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(self.generations):
             raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
-        return slots[self.generations[slots] != 0]
+        offered: Int64s = slots[self.generations[slots] != 0]
+        return offered
 
 
 class Space:
@@ -207,9 +208,7 @@ class Space:
             for run in _cut(pool, slots[start:end]):
                 prefix = tokens[: (first + at + len(run.slots)) * self.block_size]
                 place = first + at
-                yield Offering(
-                    run.pool, tenant, prefix, place, run.slots, run.epoch, run.generations, run.checksums
-                )
+                yield Offering(run.pool, tenant, prefix, place, run.slots, run.epoch, run.generations, run.checksums)
                 at += len(run.slots)
 
     def _runs(self, chosen: list[Int64s]) -> list[Run]:
@@ -258,8 +257,7 @@ def slots_of(message: Retire) -> Int64s | None:
     """The slots that a retirement names. Raises MessageError when they are no whole number of integers."""
     if message.slots is None:
         return None
-    slots: Int64s = array_of(message.slots, np.dtype(np.int64))  # type: ignore[assignment]
-    return slots
+    return array_of(message.slots, np.dtype(np.int64))
 
 
 def _cut(pool: Pool, slots: Int64s) -> Iterator[Run]:

@@ -122,8 +122,8 @@ class PrefixTrie:
         """Yield the offers of the leading blocks from block `first` on, up to the first block without one.
 
         With `holes`, on to the last block that is stored. In block order, as int64 arrays (rows, blocks): row 0 the
-        newest offer of each block, -1 where there are no more. Views of the trie: do not write to them, nor change the trie meanwhile. Raises TokenError. Cost: O(tokens
-        matched) by memcmp, and some 2 us for each array.
+        newest offer of each block, -1 where there are no more. Views of the trie: do not write to them, nor change the
+        trie meanwhile. Raises TokenError. Cost: O(tokens matched) by memcmp, and some 2 us for each array.
         """
         for node, blocks in self._walk(as_tokens(tokens).tobytes(), holes):
             if first < blocks:

@@ -1,0 +1,199 @@
+"""One connection to a service, from the joining on, and the replica that its stream keeps current."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import zmq
+
+from kvmarket import counters
+from kvmarket.errors import (
+    AddressError,
+    KVMarketError,
+    LayoutError,
+    MessageError,
+    NamespaceError,
+    RefusedError,
+    RegistryError,
+    VersionError,
+)
+from kvmarket.registry.address import Address
+from kvmarket.registry.launch import start_service
+from kvmarket.registry.messages import (
+    MAX_MESSAGE_BYTES,
+    Changes,
+    Join,
+    Joined,
+    Leave,
+    Refused,
+    Snapshot,
+    Sync,
+    pack_message,
+    unpack_reply,
+)
+from kvmarket.registry.replica import Replica
+from kvmarket.shared_file import Process
+
+START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
+ANSWER_SECONDS = 1.0
+
+
+class Line:
+    """A connection of a member. `replica` goes on answering when the connection is lost. Not thread-safe."""
+
+    def __init__(self, socket: zmq.Socket[bytes], join: Join) -> None:
+        """Send `join`; the answer is not waited for."""
+        self._socket: zmq.Socket[bytes] | None = socket
+        self.replica = Replica(join.block_size, [record.pool for record in join.pools])
+        self.pidfd = -1  # readable when the service has died
+        self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
+        socket.send_multipart(pack_message(join))
+
+    def send(self, frames: list[bytes]) -> bool:
+        """Send without waiting; False, and counted, if the service is away or does not keep up."""
+        if self._socket is None:
+            counters.add("message_dropped", reason="the service is away")
+            return False
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            counters.add("message_dropped", reason="the service does not keep up")
+            return False
+        return True
+
+    def drain(self, end: float) -> tuple[bool, list[str]]:
+        """Put what has come into the replica until ``perf_counter() >= end``.
+
+        Whether that was all of it, and the pools that have gone.
+        """
+        if self._sync_due:
+            self._sync_due = not self.send(pack_message(Sync()))
+        gone: list[str] = []
+        while True:
+            if self.replica.pending:
+                gone += self.replica.step()
+            elif not self._receive():
+                return True, gone
+            if time.perf_counter() >= end:
+                return False, gone
+
+    def joined(self, closing: threading.Event, deadline: float) -> bool:
+        """Wait until the replica has all that the service knew when it let us in.
+
+        False when it does not answer, died, or `closing` is set. Raises what a refusal stands for.
+        """
+        answer = self._answer()
+        if answer is None or self._socket is None:
+            return False
+        self.pidfd = _watch_process(answer.service)
+        poll = zmq.Poller()
+        poll.register(self._socket, zmq.POLLIN)
+        poll.register(self.pidfd, zmq.POLLIN)
+        while not self.replica.synced or self.replica.pending:
+            self.drain(time.perf_counter() + ANSWER_SECONDS)
+            if not self.replica.synced:
+                ready = dict(poll.poll(100))
+                if self.pidfd in ready or closing.is_set() or time.monotonic() > deadline:
+                    return False
+        return True
+
+    def leave(self) -> None:
+        """Tell the service that we leave; if it does not take that, it learns of it when this process ends."""
+        if self._socket is not None:
+            with suppress(zmq.Again):
+                self._socket.send_multipart(pack_message(Leave()), zmq.NOBLOCK)
+        self.close(linger=200)
+
+    def close(self, linger: int = 0) -> None:
+        """Close the connection, after `linger` ms at most for what is on its way. May be called twice."""
+        if self._socket is not None:
+            self._socket.close(linger=linger)
+            self._socket = None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def _answer(self) -> Joined | None:
+        """The answer to our joining, None if there is none within a second."""
+        if self._socket is None or not self._socket.poll(int(ANSWER_SECONDS * 1000)):
+            return None
+        reply = unpack_reply(self._socket.recv_multipart())
+        if isinstance(reply, Refused):
+            raise _refusal(reply)
+        return reply if isinstance(reply, Joined) else None
+
+    def _receive(self) -> bool:
+        """Hand the replica one message, if one has come; whether one had."""
+        if self._socket is None:
+            return False
+        try:
+            reply = unpack_reply(self._socket.recv_multipart(zmq.NOBLOCK))
+        except zmq.Again:
+            return False
+        except RegistryError as error:
+            counters.add("message_refused", reason=type(error).__name__)
+            return True
+        if isinstance(reply, Refused):
+            counters.add("refused_by_service", reason=reply.kind)
+        elif isinstance(reply, Changes | Snapshot) and not self.replica.receive(reply):
+            counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
+            self._sync_due = True
+        return True
+
+
+def join_service(
+    context: zmq.Context[zmq.Socket[bytes]], address: Address, join: Join, closing: threading.Event
+) -> Line:
+    """Join on a fresh connection, starting the service where there is none.
+
+    Raises AddressError when that does not work within `START_SECONDS`, and what a refusal stands for.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and not closing.is_set():
+        if not address.service_lives():
+            start_service(address)
+            continue
+        line = Line(_dealer(context, address), join)
+        try:
+            if line.joined(closing, deadline):
+                return line
+        except KVMarketError:
+            line.close()
+            raise
+        line.close()
+    raise AddressError(
+        f"the service at {address} did not answer within {START_SECONDS:.0f} s; see {address.log}, "
+        "or start it by hand with `kvmarket serve`"
+    )
+
+
+def _dealer(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, 10_000)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.connect(address.endpoint)
+    return socket
+
+
+def _watch_process(process: Process) -> int:
+    """A pidfd of the service. Raises RefusedError where it is gone, or belongs to somebody else."""
+    try:
+        owner = Path(f"/proc/{process.pid}").stat().st_uid
+        pidfd = os.pidfd_open(process.pid)
+    except OSError as error:
+        raise RefusedError(f"the service (process {process.pid}) cannot be watched: {error.strerror}") from error
+    if owner != os.getuid():
+        os.close(pidfd)
+        raise RefusedError(f"the service (process {process.pid}) is another user's; give an address of your own")
+    return pidfd
+
+
+def _refusal(refused: Refused) -> KVMarketError:
+    """The error a refusal stands for: the service names it by its class."""
+    kinds = {kind.__name__: kind for kind in (VersionError, LayoutError, NamespaceError, MessageError)}
+    return kinds.get(refused.kind, RefusedError)(refused.reason)
