@@ -17,8 +17,8 @@ from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
 from kvmarket.registry.address import Address
 from tests.chaos import leaks
-from tests.chaos.engine import Life
 from tests.chaos.incarnation import TRACEBACK, Incarnation
+from tests.chaos.owner import Life
 from tests.chaos.plan import Plan
 from tests.chaos.result import Result
 

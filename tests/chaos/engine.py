@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import random
 import sys
 import time
 from collections import deque
@@ -15,28 +14,12 @@ import numpy as np
 import torch
 
 from kvmarket import Hit, counters
-from kvmarket.errors import SlotError
 from kvmarket.moved import Moved
-from tests.chaos.tally import Tally
-from tests.chaos.world import World
-from tests.model_engine import BLOCK, ModelEngine
+from tests.chaos.owner import STAGED_SLOTS, Life, Owner
+from tests.model_engine import BLOCK
 
-SLOTS, STAGED_SLOTS, SLOT_BYTES = 128, 24, 2 * 2 * BLOCK * 24 * 2
 IN_FLIGHT = 4
 BEAT_SECONDS = 0.5  # how often counters are written, and the driver is looked for
-
-
-class Life(NamedTuple):
-    """What an incarnation of an engine is made of; what it does is a function of `seed` and `world`."""
-
-    address: str
-    home: str  # folder of its files: name.tally, name.log, name.counters
-    name: str
-    seed: int
-    world: int  # seed of the prompts
-    device: str = "cpu"
-    rejoins: bool = True  # now and then leaves and joins again
-    fault: str = ""  # see faults.py
 
 
 class Flight(NamedTuple):
@@ -48,20 +31,14 @@ class Flight(NamedTuple):
     slots: np.ndarray
 
 
-class Engine(ModelEngine):
-    """A cache, a market, what every slot of the cache holds, and what is in flight."""
+class Engine(Owner):
+    """An owner with fetches in flight and hits in memory, who draws what he does next."""
 
     def __init__(self, life: Life) -> None:
-        super().__init__(life.address, life.device, SLOTS, staging_bytes=STAGED_SLOTS * SLOT_BYTES)
-        self.life, self.world = life, World(life.world)
-        self.tally = Tally(Path(life.home) / f"{life.name}.tally")
-        self.chance = random.Random()
+        super().__init__(life)
         self.joined = True
-        self.holds_block = np.full(SLOTS, -1, np.int64)  # -1: nothing of meaning
-        self.in_flight = np.zeros(SLOTS, np.bool_)
         self.flights: deque[Flight] = deque()
         self.hits: deque[tuple[int, Hit]] = deque(maxlen=6)  # fetched from later, when they may be stale
-        self.runs: deque[tuple[int, np.ndarray]] = deque(maxlen=12)  # prompts and slots that their blocks were put in
         self._kinds, self._weights = zip(*self.operations().items(), strict=True)
 
     def operations(self) -> dict[str, int]:
@@ -245,56 +222,6 @@ class Engine(ModelEngine):
             step, blocks = self.tally["steps"], np.flatnonzero(valid)[bad] + flight.first
             where = f"blocks {blocks.tolist()} of prompt {flight.prompt} in slots {slots[bad].tolist()}"
             print(f"WRONG BYTES in step {step} of seed {self.life.seed}: {where}", file=sys.stderr, flush=True)
-
-    def _publish(self, prompt: int, slots: np.ndarray) -> None:
-        """Offer what is in these slots already: that may never be refused."""
-        tokens = self.world.prompts[prompt][: len(slots) * BLOCK]
-        try:
-            offered = self.market.publish(tokens, slots.tolist())
-        except SlotError as error:
-            if not self.tally["refused"]:
-                print(f"REFUSED in step {self.tally['steps']} of seed {self.life.seed}: {error}", file=sys.stderr)
-            self.tally.add("refused")
-            self.market.retire(slots.tolist())
-            offered = self.market.publish(tokens, slots.tolist())
-        assert offered == len(slots), f"{offered} of {len(slots)} blocks offered"
-        self._count_published(offered)
-        self.runs.append((prompt, slots))
-
-    def _count_published(self, blocks: int) -> None:
-        self.tally.add("publishes")
-        self.tally.add("published", blocks)
-
-    def _compute(self, slots: np.ndarray, ids: np.ndarray) -> None:
-        """Retire, then write."""
-        self.market.retire(slots.tolist())
-        self._write(slots, ids)
-        self.tally.add("overwrites")
-
-    def _write(self, slots: np.ndarray, ids: np.ndarray) -> None:
-        index = torch.from_numpy(slots).to(self.device)
-        for layer, data in zip(self.layers, self.world.bytes_of(ids), strict=True):
-            layer.index_copy_(0, index, data.to(self.device))
-        self.holds_block[slots] = ids
-
-    def _resting(self, count: int, but: np.ndarray | None = None) -> np.ndarray:
-        """At most `count` slots, none of which is being fetched into, and none of `but`."""
-        free = ~self.in_flight
-        if but is not None:
-            free[but] = False
-        slots = np.flatnonzero(free).tolist()
-        return np.array(self.chance.sample(slots, min(count, len(slots))), np.int64)
-
-    def _anything(self, count: int) -> np.ndarray:
-        return np.array(self.chance.choices(range(self.world.blocks), k=count), np.int64)
-
-    def _run(self) -> tuple[int, np.ndarray]:
-        """A prompt and the slots that still hold its first blocks; no slots if there are none."""
-        if not self.runs:
-            return 0, np.empty(0, np.int64)
-        prompt, slots = self.chance.choice(self.runs)
-        intact = (self.holds_block[slots] == self.world.ids[prompt][: len(slots)]) & ~self.in_flight[slots]
-        return prompt, slots[: int(np.logical_and.accumulate(intact).sum())]
 
     def _write_counters(self) -> None:
         path = Path(self.life.home) / f"{self.life.name}.counters"

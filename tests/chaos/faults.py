@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 
-from tests.chaos.engine import Engine, Life
+from tests.chaos.engine import Engine
+from tests.chaos.owner import Life
 from tests.model_engine import BLOCK
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from tests.chaos.engine import Life
 from tests.chaos.faults import engine_of
+from tests.chaos.owner import Life
 from tests.chaos.tally import Tally
 
 PRELOAD = ["tests.chaos.incarnation", "kvmarket.market"]
