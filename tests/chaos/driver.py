@@ -142,7 +142,7 @@ class Driver:
     def _watch(self) -> None:
         """Engines that died by themselves, that hang, that saw a wrong byte; and what the kept ones hold."""
         for engine in list(self._engines):
-            if engine.alive and engine.idle() > self.plan.hang_seconds:
+            if engine.alive and engine.hangs(self.plan.hang_seconds):
                 engine.explain()
                 self.result.hangs.append(f"{engine.life} hangs after step {engine.tally['steps']}:\n{engine.log()}")
                 engine.kill()

@@ -20,6 +20,7 @@ from tests.chaos.owner import Life
 from tests.chaos.tally import Tally
 
 PRELOAD = ["tests.chaos.incarnation", "kvmarket.market"]
+START_SECONDS = 60.0  # a first start may have to compile kernels, and to start the service
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -43,7 +44,7 @@ class Incarnation:
         self.life, self.kept = life, kept
         self.tally = Tally(Path(life.home) / f"{life.name}.tally")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
+        context.set_forkserver_preload(PRELOAD if life.device == "cpu" else [*PRELOAD, "triton"])
         self.process = context.Process(target=live, args=(life,))
         self.process.start()
         self.pid = self.process.pid or 0
@@ -55,11 +56,11 @@ class Incarnation:
         """Whether the process runs, or is stopped."""
         return self.process.exitcode is None
 
-    def idle(self) -> float:
-        """Seconds since it was last seen to finish a step, not counting those in which it was stopped."""
+    def hangs(self, seconds: float) -> bool:
+        """Whether it has finished no step for so long, not counting what it was stopped; its start may take longer."""
         if self.stopped or self._steps != self.tally["steps"]:
             self._steps, self._moved = self.tally["steps"], time.monotonic()
-        return time.monotonic() - self._moved
+        return time.monotonic() - self._moved > (seconds if self._steps else max(seconds, START_SECONDS))
 
     def kill(self) -> None:
         """SIGKILL, and wait for the process to be gone."""
@@ -69,7 +70,6 @@ class Incarnation:
 
     def stop(self) -> None:
         """SIGSTOP."""
-        self.idle()
         self.stopped = True
         os.kill(self.pid, signal.SIGSTOP)
 
