@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,21 @@ class ModelEngine:
     """A cache, a market, and the discipline of an owner: retire, write, publish."""
 
     def __init__(self, address: str, device: str = "cpu", slots: int = SLOTS, **options: Any) -> None:
-        facts = options.pop("facts", FACTS)
-        self.layers = [torch.full((slots, 2, BLOCK, 24), -1, dtype=torch.int16, device=device) for _ in range(2)]
+        fingerprint = kvmarket.Fingerprint.of(**options.pop("facts", FACTS))
+        self._connect = partial(kvmarket.connect, fingerprint=fingerprint, address=address, **options)
+        self.slots, self.device = slots, device
+        self.allocate()
+        self.join()
+
+    def allocate(self) -> None:
+        """A new cache, in place of the old one; no slot holds a block."""
+        shape = (self.slots, 2, BLOCK, 24)
+        self.layers = [torch.full(shape, -1, dtype=torch.int16, device=self.device) for _ in range(2)]
         self.cache = kvmarket.PagedCache(self.layers, block_size=BLOCK)
-        self.market = kvmarket.connect(self.cache, kvmarket.Fingerprint.of(**facts), address=address, **options)
+
+    def join(self) -> None:
+        """Join the market; again, after `close`."""
+        self.market = self._connect(self.cache)
 
     def write(self, slot: int, prefix: list[int]) -> None:
         """Compute a block, so to speak."""

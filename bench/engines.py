@@ -1,0 +1,78 @@
+"""Engine processes for benchmarks of the control plane: caches of little memory, prompts that all can make."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import kvmarket
+
+BLOCK = 16
+VOCABULARY = 128_000
+
+
+def join(address: str, slots: int) -> kvmarket.Market:
+    """Join the market at `address` with a cache of `slots` slots of a few bytes."""
+    torch.set_num_threads(1)
+    cache = kvmarket.PagedCache([torch.zeros((slots, 2, BLOCK, 4), dtype=torch.int16)], block_size=BLOCK)
+    return kvmarket.connect(cache, kvmarket.Fingerprint.of(model="benchmark"), address=address)
+
+
+def prompt(blocks: int, *seed: int) -> NDArray[np.int32]:
+    """The tokens of so many blocks, the same in every process for the same seed."""
+    return np.random.default_rng(seed).integers(0, VOCABULARY, blocks * BLOCK, dtype=np.int32)
+
+
+def wait_until(moment: float) -> None:
+    """Sleep until `time.monotonic()` is `moment`; at once if it is past."""
+    time.sleep(max(0.0, moment - time.monotonic()))
+
+
+class Child:
+    """A process that runs `target(pipe, *arguments)`, forked of a server that has all imports."""
+
+    def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "kvmarket.market"])
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ask(self, *message: Any) -> Any:
+        """Send a message and return the answer. EOFError if the process has died."""
+        self.pipe.send(message)
+        return self.pipe.recv()
+
+    def kill(self) -> None:
+        """SIGKILL, without waiting."""
+        self.process.kill()
+
+
+def await_all(children: list[Child]) -> list[Any]:
+    """The next message of each."""
+    return [child.pipe.recv() for child in children]
+
+
+@contextmanager
+def market_address() -> Iterator[str]:
+    """An address of its own; afterwards its folder is gone."""
+    folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
+    try:
+        yield str(Path(folder) / "s")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = ["BLOCK", "Child", "Connection", "await_all", "join", "market_address", "prompt", "wait_until"]

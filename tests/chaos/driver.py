@@ -1,0 +1,212 @@
+"""The driver: starts engines, kills, stops and replaces them, kills the service, and watches what must not happen."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from kvmarket.cli.top import ask_status
+from kvmarket.errors import RegistryError
+from kvmarket.registry.address import Address
+from tests.chaos import leaks
+from tests.chaos.incarnation import TRACEBACK, Incarnation
+from tests.chaos.owner import Life
+from tests.chaos.plan import Plan
+from tests.chaos.result import Result
+
+TICK_SECONDS = 0.01
+SERVICE_EXIT_SECONDS = 3.0  # what a service outlives its last engine by
+LEAVE_SECONDS = 3.0
+
+
+class Driver:
+    """One run, in a folder of its own that is gone afterwards."""
+
+    def __init__(self, plan: Plan, progress: Callable[[str], None] = lambda _line: None) -> None:
+        """`progress` hears a line every five seconds."""
+        self.plan, self.result = plan, Result(asdict(plan))
+        self._progress = progress
+        self._home = Path(tempfile.mkdtemp(prefix="kvm-", dir="/tmp"))
+        self._address = Address(self._home / "market" / "s")
+        self._chance = random.Random(plan.seed + 1)
+        self._engines: list[Incarnation] = []
+        self._pids: set[int] = set()
+        self._events = plan.events()
+        self._due: list[tuple[float, int, str]] = []  # consequences of events: moment, number, what
+        self._samples: dict[int, leaks.Samples] = {}  # by process
+        self._next_sample = self._next_line = 0.0
+        self._start = time.monotonic()
+
+    def run(self) -> Result:
+        """Do as planned; then have all leave, and look for what is left."""
+        memory = leaks.gpu_memory() if self.plan.device != "cpu" else 0
+        try:
+            for index in range(self.plan.engines):
+                self._begin(kept=index < self.plan.keep, fault=self.plan.fault if index == 0 else "")
+            self._start = time.monotonic()
+            while not self._over():
+                self._act()
+                self._watch()
+                self._report()
+                time.sleep(TICK_SECONDS)
+            self.result.seconds = self._elapsed()
+            self._leave()
+            self._look_for_remains(memory)
+        finally:
+            for engine in self._engines:
+                engine.kill()
+            shutil.rmtree(self._home, ignore_errors=True)
+        return self.result
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._start
+
+    def _over(self) -> bool:
+        if self._elapsed() < self.plan.seconds or self._events:
+            return False
+        return self._fetches() >= self.plan.fetches or self._elapsed() > 3 * self.plan.seconds
+
+    def _fetches(self) -> int:
+        return self.result.done["fetches"] + sum(engine.tally["fetches"] for engine in self._engines)
+
+    def _begin(self, *, kept: bool = False, fault: str = "") -> None:
+        number = self.result.incarnations
+        name, steady = f"engine{number}", kept and number == 0
+        seed = self.plan.seed * 1_000_003 + number
+        life = Life(
+            str(self._address), str(self._home), name, seed, self.plan.seed, self.plan.device, not steady, fault
+        )
+        engine = Incarnation(life, kept=kept)
+        self._engines.append(engine)
+        self._pids.add(engine.pid)
+        if kept:
+            self._samples[engine.pid] = leaks.Samples(f"{name}, never killed")
+        self.result.incarnations += 1
+
+    def _act(self) -> None:
+        """What is due: events of the plan, and their consequences."""
+        now = self._elapsed()
+        while self._events and self._events[-1][0] <= now:
+            getattr(self, f"_{self._events.pop()[1]}")()
+        while self._due and self._due[0][0] <= now:
+            _, number, what = heapq.heappop(self._due)
+            if what == "begin":
+                self.result.restarts += 1
+                self._begin()
+            for engine in self._engines:
+                if what == "resume" and engine.pid == number:
+                    engine.resume()
+
+    def _later(self, seconds: float, what: str, number: int = 0) -> None:
+        heapq.heappush(self._due, (self._elapsed() + seconds, number, what))
+
+    def _kill(self) -> None:
+        victims = [engine for engine in self._engines if not engine.kept and engine.alive]
+        if not victims:
+            self._events.append((self._elapsed() + 0.05, "kill"))
+            self._events.sort(reverse=True)
+            return
+        victim = self._chance.choice(victims)
+        victim.kill()
+        self.result.kills += 1
+        self._bury(victim)
+        self._later(self._chance.choice((0.0, 0.0, 0.3)), "begin")
+
+    def _stop(self) -> None:
+        running = [engine for engine in self._engines if engine.alive and not engine.stopped]
+        if running:
+            engine = self._chance.choice(running)
+            engine.stop()
+            self.result.stops += 1
+            self._later(self._chance.choice((0.01, 0.1, 1.0, 2.0)), "resume", engine.pid)
+
+    def _kill_service(self) -> None:
+        try:
+            pid = ask_status(self._address).service.pid
+            os.kill(pid, signal.SIGKILL)
+        except (RegistryError, ProcessLookupError):  # it is just being started: once more, later
+            self._events.append((self._elapsed() + 0.2, "kill_service"))
+            self._events.sort(reverse=True)
+            return
+        self._read_service_log()
+        self.result.service_kills += 1
+
+    def _watch(self) -> None:
+        """Engines that died by themselves, that hang, that saw a wrong byte; and what the kept ones hold."""
+        for engine in list(self._engines):
+            if engine.alive and engine.hangs(self.plan.hang_seconds):
+                engine.explain()
+                self.result.hangs.append(f"{engine.life} hangs after step {engine.tally['steps']}:\n{engine.log()}")
+                engine.kill()
+            if not engine.alive:
+                self._bury(engine)
+                self._later(0.0, "begin")
+        if time.monotonic() > self._next_sample:
+            self._next_sample = time.monotonic() + max(0.25, self.plan.seconds / 200)
+            for pid, samples in self._samples.items():
+                samples.take(pid)
+
+    def _bury(self, engine: Incarnation) -> None:
+        """Take over what a dead engine has done, seen and suffered."""
+        self._engines.remove(engine)
+        self.result.done.update(engine.tally.counts())
+        self.result.counters.update(engine.counters())
+        if engine.tally["wrong"] or engine.tally["refused"]:
+            what = f"{engine.tally['wrong']} wrong blocks, {engine.tally['refused']} refusals"
+            self.result.wrong.append(f"{what} seen by {engine.life}:\n{engine.log()}")
+        if trouble := engine.trouble():
+            self.result.exceptions.append(trouble)
+        engine.forget()
+
+    def _report(self) -> None:
+        if time.monotonic() > self._next_line:
+            self._next_line = time.monotonic() + 5
+            found = self.result
+            wrong = found.done["wrong"] + sum(engine.tally["wrong"] for engine in self._engines)
+            self._progress(
+                f"{self._elapsed():7.1f} s  {self._fetches():9} fetches  {wrong} wrong  {found.kills} kills  "
+                f"{found.service_kills} service kills  {len(found.hangs)} hangs  {len(found.exceptions)} exceptions"
+            )
+
+    def _leave(self) -> None:
+        """All engines leave the market by themselves; who does not hangs."""
+        for pid, samples in self._samples.items():
+            samples.take(pid)
+            if (levels := samples.levels()) is not None:
+                self.result.held[samples.who] = levels
+            self.result.leaks.extend(samples.leaks())
+        for engine in self._engines:
+            engine.resume()
+            engine.tally.stop()
+        deadline = time.monotonic() + self.plan.hang_seconds
+        for engine in list(self._engines):
+            engine.process.join(max(0.0, deadline - time.monotonic()))
+            if engine.alive:
+                engine.explain()
+                self.result.hangs.append(f"{engine.life} does not leave:\n{engine.log()}")
+                engine.kill()
+            self._bury(engine)
+
+    def _look_for_remains(self, memory: int) -> None:
+        deadline = time.monotonic() + SERVICE_EXIT_SECONDS + LEAVE_SECONDS
+        while (left := leaks.left_by_market(self._address)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._read_service_log()
+        self.result.leaks.extend([*left, *leaks.left_in_shm(self._pids)])
+        if self.plan.device != "cpu" and (more := leaks.gpu_memory() - memory) > leaks.MiB:
+            self.result.leaks.append(f"{more / leaks.MiB:.0f} MiB more GPU memory in use than at the start")
+
+    def _read_service_log(self) -> None:
+        log = self._address.log
+        text = log.read_text(errors="replace") if log.exists() else ""
+        if TRACEBACK in text:
+            self.result.exceptions.append(f"an exception in the service:\n{text}")
+            log.write_text("")

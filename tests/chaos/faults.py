@@ -1,0 +1,77 @@
+"""Engines that sin, each in one way, so that the harness can be shown to notice."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from tests.chaos.engine import Engine
+from tests.chaos.owner import Life
+from tests.model_engine import BLOCK
+
+
+class OverwritesWithoutRetiring(Engine):
+    """Writes to slots that are on offer."""
+
+    def overwrite(self) -> None:
+        slots = self._resting(24)
+        self._write(slots, self._anything(len(slots)))
+        self.holds_block[slots] = -1
+
+
+class PublishesWrongBytes(Engine):
+    """Says of blocks that they are others."""
+
+    def overwrite(self) -> None:
+        slots = self._resting(6)
+        self._compute(slots, self._anything(len(slots)))
+        self.market.publish(self.world.prompts[0][: len(slots) * BLOCK], slots.tolist())
+        self.holds_block[slots] = -1
+
+
+class WritesBeforeItRetires(Engine):
+    """Has the two in the wrong order, so that a reader who is quick takes wrong bytes."""
+
+    def _compute(self, slots: np.ndarray, ids: np.ndarray) -> None:
+        self._write(slots, ids)
+        time.sleep(0.002)
+        self.market.retire(slots.tolist())
+
+
+class Hangs(Engine):
+    """Stands still for ever after a while."""
+
+    def step(self) -> None:
+        if self.tally["steps"] == 200:
+            time.sleep(1e6)
+        super().step()
+
+
+class Raises(Engine):
+    """Dies of an exception after a while."""
+
+    def step(self) -> None:
+        assert self.tally["steps"] < 200, "an injected fault"
+        super().step()
+
+
+class Leaks(Engine):
+    """Opens a descriptor now and then and forgets it."""
+
+    def step(self) -> None:
+        if self.tally["steps"] % 40 == 0:
+            os.dup(0)
+        super().step()
+
+
+FAULTS = {
+    kind.__name__: kind
+    for kind in (OverwritesWithoutRetiring, PublishesWrongBytes, WritesBeforeItRetires, Hangs, Raises, Leaks)
+}
+
+
+def engine_of(life: Life) -> Engine:
+    """The engine that lives this life, a sinner if it names a fault."""
+    return FAULTS[life.fault](life) if life.fault else Engine(life)

@@ -1,0 +1,115 @@
+"""One incarnation of an engine as the driver sees it: a process, its progress, and what it left in its log."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from tests.chaos.faults import engine_of
+from tests.chaos.owner import Life
+from tests.chaos.tally import Tally
+
+PRELOAD = ["tests.chaos.incarnation", "kvmarket.market"]
+START_SECONDS = 60.0  # a first start may have to compile kernels, and to start the service
+TRACEBACK = "Traceback (most recent call last)"
+
+
+def live(life: Life) -> None:
+    """The engine's process. Its errors go to its log, where SIGUSR1 writes what every thread is doing."""
+    log = os.open(Path(life.home) / f"{life.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, sys.stderr.fileno())
+    os.close(log)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    os.environ.pop("TRITON_INTERPRET", None)  # the torch reference is a hundred times as fast
+    torch.set_num_threads(1)
+    engine_of(life).run()
+
+
+class Incarnation:
+    """A process that lives `life`. Starts at once, of a fork server that has all imports but no GPU."""
+
+    def __init__(self, life: Life, *, kept: bool) -> None:
+        """`kept`: never killed, so that what it holds can be compared over the run."""
+        self.life, self.kept = life, kept
+        self.tally = Tally(Path(life.home) / f"{life.name}.tally")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD if life.device == "cpu" else [*PRELOAD, "triton"])
+        self.process = context.Process(target=live, args=(life,))
+        self.process.start()
+        self.pid = self.process.pid or 0
+        self.stopped = self.killed = False
+        self._steps, self._moved = -1, time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs, or is stopped."""
+        return self.process.exitcode is None
+
+    def hangs(self, seconds: float) -> bool:
+        """Whether it has finished no step for so long, not counting what it was stopped; its start may take longer."""
+        if self.stopped or self._steps != self.tally["steps"]:
+            self._steps, self._moved = self.tally["steps"], time.monotonic()
+        return time.monotonic() - self._moved > (seconds if self._steps else max(seconds, START_SECONDS))
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for the process to be gone."""
+        self.killed = True
+        self.process.kill()
+        self.process.join()
+
+    def stop(self) -> None:
+        """SIGSTOP."""
+        self.stopped = True
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.stopped = False
+        self._steps, self._moved = -1, time.monotonic()
+        if self.alive:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def explain(self) -> None:
+        """Have it write what its threads are doing to its log."""
+        os.kill(self.pid, signal.SIGUSR1)
+        time.sleep(0.5)
+
+    def log(self) -> str:
+        """What it has written to stderr."""
+        path = Path(self.life.home) / f"{self.life.name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def trouble(self) -> str:
+        """What went wrong with it, its log included; empty if nothing did."""
+        code, log = self.process.exitcode, self.log()
+        if TRACEBACK in log or "Fatal Python error" in log:
+            what = "an exception"
+        elif code not in (None, 0) and not self.killed:
+            what = f"exit code {code}"
+        else:
+            return ""
+        return f"{what} in {self.life}:\n{log}"
+
+    def counters(self) -> Counter[str]:
+        """kvmarket's counters in it, as of its last half second; numbers in reasons are left out."""
+        path, found = Path(self.life.home) / f"{self.life.name}.counters", Counter()
+        for name, count in json.loads(path.read_text()).items() if path.exists() else ():
+            found[re.sub(r"\d+", "#", name)] += count
+        return found
+
+    def forget(self) -> None:
+        """Remove its files and its handle; it has died."""
+        for ending in ("tally", "log", "counters", "fresh"):
+            (Path(self.life.home) / f"{self.life.name}.{ending}").unlink(missing_ok=True)
+        self.process.close()

@@ -1,0 +1,118 @@
+"""What processes hold, sampled while they live, and what is left when they are gone."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import pynvml
+
+from kvmarket.cli.nvml import library
+from kvmarket.registry.address import Address
+
+MiB = 1 << 20
+
+
+class Held(NamedTuple):
+    """What one process holds at one moment."""
+
+    private: int  # bytes that no other process shares
+    shared: int  # bytes of shared memory that it has touched
+    descriptors: int
+    mappings: int
+    threads: int
+
+    @classmethod
+    def by(cls, pid: int) -> Held | None:
+        """By process `pid`; None if it is gone."""
+        proc = Path("/proc") / str(pid)
+        try:
+            smaps = (proc / "smaps_rollup").read_text()
+            status = (proc / "status").read_text()
+            descriptors = sum(1 for _ in (proc / "fd").iterdir())
+            mappings = (proc / "maps").read_bytes().count(b"\n")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        if "VmRSS" not in status:  # a zombie
+            return None
+        private = _kib(smaps, "Private_Clean") + _kib(smaps, "Private_Dirty")
+        return cls(private, _kib(status, "RssShmem"), descriptors, mappings, int(_field(status, "Threads")))
+
+
+SLACK = Held(8 * MiB, 4 * MiB, 12, 60, 2)  # comings and goings of peers; a leak at each kill or fetch outgrows it
+
+
+class Samples:
+    """What one process held over time."""
+
+    def __init__(self, who: str) -> None:
+        self.who = who
+        self._held: list[Held] = []
+
+    def take(self, pid: int) -> None:
+        """Add a sample."""
+        held = Held.by(pid)
+        if held is not None:
+            self._held.append(held)
+
+    def levels(self) -> tuple[Held, Held] | None:
+        """Medians after warm-up (of the second quarter) and at the end (of the last one); None if samples are few."""
+        quarter = len(self._held) // 4
+        if quarter < 2:
+            return None
+        early, late = self._held[quarter : 2 * quarter], self._held[-quarter:]
+        return tuple(Held(*(int(median(column)) for column in zip(*part, strict=True))) for part in (early, late))
+
+    def leaks(self) -> list[str]:
+        """What grew by more than the slack."""
+        levels = self.levels()
+        if levels is None:
+            return []
+        rows = zip(Held._fields, *levels, SLACK, strict=True)
+        return [
+            f"{self.who}: {name} grew from {early} to {late}"
+            for name, early, late, slack in rows
+            if late - early > slack
+        ]
+
+
+def left_by_market(address: Address) -> list[str]:
+    """Files and processes of a market whose last engine has gone."""
+    files = [path for path in address.socket.parent.iterdir() if path.name.startswith(address.socket.name)]
+    found = [f"file {path.name} is left" for path in files if path != address.log]
+    for proc in Path("/proc").iterdir():
+        try:
+            command = (proc / "cmdline").read_bytes() if proc.name.isdigit() else b""
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if b"kvmarket.registry.daemon\0" + os.fsencode(address.socket) in command:
+            found.append(f"process {proc.name} of the service is left")
+    return found
+
+
+def left_in_shm(pids: Iterable[int]) -> list[str]:
+    """Files in /dev/shm that name one of these processes."""
+    known = set(pids)
+    return [
+        f"shared memory {path.name} is left"
+        for path in Path("/dev/shm").iterdir()
+        if known & {int(number) for number in re.findall(r"\d+", path.name)}
+    ]
+
+
+def gpu_memory() -> int:
+    """Bytes in use on the first GPU, over all processes."""
+    with library():
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+
+
+def _field(text: str, name: str) -> str:
+    return re.search(rf"^{name}:\s+(\d+)", text, re.MULTILINE)[1]
+
+
+def _kib(text: str, name: str) -> int:
+    return 1024 * int(_field(text, name))
