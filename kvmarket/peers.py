@@ -45,7 +45,7 @@ class Peers:
         try:
             peer = _meet(record)
         except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError) as error:
-            counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
+            counters.add("pool_unreachable", reason=type(error).__name__)
             self._on_unreadable(record.pool)
             return None
         with self._turn:

@@ -99,7 +99,7 @@ class Replica:
                 case Retire():
                     space.retire(change.pool, slots_of(change))
         except (MessageError, TokenError) as error:
-            counters.add("change_refused", reason=str(error))
+            counters.add("change_refused", reason=type(error).__name__)
         return []
 
     def _offer(self, space: Space, offering: Offering) -> None:
@@ -107,7 +107,7 @@ class Replica:
         try:
             space.offer(offering.part(0, SLICE_BLOCKS))
         except (MessageError, TokenError) as error:
-            counters.add("change_refused", reason=str(error))
+            counters.add("change_refused", reason=type(error).__name__)
             return
         if len(offering.slots) > SLICE_BLOCKS:
             self._rest = offering.part(SLICE_BLOCKS, len(offering.slots))

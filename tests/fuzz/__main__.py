@@ -1,0 +1,154 @@
+"""``python -m tests.fuzz --runs 1000000``: damaged and made-up messages at the service and at an engine's replica.
+
+With the coverage-guided fuzzer atheris where it is installed (``--guided``: `pip install atheris`), else random damage.
+Every input that breaks a target is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable
+
+from kvmarket.registry.messages import (
+    Change,
+    Changes,
+    OfferBlocks,
+    PoolGone,
+    PoolJoined,
+    PoolRecord,
+    Retire,
+    Snapshot,
+    pack_message,
+)
+from kvmarket.shared_file import Process
+from tests.fuzz.targets import BLOCK, SLOTS, ReplicaTarget, ServiceTarget, check_offering, quiet
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """`data` with bytes changed, cut out, doubled, or put in."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 1, 1, 2, 4, 16))):
+        at = chance.randrange(len(changed) + 1)
+        match chance.randrange(5):
+            case 0 if at < len(changed):
+                changed[at] = chance.randrange(256)
+            case 1 if at < len(changed):
+                changed[at] ^= 1 << chance.randrange(8)
+            case 2:
+                del changed[at : at + chance.randrange(1, 9)]
+            case 3:
+                changed[at:at] = chance.randbytes(chance.randrange(1, 9))
+            case _:
+                changed[at:at] = changed[at : at + chance.randrange(1, 33)]
+    return bytes(changed)
+
+
+def made_up(chance: random.Random) -> list[Change]:
+    """Changes that decode, with fields that fit each other or not."""
+
+    def words(count: int, most: int) -> bytes:
+        extra = chance.randbytes(chance.randrange(1, 8)) if chance.random() < 0.02 else b""
+        return b"".join(chance.randrange(most).to_bytes(8, "little") for _ in range(count)) + extra
+
+    pool, blocks = chance.choice(("mine", "theirs", "new", "unknown")), chance.randrange(1, 5)
+    most = SLOTS if chance.random() < 0.9 else 1 << chance.randrange(4, 64)
+    slots = words(blocks if chance.random() < 0.95 else chance.randrange(6), most)
+    if chance.random() < 0.8:
+        slots = b"".join(slot.to_bytes(8, "little") for slot in chance.sample(range(SLOTS), blocks))
+    first = chance.choice((0, 0, 0, 1, 2, 1 << 40))
+    tokens = b"".join(chance.randrange(2).to_bytes(4, "little") for _ in range(BLOCK * (blocks + min(first, 2))))
+    generations = words(blocks, 1 << chance.choice((1, 10, 63)))
+    sums = words(blocks, 1 << 63) if chance.random() < 0.3 else b""
+    tenant = chance.choice(("", "t", "\0"))
+    return [
+        OfferBlocks(pool, tenant, tokens, first, slots, chance.choice((1, 1, 1, 2, 0)), generations, sums),
+        Retire(pool, slots if chance.random() < 0.9 else None),
+    ]
+
+
+def shoot(runs: int, seed: int) -> dict[str, int]:
+    """Run every target `runs` times in all with damaged messages; how many inputs each took and refused."""
+    chance = random.Random(seed)
+    service, replica = ServiceTarget(), ReplicaTarget()
+    kinds: list[tuple[str, Callable[[bytes], bool], list[bytes]]] = [
+        ("service", service.run, service.seeds()),
+        ("service, stranger", lambda data: service.run(data, stranger=True), service.seeds()),
+        ("replica", replica.run, replica.seeds()),
+        ("offering", check_offering, [bytes(32 + 8 * n) for n in range(8)]),
+    ]
+    counts: dict[str, int] = {}
+    try:
+        for _ in range(runs):
+            name, target, seeds = chance.choice(kinds)
+            data = damaged(chance.choice(seeds), chance) if chance.random() < 0.4 else _packed(name, chance)
+            try:
+                took = target(data)
+            except BaseException:
+                sys.stderr.write(f"{name} broke on {data!r}\n")
+                raise
+            key = f"{name}: {'taken' if took else 'refused'}"
+            counts[key] = counts.get(key, 0) + 1
+    finally:
+        service.close()
+    return counts
+
+
+def _packed(name: str, chance: random.Random) -> bytes:
+    """A message that decodes."""
+    change = chance.choice(made_up(chance))
+    if name != "replica":
+        return pack_message(change)[1]
+    about = PoolJoined(
+        PoolRecord(chance.choice(("new", "theirs")), chance.choice((1, SLOTS)), (Process.current(),), b"x")
+    )
+    changes: list[Change] = [change, chance.choice([about, PoolGone(chance.choice(("new", "theirs")))])]
+    chance.shuffle(changes)
+    number = chance.randrange(4)
+    if chance.random() < 0.2:
+        return pack_message(Snapshot(number, chance.random() < 0.7, chance.random() < 0.7, tuple(changes)))[1]
+    return pack_message(Changes(number, tuple(changes)))[1]
+
+
+def guided(runs: int, seed: int) -> None:
+    """The same by coverage; atheris ends the process itself."""
+    import atheris
+
+    service, replica = ServiceTarget(), ReplicaTarget()
+
+    def one(data: bytes) -> None:
+        kind, rest = data[:1], data[1:]
+        if not kind:
+            return
+        if kind[0] & 3 == 0:
+            replica.run(rest)
+        elif kind[0] & 3 == 1:
+            check_offering(rest)
+        else:
+            service.run(rest, stranger=kind[0] & 3 == 2)
+
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], f"-atheris_runs={runs}", f"-seed={seed}", "-max_len=4096"], one)
+    atheris.Fuzz()
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--guided", action="store_true", help="by coverage, with atheris")
+    options = parser.parse_args()
+    quiet()
+    start = time.monotonic()
+    if options.guided:
+        guided(options.runs, options.seed)
+    for key, count in sorted(shoot(options.runs, options.seed).items()):
+        print(f"{key:30} {count:>10}")
+    print(f"{options.runs} inputs in {time.monotonic() - start:.0f} s, none broke anything")
+
+
+if __name__ == "__main__":
+    main()

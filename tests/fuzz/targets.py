@@ -1,0 +1,197 @@
+"""What is fuzzed: bytes go in as they come from a socket, and nothing but the errors of the protocol may come out.
+
+A target also asserts that a refused input has changed nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from kvmarket import counters
+from kvmarket.errors import (
+    LayoutError,
+    MessageError,
+    NamespaceError,
+    RefusedError,
+    RegistryError,
+    TokenError,
+    VersionError,
+)
+from kvmarket.peers import Peers
+from kvmarket.registry.address import Address
+from kvmarket.registry.messages import (
+    PROTOCOL,
+    AskStatus,
+    Changes,
+    Join,
+    Leave,
+    OfferBlocks,
+    PoolGone,
+    PoolJoined,
+    PoolRecord,
+    Reply,
+    Request,
+    Retire,
+    Snapshot,
+    Sync,
+    pack_message,
+    unpack_reply,
+    unpack_request,
+)
+from kvmarket.registry.offering import offering_of
+from kvmarket.registry.replica import Replica
+from kvmarket.registry.service import Service
+from kvmarket.registry.space import Space
+from kvmarket.shared_file import Process
+
+REFUSALS = (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError)
+BLOCK, SLOTS = 2, 8
+
+
+def record(pool: str) -> PoolRecord:
+    return PoolRecord(pool, SLOTS, (Process.current(),), b"")
+
+
+def offer(pool: str, slots: tuple[int, ...], generation: int) -> OfferBlocks:
+    tokens = np.arange(BLOCK * len(slots), dtype=np.int32)
+    generations = np.full(len(slots), generation, np.uint64)
+    return OfferBlocks(pool, "", tokens.tobytes(), 0, np.array(slots).tobytes(), 1, generations.tobytes())
+
+
+def state_of(space: Space) -> object:
+    """All that counts of a space, to be compared."""
+    return space.blocks, {
+        name: (pool.generations.tobytes(), pool.epochs.tobytes()) for name, pool in space.pools.items()
+    }
+
+
+class ServiceTarget:
+    """A service with one member on route ``me``; every input arrives from that member, or from a stranger."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
+        self.service = Service(Address(Path(self._folder) / "s"))
+        self._join()
+
+    def _join(self) -> None:
+        self.service._handle(b"me", Join(Process.current(), "space", "g", BLOCK, (record("mine"),)))
+        self.service._handle(b"me", offer("mine", (0, 1, 2), 5))
+
+    def state(self) -> object:
+        """All that counts, to be compared."""
+        book = self.service._book
+        return (
+            sorted(book.members),
+            [(name, state_of(space)) for name, space in sorted(book._spaces.items())],
+            sorted(self.service._routes.items()),
+            len(self.service._watched),
+        )
+
+    def run(self, data: bytes, stranger: bool = False) -> bool:
+        """Whether the service took the message."""
+        before = self.state()
+        try:
+            self.service._handle(b"other" if stranger else b"me", unpack_request([PROTOCOL, data]))
+        except REFUSALS:
+            assert self.state() == before, "a refused message changed the state"
+            return False
+        for name, space in self.service._book._spaces.items():
+            for pool in space.pools.values():
+                assert len(pool.standing()) <= pool.record.slots, name
+            for tenancy in space._tenants.values():
+                tenancy.trie._check()
+        if b"me" not in self.service._routes:  # it left
+            self._join()
+        return True
+
+    def seeds(self) -> list[bytes]:
+        """Good messages, to be damaged."""
+        requests: list[Request] = [
+            Join(Process.current(), "space", "g", BLOCK, (record("mine"), record("more"))),
+            offer("mine", (3, 4, 5), 7), offer("mine", (0,), 9), Retire("mine", np.array([0, 2]).tobytes()),
+            Retire("mine", None), Sync(), AskStatus(), Leave(),
+        ]  # fmt: skip
+        return [pack_message(each)[1] for each in requests]
+
+    def close(self) -> None:
+        """Remove everything."""
+        self.service.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class ReplicaTarget:
+    """A replica with some content; every input arrives as from its service."""
+
+    def __init__(self) -> None:
+        self.unreadable: list[str] = []
+        self.peers = Peers(self.unreadable.append)
+        self._fill()
+
+    def _fill(self) -> None:
+        self.replica = Replica(BLOCK, ("mine",))
+        known = (PoolJoined(record("mine")), PoolJoined(record("theirs")), offer("theirs", (0, 1, 2), 5))
+        self.replica.receive(Snapshot(1, True, True, known))
+        self._drain()
+
+    def _drain(self) -> None:
+        while self.replica.pending:
+            self.replica.step()
+
+    def run(self, data: bytes) -> bool:
+        """Whether the message was one. What it says of pools and offers may be refused all the same."""
+        before = state_of(self.replica.space)
+        try:
+            reply = unpack_reply([PROTOCOL, data])
+        except RegistryError:
+            assert state_of(self.replica.space) == before, "a refused message changed the state"
+            return False
+        if isinstance(reply, Changes | Snapshot):
+            self.replica.receive(reply)
+            self._drain()
+            self._check()
+            if len(self.replica.space.pools) > 50 or not self.replica.synced:
+                self._fill()
+        return True
+
+    def _check(self) -> None:
+        """What is matched can be met or is refused; nothing raises."""
+        space = self.replica.space
+        for tenancy in list(space._tenants.values()):
+            tenancy.trie._check()
+            for tokens, _ in list(tenancy.trie.items())[:4]:
+                for run in space.match(tokens, tenancy.tenant, 0, ()):
+                    self.peers.of(space.pools[run.pool].record)
+
+    def seeds(self) -> list[bytes]:
+        """Good messages, to be damaged."""
+        changes = (
+            PoolJoined(record("new")), offer("theirs", (3, 4), 6), offer("new", (0, 1), 1), offer("unknown", (0,), 1),
+            Retire("theirs", np.array([1]).tobytes()), Retire("theirs", None), PoolGone("new"),
+        )  # fmt: skip
+        replies: list[Reply] = [Changes(2, (change,)) for change in changes]
+        replies += [Changes(2, changes), Changes(1, ()), Snapshot(5, True, True, changes[:2])]
+        return [pack_message(each)[1] for each in replies]
+
+
+def check_offering(data: bytes) -> bool:
+    """An offer's arrays, from bytes of any length."""
+    cuts = [len(data) * part // 4 for part in range(5)]
+    tokens, slots, generations, checksums = (data[a:b] for a, b in itertools.pairwise(cuts))
+    try:
+        offering_of(OfferBlocks("p", "", tokens, data[0] if data else 0, slots, 1, generations, checksums), BLOCK)
+    except MessageError:
+        return False
+    return True
+
+
+def quiet() -> None:
+    """Keep refusals from being logged: there are millions."""
+    for name in ("kvmarket", "kvmarket.service"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    counters._counts.clear()

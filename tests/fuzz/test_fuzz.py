@@ -1,0 +1,37 @@
+"""Short runs of the fuzzer; the long one is a command."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvmarket.errors import MessageError, VersionError
+from kvmarket.registry.messages import unpack_reply, unpack_request
+from tests.fuzz.__main__ import shoot
+from tests.fuzz.targets import check_offering
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_damaged_and_made_up_messages(seed):
+    counts = shoot(6000, seed)
+    for kind in ("service", "replica"):
+        assert counts[f"{kind}: refused"] > 100
+        assert counts[f"{kind}: taken"] > 100
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=4), st.booleans())
+def test_any_frames(frames, versioned):
+    frames = [b"kvmarket/3", *frames] if versioned else frames
+    for unpack in (unpack_request, unpack_reply):
+        with suppress(MessageError, VersionError):
+            unpack(frames)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_arrays(data):
+    check_offering(data)
