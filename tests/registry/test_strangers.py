@@ -1,0 +1,151 @@
+"""Who may talk to whom: another user, another version, files that are not what they were said to be."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+import pytest
+import zmq
+
+from kvmarket.errors import AddressError, RefusedError, SharedMemoryError, VersionError
+from kvmarket.pool import GenerationReader, Generations
+from kvmarket.registry import line
+from kvmarket.registry.address import Address
+from kvmarket.registry.line import join_service
+from kvmarket.registry.messages import AskStatus, pack_message
+from kvmarket.shared_file import Process, SharedFile
+from tests.registry.test_service import join_message
+
+NOBODY = 65534
+root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+
+
+def _as_nobody(function, pipe, *arguments) -> None:
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    pipe.send(function(*arguments))
+
+
+def as_nobody(function, *arguments):
+    """What `function` returns in a process of another user."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_as_nobody, args=(function, theirs, *arguments))
+    process.start()
+    answer = mine.recv() if mine.poll(20) else "nothing"
+    process.join()
+    return answer
+
+
+def answered(endpoint: str) -> bool:
+    context = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(endpoint)
+    socket.send_multipart(pack_message(AskStatus()))
+    heard = bool(socket.poll(1000))
+    socket.close(linger=0)
+    context.term()
+    return heard
+
+
+def refusal_of(place: str) -> str:
+    try:
+        Address(place)
+    except AddressError as error:
+        return str(error)
+    return ""
+
+
+@root
+def test_another_user_is_not_let_in(market_address):
+    place = Address(market_address)
+    assert place.socket.stat().st_mode & 0o777 == 0o600
+    assert answered(place.endpoint)
+    place.socket.parent.chmod(0o755)  # even where somebody has opened directory and socket
+    place.socket.chmod(0o777)
+    try:
+        assert as_nobody(answered, place.endpoint) is False
+        assert answered(place.endpoint), "the service goes on"
+    finally:
+        place.socket.chmod(0o600)
+        place.socket.parent.chmod(0o700)
+
+
+@root
+def test_another_users_address_is_refused_with_a_reason(market_address):
+    place = Address(market_address)
+    place.socket.parent.chmod(0o755)
+    try:
+        assert "give an address" in as_nobody(refusal_of, market_address)
+    finally:
+        place.socket.parent.chmod(0o700)
+
+
+@root
+def test_another_users_service_is_refused(own_address, monkeypatch):
+    """A service that says it is a process which belongs to somebody else."""
+    monkeypatch.setattr(line.os, "getuid", lambda: NOBODY)
+    with pytest.raises(RefusedError, match="another user"):
+        line._watch_process(Process.current())
+
+
+def test_another_version_is_told_so(market_address, monkeypatch):
+    context = zmq.Context()
+    with monkeypatch.context() as patched:
+        patched.setattr(line, "pack_message", lambda message: [b"kvmarket/9", pack_message(message)[1]])
+        with pytest.raises(VersionError, match="one version"):
+            join_service(context, Address(market_address), join_message(), threading.Event())
+    context.term()
+
+
+@pytest.mark.parametrize("damage", ["shorter", "other", "gone"])
+def test_shared_files_that_are_not_what_was_said(damage):
+    generations = Generations(64)
+    file = generations.file
+    GenerationReader(file, 64)
+    fd = os.memfd_create("other")
+    os.ftruncate(fd, 8)
+    changed = {
+        "shorter": SharedFile(file.owner, file.fd, file.device, file.inode, file.nbytes + 8),
+        "other": SharedFile(file.owner, fd, file.device, file.inode, file.nbytes),
+        "gone": SharedFile(file.owner, 9999, file.device, file.inode, file.nbytes),
+    }[damage]
+    with pytest.raises(SharedMemoryError):
+        GenerationReader(changed, (changed.nbytes - 64) // 8)
+    os.close(fd)
+    with pytest.raises(PermissionError):
+        os.ftruncate(file.fd, 8)  # sealed: nobody can pull the memory away under a reader
+    generations.close()
+
+
+def test_a_truncated_pool_is_refused_when_it_is_mapped():
+    fd = os.memfd_create("pool")
+    os.ftruncate(fd, 4096)
+    file = SharedFile.of(fd, 4096)
+    os.ftruncate(fd, 100)
+    with pytest.raises(SharedMemoryError, match="100 bytes where 4096"):
+        file.map()
+    os.close(fd)
+
+
+def test_a_socket_that_vanishes_stops_nobody_who_is_in(own_address):
+    """Whoever joined goes on; whoever comes later is told what to do."""
+    from tests.model_engine import ModelEngine, matched, prompt
+
+    first, second = ModelEngine(own_address), ModelEngine(own_address)
+    place = Address(own_address)
+    place.socket.unlink()
+    tokens = prompt(16)
+    first.publish(tokens, [0, 1, 2, 3])
+    assert matched(second, tokens).blocks == 4
+    line_seconds = line.START_SECONDS
+    line.START_SECONDS = 2.0
+    try:
+        with pytest.raises(AddressError, match="did not answer"):
+            ModelEngine(own_address)
+    finally:
+        line.START_SECONDS = line_seconds
+    first.close()
+    second.close()
