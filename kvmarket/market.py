@@ -144,8 +144,9 @@ class Market:
         `hit.tokens`, `hit.blocks`.
 
         Every whole block found counts, the last one too (leave a token to compute, if your engine needs one). Zero is a
-        valid answer, also when the service is away (counted). Raises TokenError. Costs a round trip to the service,
-        some 0.2 ms at 8,192 tokens.
+        valid answer. Answered from this process' own replica of the market, also when the service is away. Raises
+        TokenError. Costs some 30 us for 8,192 tokens in an int32 array (a list is converted first, 10 ns a token), and
+        at most 2 ms more where much has been offered since the last call.
         """
         self._check_open()
         return self._control.match(tokens)

@@ -1,7 +1,6 @@
 """``python -m tests.fuzz --runs 1000000``: damaged and made-up messages at the service and at an engine's replica.
 
-With the coverage-guided fuzzer atheris where it is installed (``--guided``: `pip install atheris`), else random damage.
-Every input that breaks a target is printed.
+Every input that breaks a target is printed. See guided.py for the same by coverage.
 """
 
 from __future__ import annotations
@@ -112,39 +111,14 @@ def _packed(name: str, chance: random.Random) -> bytes:
     return pack_message(Changes(number, tuple(changes)))[1]
 
 
-def guided(runs: int, seed: int) -> None:
-    """The same by coverage; atheris ends the process itself."""
-    import atheris
-
-    service, replica = ServiceTarget(), ReplicaTarget()
-
-    def one(data: bytes) -> None:
-        kind, rest = data[:1], data[1:]
-        if not kind:
-            return
-        if kind[0] & 3 == 0:
-            replica.run(rest)
-        elif kind[0] & 3 == 1:
-            check_offering(rest)
-        else:
-            service.run(rest, stranger=kind[0] & 3 == 2)
-
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], f"-atheris_runs={runs}", f"-seed={seed}", "-max_len=4096"], one)
-    atheris.Fuzz()
-
-
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--guided", action="store_true", help="by coverage, with atheris")
     options = parser.parse_args()
     quiet()
     start = time.monotonic()
-    if options.guided:
-        guided(options.runs, options.seed)
     for key, count in sorted(shoot(options.runs, options.seed).items()):
         print(f"{key:30} {count:>10}")
     print(f"{options.runs} inputs in {time.monotonic() - start:.0f} s, none broke anything")
