@@ -151,8 +151,11 @@ class Space:
                 held = (pools == number).any(axis=0)
                 blocks = len(held) if held.all() else int(held.argmin())
                 if blocks:
-                    rows = (pools[:, :blocks] == number).argmax(axis=0)
-                    chosen.append(offers[rows, np.arange(blocks)] if len(offers) > 1 else offers[0, :blocks])
+                    if len(offers) == 1:
+                        chosen.append(offers[0, :blocks])
+                    else:
+                        rows = (pools[:, :blocks] == number).argmax(axis=0)
+                        chosen.append(offers[rows, np.arange(blocks)])
                     offers = offers[:, blocks:]
                     continue
                 number = next((n for n in pools[:, 0].tolist() if n >= 0 and n not in unwanted), 0)
@@ -263,7 +266,7 @@ def slots_of(message: Retire) -> Int64s | None:
 def _cut(pool: Pool, slots: Int64s) -> Iterator[Run]:
     """What stands for these slots, cut where the epoch changes."""
     epochs, generations, checksums = pool.epochs[slots], pool.generations[slots], pool.checksums[slots]
-    edges = np.flatnonzero(np.diff(epochs, prepend=-1)).tolist()
+    edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist()]
     for start, end in zip(edges, [*edges[1:], len(slots)], strict=True):
         sums = checksums[start:end]
         found = sums if sums.any() else None
