@@ -128,8 +128,9 @@ class Space:
         """
         pool = self._pool(name)
         gone = pool.standing() if slots is None else pool.known(slots)
-        if len(gone) > 1:
-            gone = np.unique(gone)
+        if slots is not None:
+            gone = np.sort(gone)
+            gone = gone[np.concatenate([np.ones(min(1, len(gone)), np.bool_), gone[1:] != gone[:-1]])]
         self._take_down(pool, gone)
         return gone
 
@@ -246,7 +247,7 @@ class Space:
         if not len(slots):
             return
         numbers = pool.tenancies[slots]
-        for number in np.unique(numbers).tolist():
+        for number in set(numbers.tolist()):
             tenancy = self._tenancies.get(number)
             if tenancy is None:  # all of it was evicted
                 continue

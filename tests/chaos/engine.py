@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import sys
@@ -169,6 +170,7 @@ class Engine(Owner):
             self.allocate()
             self.holds_block[:] = -1
             self.runs.clear()
+        gc.collect()  # a closed market is a cycle of objects
         self.join()
         self.joined = True
         self.tally.add("rejoins")
