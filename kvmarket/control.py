@@ -129,6 +129,9 @@ class ControlHalf:
             old = ledger.news(offering)
             if old < live:
                 offering = offering.part(old, live)
+                before = int(ids[old - 1]) if old else ledger.before(offering)
+                if before >= 0:
+                    offering = offering.going_on(before)
                 ledger.add(offering)
                 self._client.offer(offering)
             return live
@@ -220,6 +223,8 @@ class ControlHalf:
             for pool in self._pools:
                 pool.generations.raise_slots(pool.ledger.slots())
             self._client.close()
+            self._on_gone = None
+            self._peers.close()
             for pool in self._pools:
                 pool.close()
 

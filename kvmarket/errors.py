@@ -14,6 +14,7 @@
     │   ├── AddressError                  the socket of the market cannot be made or is not private
     │   ├── VersionError                  the service speaks another protocol version
     │   ├── MessageError                  a message that does not decode or breaks a bound
+    │   │   └── MissingBlockError         an offer that goes on from a block which is not on offer
     │   └── RefusedError                  the service refused to let this engine join
     ├── TransportError                    the memory of a pool cannot be shared or mapped
     │   ├── SharedMemoryError             no room, or a shared file that is not what its owner said
@@ -69,6 +70,10 @@ class VersionError(RegistryError):
 
 class MessageError(RegistryError):
     """A message that does not decode, or that breaks a bound."""
+
+
+class MissingBlockError(MessageError):
+    """An offer that goes on from a block which is not on offer; the engine offers all that stands again."""
 
 
 class RefusedError(RegistryError):

@@ -43,6 +43,13 @@ class Ledger:
         """Note that these blocks are on offer now; older offers of their slots are forgotten."""
         self._space.offer(offering)
 
+    def before(self, offering: Offering) -> int:
+        """A slot that has the block before the first one of `offering` on offer, -1 if none has.
+
+        Costs one match of the prefix.
+        """
+        return self._space.before(offering)
+
     def drop(self, slots: Slots) -> Slots:
         """Forget the offers of these slots; the ones that had one. Costs some us, and the removal of those."""
         return self._space.retire(self._record.pool, slots)

@@ -58,6 +58,15 @@ class Peers:
             for pool in pools:
                 self._peers.pop(pool, None)
 
+    def close(self) -> None:
+        """Let go of everything, whoever asked to hear of it included."""
+        self._on_unreadable = _nobody
+        self._peers.clear()
+
+
+def _nobody(pool: str) -> None:
+    """Who hears of pools when nobody does any more."""
+
 
 def _meet(record: PoolRecord) -> Peer:
     descriptor = _descriptors.decode(record.description)

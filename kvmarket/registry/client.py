@@ -22,7 +22,7 @@ from kvmarket.registry.line import join_service
 from kvmarket.registry.messages import Join, PoolRecord, Retire, pack_message
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.replica import OwnRetirement
-from kvmarket.registry.space import Run
+from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 
 IDLE_SECONDS = 0.25  # a replica that was not current for so long is drained by the watching thread
@@ -42,8 +42,9 @@ class Client:
     ) -> None:
         """Join the market at `address`, starting its service if nobody has; know all that it knows.
 
-        Both callbacks run on the watching thread; `on_gone` hears of pools that have gone within some 0.1 s. Raises
-        VersionError, AddressError, LayoutError, NamespaceError or RefusedError, each with what to do.
+        Both callbacks run on the watching thread: `on_gone` hears of pools that have gone within some 0.1 s,
+        `on_rejoin` is called when all that stands must be offered again. Raises VersionError, AddressError,
+        LayoutError, NamespaceError or RefusedError, each with what to do.
         """
         self._address, self._join = address, join
         self._on_gone, self._on_rejoin = on_gone, on_rejoin
@@ -63,7 +64,8 @@ class Client:
     def offer(self, offering: Offering) -> bool:
         """Offer these blocks. Its arrays are kept: do not write to them.
 
-        Never waits; False, and counted, if the service is away or does not keep up. Costs 10 us and 1 us a KiB.
+        Never waits; False, and counted, if the service is away or does not keep up: what goes on from it is refused
+        then, and `on_rejoin` called. Costs 10 us and 1 us a KiB.
         """
         frames = pack_message(offering.message())
         with self._lock:
@@ -103,6 +105,7 @@ class Client:
         self._thread.join()
         with self._lock:
             self._line.leave()
+        self._on_gone = self._on_rejoin = _nothing  # whoever is called holds us: nothing must wait for the collector
         self._context.term()
 
     def _drain(self, seconds: float) -> None:
@@ -121,6 +124,10 @@ class Client:
             self._catch_up()
             with self._lock:
                 gone, self._gone = self._gone, []
+                missing, self._line.missing = self._line.missing, False
+            if missing:
+                counters.add("offered_again", reason="the service missed an offer")
+                self._on_rejoin()
             if gone:
                 self._on_gone(gone)
 
@@ -149,3 +156,7 @@ class Client:
             self._on_rejoin()
             return True
         return False
+
+
+def _nothing(*_: object) -> None:
+    """In place of the callbacks of a client that is closed."""

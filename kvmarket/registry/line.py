@@ -16,6 +16,7 @@ from kvmarket.errors import (
     KVMarketError,
     LayoutError,
     MessageError,
+    MissingBlockError,
     NamespaceError,
     RefusedError,
     RegistryError,
@@ -50,6 +51,7 @@ class Line:
         self._socket: zmq.Socket[bytes] | None = socket
         self.replica = Replica(join.block_size, [record.pool for record in join.pools])
         self.pidfd = -1  # readable when the service has died
+        self.missing = False  # whether the service lacks a block that we offered
         self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
         socket.send_multipart(pack_message(join))
 
@@ -139,6 +141,7 @@ class Line:
             return True
         if isinstance(reply, Refused):
             counters.add("refused_by_service", reason=reply.kind)
+            self.missing = self.missing or reply.kind == MissingBlockError.__name__
         elif isinstance(reply, Changes | Snapshot) and not self.replica.receive(reply):
             counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
             self._sync_due = True

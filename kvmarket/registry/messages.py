@@ -70,8 +70,10 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
     """The message that offers: blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`.
 
-    At `epoch` and `generations`. `tokens` (int32) is the whole prefix up to the end of the last block; `slots` (int64),
-    `generations` and `checksums` (uint64; zero for none, or empty) have one element a block.
+    At `epoch` and `generations`. `tokens` (int32) is the whole prefix up to the end of the last block; or, where the
+    block before the first one is on offer in slot `after` of the same pool (-1: it need not be), of these blocks only,
+    so that a conversation which grows is not told again and again. `slots` (int64), `generations` and `checksums`
+    (uint64; zero for none, or empty) have one element a block.
     """
 
     pool: PoolId
@@ -82,6 +84,7 @@ class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
     epoch: Counter
     generations: Words
     checksums: Words = b""
+    after: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_SLOTS)] = -1
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):

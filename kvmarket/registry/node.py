@@ -61,6 +61,15 @@ class Node:
         first = int(differ.argmax())
         return 1 + (first if differ[first] else most) * 4 // len(self.head)
 
+    def path(self, blocks: int) -> bytes:
+        """Return the tokens of the whole prefix that ends with the first `blocks` blocks. Cost: O(tokens)."""
+        parts = [(self.head + self.tail)[: blocks * len(self.head)]]
+        node = self.parent
+        while node is not None:
+            parts.append(node.head + node.tail)
+            node = node.parent
+        return b"".join(reversed(parts))
+
     def leading(self, blocks: int) -> int:
         """Return how many of the first `blocks` blocks come before a hole. Cost: O(1) where the node has no holes."""
         if not self.holes:

@@ -19,7 +19,8 @@ class Offering(NamedTuple):
     """Blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
 
     `slots`, `generations` and `checksums` (None: they have none) have one element a block; `tokens` is the whole prefix
-    up to the end of the last block. Do not write to the arrays.
+    up to the end of the last block, or, where the block before is on offer in slot `after` (else -1), of these blocks
+    only. Do not write to the arrays.
     """
 
     pool: str
@@ -30,20 +31,33 @@ class Offering(NamedTuple):
     epoch: int
     generations: UInt64s
     checksums: UInt64s | None
+    after: int = -1
 
     def part(self, start: int, end: int) -> Offering:
         """Blocks `start` .. `end` of these: views, no copies."""
         if start == 0 and end >= len(self.slots):
             return self
-        size = len(self.tokens) // (self.first + len(self.slots))
         checksums = None if self.checksums is None else self.checksums[start:end]
+        if self.after < 0:
+            size = len(self.tokens) // (self.first + len(self.slots))
+            tokens, after = self.tokens[: (self.first + end) * size], -1
+        else:
+            size = len(self.tokens) // len(self.slots)
+            tokens, after = self.tokens[start * size : end * size], self.after
+            after = int(self.slots[start - 1]) if start else after
         return self._replace(
-            tokens=self.tokens[: (self.first + end) * size],
+            tokens=tokens,
+            after=after,
             first=self.first + start,
             slots=self.slots[start:end],
             generations=self.generations[start:end],
             checksums=checksums,
         )
+
+    def going_on(self, after: int) -> Offering:
+        """The same, of a whole prefix, for who knows that the block before is on offer in slot `after`."""
+        size = len(self.tokens) // (self.first + len(self.slots))
+        return self._replace(tokens=self.tokens[self.first * size :], after=after)
 
     def message(self) -> OfferBlocks:
         """The message that says so. Costs one copy of the bytes."""
@@ -57,6 +71,7 @@ class Offering(NamedTuple):
             self.epoch,
             self.generations.tobytes(),
             checksums,
+            self.after,
         )
 
 
@@ -69,13 +84,15 @@ def offering_of(message: OfferBlocks, block_size: int) -> Offering:
     generations = array_of(message.generations, np.dtype(np.uint64))
     checksums = array_of(message.checksums, np.dtype(np.uint64)) if message.checksums else None
     tokens = array_of(message.tokens, np.dtype(np.int32))
-    if not len(slots) or len(slots) != len(generations) or len(tokens) != (message.first + len(slots)) * block_size:
+    blocks = len(slots) if message.after >= 0 else message.first + len(slots)
+    if not len(slots) or len(slots) != len(generations) or len(tokens) != blocks * block_size:
         raise MessageError("an offer whose tokens, slots and generations do not fit each other")
     if checksums is not None and len(checksums) != len(slots):
         raise MessageError("an offer whose checksums do not fit its slots")
     if not generations.all() or not message.epoch:
         raise MessageError("an offer at generation or epoch zero, which no slot ever has")
-    return Offering(message.pool, message.tenant, tokens, message.first, slots, message.epoch, generations, checksums)
+    place = message.first, slots, message.epoch, generations, checksums, message.after
+    return Offering(message.pool, message.tenant, tokens, *place)
 
 
 def array_of(data: bytes, dtype: np.dtype[Number]) -> NDArray[Number]:

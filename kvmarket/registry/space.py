@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmarket.errors import MessageError
+from kvmarket.errors import MessageError, MissingBlockError
 from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Retire
 from kvmarket.registry.node import OFFERS_PER_BLOCK
-from kvmarket.registry.offering import Offering, UInt64s, array_of
+from kvmarket.registry.offering import Offering, array_of
+from kvmarket.registry.standing import Pool, Run
 from kvmarket.registry.tokens import Int32s, Int64s
 from kvmarket.registry.trie import PrefixTrie
 
@@ -23,45 +24,10 @@ SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
 MAX_BLOCKS = 1 << 22  # in one tenant's trie; beyond it the block matched longest ago goes
 
 
-class Run(NamedTuple):
-    """Consecutive blocks of a match that lie in one pool at one epoch; arrays have one element a block."""
-
-    pool: str
-    epoch: int
-    slots: Int64s
-    generations: UInt64s
-    checksums: UInt64s | None
-
-
 class _Tenancy(NamedTuple):
     number: int
     tenant: str
     trie: PrefixTrie
-
-
-class Pool:
-    """A pool, and for each of its slots the offer that stands: generation (0: none), epoch, checksum, tenancy.
-
-    25 bytes a slot that ever was on offer.
-    """
-
-    def __init__(self, number: int, record: PoolRecord) -> None:
-        self.number, self.record = number, record
-        self.generations = np.zeros(record.slots, np.uint64)
-        self.epochs = np.zeros(record.slots, np.int64)
-        self.checksums = np.zeros(record.slots, np.uint64)
-        self.tenancies = np.zeros(record.slots, np.int32)
-
-    def standing(self) -> Int64s:
-        """The slots on offer. Costs O(slots)."""
-        return np.flatnonzero(self.generations)
-
-    def known(self, slots: Int64s) -> Int64s:
-        """The given slots that are on offer. Raises MessageError for slots that the pool does not have."""
-        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(self.generations):
-            raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
-        offered: Int64s = slots[self.generations[slots] != 0]
-        return offered
 
 
 class Space:
@@ -100,8 +66,9 @@ class Space:
     def offer(self, offering: Offering) -> None:
         """Put offers up; an older offer of the same slot goes. Raises MessageError.
 
-        For a pool that is not known, slots that it does not have or that come twice, and offers older than what stands.
-        Costs one insertion of the prefix, O(its tokens) by memcmp, and O(the blocks offered).
+        For a pool that is not known, slots that it does not have or that come twice, and offers older than what stands;
+        MissingBlockError where the block that they go on from is not on offer. Costs one insertion of the prefix,
+        O(its tokens) by memcmp, and O(the blocks offered).
         """
         pool = self._pool(offering.pool)
         slots, generations, epoch = offering.slots, offering.generations, offering.epoch
@@ -113,9 +80,15 @@ class Space:
             newer = (epochs > epoch) | ((epochs == epoch) & (pool.generations[slots] > generations))
             if (newer & (pool.generations[slots] != 0)).any():
                 raise MessageError("an offer older than the one that stands")
-            self._take_down(pool, old)
+        if offering.after >= 0:
+            self._check_before(pool, offering)
+        self._take_down(pool, old)
         tenancy = self._tenancy(offering.tenant)
-        tenancy.trie.insert(offering.tokens, slots | (pool.number << SLOT_BITS), first=offering.first)
+        names, before = slots | (pool.number << SLOT_BITS), offering.after | (pool.number << SLOT_BITS)
+        if offering.after < 0:
+            tenancy.trie.insert(offering.tokens, names, first=offering.first)
+        else:
+            tenancy.trie.extend(before, offering.tokens, names)
         pool.generations[slots] = generations
         pool.epochs[slots] = epoch
         pool.checksums[slots] = 0 if offering.checksums is None else offering.checksums
@@ -164,6 +137,18 @@ class Space:
                     return self._runs(chosen)
         return self._runs(chosen)
 
+    def before(self, offering: Offering) -> int:
+        """A slot of the offering's pool that has the block before its first one on offer; -1 if none has."""
+        tenancy = self._tenants.get(offering.tenant)
+        if tenancy is None or not offering.first:
+            return -1
+        prefix = offering.tokens[: offering.first * self.block_size]
+        number = self._pool(offering.pool).number
+        for offers in tenancy.trie.match_arrays(prefix, offering.first - 1, holes=True):
+            mine = offers[:, 0][offers[:, 0] >> SLOT_BITS == number]
+            return int(mine[0]) & ((1 << SLOT_BITS) - 1) if len(mine) else -1
+        return -1
+
     def holds(self, offering: Offering) -> NDArray[np.bool_]:
         """For each block of `offering`, whether its very slot is on offer in that place of the trie.
 
@@ -209,7 +194,7 @@ class Space:
             if numbers[start] < 0:
                 continue
             pool, at = self._by_number[int(numbers[start])], start
-            for run in _cut(pool, slots[start:end]):
+            for run in pool.runs(slots[start:end]):
                 prefix = tokens[: (first + at + len(run.slots)) * self.block_size]
                 place = first + at
                 yield Offering(run.pool, tenant, prefix, place, run.slots, run.epoch, run.generations, run.checksums)
@@ -226,8 +211,21 @@ class Space:
             pieces[-1][1].append(piece)
         for number, parts in pieces:
             offers = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            runs += _cut(self._by_number[number], offers & ((1 << SLOT_BITS) - 1))
+            runs += self._by_number[number].runs(offers & ((1 << SLOT_BITS) - 1))
         return runs
+
+    def _check_before(self, pool: Pool, offering: Offering) -> None:
+        """Raise MissingBlockError unless the block that the offers go on from is on offer, and will be."""
+        tenancy = self._tenants.get(offering.tenant)
+        before = np.array([offering.after], np.int64)
+        if (
+            tenancy is None
+            or not len(pool.known(before))
+            or pool.tenancies[offering.after] != tenancy.number
+            or bool((offering.slots == offering.after).any())
+            or tenancy.trie.depth(offering.after | (pool.number << SLOT_BITS)) != offering.first
+        ):
+            raise MissingBlockError(f"offers that go on from slot {offering.after}, which is not on offer there")
 
     def _pool(self, name: str) -> Pool:
         pool = self.pools.get(name)
@@ -262,13 +260,3 @@ def slots_of(message: Retire) -> Int64s | None:
     if message.slots is None:
         return None
     return array_of(message.slots, np.dtype(np.int64))
-
-
-def _cut(pool: Pool, slots: Int64s) -> Iterator[Run]:
-    """What stands for these slots, cut where the epoch changes."""
-    epochs, generations, checksums = pool.epochs[slots], pool.generations[slots], pool.checksums[slots]
-    edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist()]
-    for start, end in zip(edges, [*edges[1:], len(slots)], strict=True):
-        sums = checksums[start:end]
-        found = sums if sums.any() else None
-        yield Run(pool.record.pool, int(epochs[start]), slots[start:end], generations[start:end], found)

@@ -50,6 +50,23 @@ class Tree:
         self.pairs += grown
         self._note(fresh, node)
 
+    def find(self, offer: int) -> tuple[Node, int] | None:
+        """The node that has an offer, and at which of its blocks; None if none has. Cost: some us, O(node's offers)."""
+        for number in self.index.find(np.array([offer], np.int64))[1].tolist():
+            node = self.nodes[number]
+            if node is not None:
+                places = np.flatnonzero((node.offers == offer).any(axis=0))
+                if places.size:
+                    return node, int(places[0])
+        return None
+
+    def touch(self, node: Node | None) -> None:
+        """Stamp a node and all above it with the clock. Cost: O(blocks), by memset."""
+        while node is not None:
+            if node.stamps is not None:
+                node.stamps[:] = self.clock
+            node = node.parent
+
     def grow(self, node: Node, data: bytes, row: Int64s) -> None:
         """Hang all blocks of `data` below a node that has no child that begins so."""
         for at in range(0, row.size, self.node_blocks):

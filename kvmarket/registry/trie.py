@@ -74,9 +74,54 @@ class PrefixTrie:
             return
         row = fresh if not first else np.concatenate((np.full(first, NONE, np.int64), fresh))
         data = array[: count * self.block_size].tobytes()
-        tree, width = self._tree, self._tree.width
+        self._tree.clock += 1
+        self._put(self._tree.root, data, row, first)
+
+    def extend(self, offer: int, tokens: Integers, offers: Integers) -> bool:
+        """Put one offer on each block of `tokens`, which go on behind the block that has `offer`; False if none has.
+
+        tokens: whole blocks. As `insert` of the whole prefix, without having to tell or compare it: `offer` must be on
+        one block only. Raises TokenError, and MisuseError for offers that are too few, too many or out of range;
+        nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens) of the node that has `offer`.
+        """
+        array, fresh = as_tokens(tokens), as_offers(offers)
+        if array.size != fresh.size * self.block_size:
+            raise MisuseError(f"{fresh.size} offers for {array.size} tokens: give one a block of {self.block_size}")
+        tree = self._tree
+        place = tree.find(offer)
+        if place is None:
+            return False
+        node, position = place
         tree.clock += 1
-        node, at, rest = tree.root, 0, None
+        if position + 1 < node.size:
+            before = node.path(position + 1)
+            blocks = len(before) // tree.width
+            row = np.concatenate((np.full(blocks, NONE, np.int64), fresh))
+            self._put(tree.root, before + array.tobytes(), row, blocks)
+        else:
+            tree.touch(node)
+            self._put(node, array.tobytes(), fresh, 0)
+        return True
+
+    def depth(self, offer: int) -> int:
+        """Return how many blocks the prefix has that ends with the block of `offer`, which has one; 0 if none has.
+
+        Cost: some us, and O(nodes above).
+        """
+        place = self._tree.find(offer)
+        if place is None:
+            return 0
+        node, position = place
+        blocks = position + 1
+        while node.parent is not None:
+            node = node.parent
+            blocks += node.size
+        return blocks
+
+    def _put(self, node: Node, data: bytes, row: Int64s, first: int) -> None:
+        """Put `row` on the blocks of `data` below a node, from block `first` on; those before become holes if new."""
+        tree, width = self._tree, self._tree.width
+        at, count, rest = 0, row.size, None
         while at < count:
             below = node.children and node.children.get(data[at * width : (at + 1) * width])
             if not below:

@@ -62,8 +62,11 @@ def made_up(chance: random.Random) -> list[Change]:
     generations = words(blocks, 1 << chance.choice((1, 10, 63)))
     sums = words(blocks, 1 << 63) if chance.random() < 0.3 else b""
     tenant = chance.choice(("", "t", "\0"))
+    after = chance.randrange(SLOTS) if chance.random() < 0.4 else -1
+    if after >= 0:
+        first, tokens = chance.choice((1, 1, 2, 3)), tokens[: 4 * BLOCK * blocks]
     return [
-        OfferBlocks(pool, tenant, tokens, first, slots, chance.choice((1, 1, 1, 2, 0)), generations, sums),
+        OfferBlocks(pool, tenant, tokens, first, slots, chance.choice((1, 1, 1, 2, 0)), generations, sums, after),
         Retire(pool, slots if chance.random() < 0.9 else None),
     ]
 

@@ -224,3 +224,52 @@ def test_offers_that_do_not_fit_are_refused(offers, first):
 def test_impossible_sizes_are_refused(arguments):
     with pytest.raises(MisuseError):
         PrefixTrie(**arguments)
+
+
+def test_extend_goes_on_from_an_offered_block():
+    trie = PrefixTrie(2, max_blocks=100)
+    trie.insert([1, 2, 3, 4], [10, 11])
+    assert trie.extend(11, [5, 6, 7, 8], [12, 13])
+    assert trie.match([1, 2, 3, 4, 5, 6, 7, 8]) == [10, 11, 12, 13]
+    assert trie.extend(10, [9, 9], [20]), "from the middle of a node"
+    assert trie.match([1, 2, 9, 9]) == [10, 20]
+    assert trie.extend(11, [5, 6], [30]), "over blocks that are there"
+    assert trie.match([1, 2, 3, 4, 5, 6, 7, 8]) == [10, 11, 30, 13]
+    assert [trie.depth(offer) for offer in (10, 11, 12, 13, 20, 77)] == [1, 2, 3, 4, 2, 0]
+    trie._check()
+    assert not trie.extend(77, [5, 6], [31])
+    for tokens, offers in (([1], [1]), ([1, 2], [1, 2]), ([1, 2], [-1])):
+        with pytest.raises(MisuseError):
+            trie.extend(11, tokens, offers)
+
+
+def test_extend_is_as_inserting_the_whole_prefix():
+    """Random growth of conversations in both ways; holes, splits and joins included."""
+    chance = random.Random(11)
+    grown, whole = (PrefixTrie(2, max_blocks=500) for _ in range(2))
+    paths: dict[int, list[int]] = {}
+    for offer in range(1, 600):
+        before = chance.choice(list(paths)) if paths and chance.random() < 0.8 else None
+        tokens = [chance.randrange(2) for _ in range(2)]
+        if before is None:
+            grown.insert(tokens, [offer])
+            path = tokens
+        else:
+            path = paths[before] + tokens
+            assert grown.extend(before, tokens, [offer]) == (before in grown_offers(grown))
+            if offer not in grown_offers(grown):
+                continue
+        whole.insert(path, [offer], first=len(path) // 2 - 1)
+        paths[offer] = path
+        if chance.random() < 0.3:
+            gone = chance.choice(list(paths))
+            del paths[gone]
+            assert grown.remove([gone]) == whole.remove([gone])
+        grown._check()
+        query = [chance.randrange(2) for _ in range(20)]
+        assert grown.match_all(query) == whole.match_all(query)
+        paths = {offer: path for offer, path in paths.items() if grown.depth(offer)}
+
+
+def grown_offers(trie):
+    return {offer for _, offers in trie.items() for each in offers for offer in each}

@@ -1,0 +1,57 @@
+"""What stands for the slots of a pool: the offer of each, in arrays; and the runs of them that a match returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from kvmarket.errors import MessageError
+from kvmarket.registry.messages import PoolRecord
+from kvmarket.registry.offering import UInt64s
+from kvmarket.registry.tokens import Int64s
+
+
+class Run(NamedTuple):
+    """Consecutive blocks of a match that lie in one pool at one epoch; arrays have one element a block."""
+
+    pool: str
+    epoch: int
+    slots: Int64s
+    generations: UInt64s
+    checksums: UInt64s | None
+
+
+class Pool:
+    """A pool, and for each of its slots the offer that stands: generation (0: none), epoch, checksum, tenancy.
+
+    25 bytes a slot that ever was on offer.
+    """
+
+    def __init__(self, number: int, record: PoolRecord) -> None:
+        self.number, self.record = number, record
+        self.generations = np.zeros(record.slots, np.uint64)
+        self.epochs = np.zeros(record.slots, np.int64)
+        self.checksums = np.zeros(record.slots, np.uint64)
+        self.tenancies = np.zeros(record.slots, np.int32)
+
+    def standing(self) -> Int64s:
+        """The slots on offer. Costs O(slots)."""
+        return np.flatnonzero(self.generations)
+
+    def known(self, slots: Int64s) -> Int64s:
+        """The given slots that are on offer. Raises MessageError for slots that the pool does not have."""
+        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(self.generations):
+            raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
+        offered: Int64s = slots[self.generations[slots] != 0]
+        return offered
+
+    def runs(self, slots: Int64s) -> Iterator[Run]:
+        """What stands for these slots, cut where the epoch changes."""
+        epochs, generations, checksums = self.epochs[slots], self.generations[slots], self.checksums[slots]
+        edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist()]
+        for start, end in zip(edges, [*edges[1:], len(slots)], strict=True):
+            sums = checksums[start:end]
+            found = sums if sums.any() else None
+            yield Run(self.record.pool, int(epochs[start]), slots[start:end], generations[start:end], found)
