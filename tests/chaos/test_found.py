@@ -11,12 +11,20 @@ from pathlib import Path
 import pytest
 
 from kvmarket.cli.top import ask_status
+from kvmarket.errors import RegistryError
 from kvmarket.registry.address import Address
 from tests.model_engine import ModelEngine, Peer, matched, prompt, until
 
 
 def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def members(address: str) -> list[int]:
+    try:
+        return [member.pid for member in ask_status(Address(address)).members]
+    except RegistryError:
+        return []
 
 
 def leave(peer: Peer) -> None:
@@ -50,7 +58,7 @@ def test_mappings_go_when_an_engine_and_the_service_die_together(own_address):
     os.kill(ask_status(Address(own_address)).service.pid, signal.SIGKILL)
     leave(peer)
     try:
-        until(lambda: Address(own_address).service_lives())
+        until(lambda: os.getpid() in members(own_address))
         until(lambda: descriptors() <= before, 5)
     finally:
         reader.close()
