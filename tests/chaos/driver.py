@@ -10,6 +10,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Driver:
     """One run, in a folder of its own that is gone afterwards."""
 
     def __init__(self, plan: Plan, progress: Callable[[str], None] = lambda _line: None) -> None:
-        """`progress` hears a line every five seconds."""
+        """`progress` hears a line every five seconds; as often the service is asked for."""
         self.plan, self.result = plan, Result(asdict(plan))
         self._progress = progress
         self._home = Path(tempfile.mkdtemp(prefix="kvm-", dir="/tmp"))
@@ -150,9 +151,9 @@ class Driver:
                 self._bury(engine)
                 self._later(0.0, "begin")
         if time.monotonic() > self._next_sample:
-            self._next_sample = time.monotonic() + max(0.25, self.plan.seconds / 200)
+            self._next_sample = time.monotonic() + max(0.2, self.plan.seconds / 300)
             for pid, samples in self._samples.items():
-                samples.take(pid)
+                samples.take(pid)  # nothing, if a service of before was killed
 
     def _bury(self, engine: Incarnation) -> None:
         """Take over what a dead engine has done, seen and suffered."""
@@ -169,6 +170,9 @@ class Driver:
     def _report(self) -> None:
         if time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + 5
+            with suppress(RegistryError):
+                pid = ask_status(self._address).service.pid
+                self._samples.setdefault(pid, leaks.Samples(f"service {pid}"))
             found = self.result
             wrong = found.done["wrong"] + sum(engine.tally["wrong"] for engine in self._engines)
             self._progress(
@@ -178,8 +182,7 @@ class Driver:
 
     def _leave(self) -> None:
         """All engines leave the market by themselves; who does not hangs."""
-        for pid, samples in self._samples.items():
-            samples.take(pid)
+        for samples in self._samples.values():
             if (levels := samples.levels()) is not None:
                 self.result.held[samples.who] = levels
             self.result.leaks.extend(samples.leaks())

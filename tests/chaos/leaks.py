@@ -62,7 +62,7 @@ class Samples:
     def levels(self) -> tuple[Held, Held] | None:
         """Medians after warm-up (of the second quarter) and at the end (of the last one); None if samples are few."""
         quarter = len(self._held) // 4
-        if quarter < 2:
+        if quarter < 4:
             return None
         early, late = self._held[quarter : 2 * quarter], self._held[-quarter:]
         return tuple(Held(*(int(median(column)) for column in zip(*part, strict=True))) for part in (early, late))
