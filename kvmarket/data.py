@@ -30,6 +30,7 @@ class MappedPool:
     generations: GenerationReader
 
 
+FLYING = 8  # so many fetches are kept before those that are done are looked for
 _own_arrays: dict[str, SlotArray] = {}  # memory of this process cannot be opened by IPC: its pools, by id
 
 
@@ -94,7 +95,8 @@ class DataHalf:
             counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
             moved = Moved(len(ids), [], None)
         with self._lock:
-            self._prune()
+            if len(self._flying) >= FLYING:
+                self._prune()
             self._flying.append((moved, ids))
         return moved
 
