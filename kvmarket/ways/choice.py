@@ -68,15 +68,20 @@ class Choice:
         return best
 
     def _rate(self, way: str, nbytes: int, fragment: int) -> float:
-        """The rate of a way for so many bytes: between the two nearest sizes, of the nearest size of fragment."""
+        """The rate of a way for so many bytes: between the two nearest sizes, of the nearest size of fragment.
+
+        Less than the smallest size takes as long as that.
+        """
         known = [rate for rate in self._rates if rate.way == way]
         if not known:
             return 0.0
         nearest = min({rate.fragment for rate in known}, key=lambda size: abs(math.log2(size / fragment)))
         points = sorted((rate.nbytes, rate.rate) for rate in known if rate.fragment == nearest)
         above = next((i for i, (size, _) in enumerate(points) if size >= nbytes), None)
-        if above is None or above == 0:
-            return points[-1 if above is None else 0][1]
+        if above is None:
+            return points[-1][1]
+        if above == 0:
+            return points[0][1] * nbytes / points[0][0]
         (low, slow), (high, fast) = points[above - 1], points[above]
         share = math.log(nbytes / low) / math.log(high / low)
         return slow + share * (fast - slow)

@@ -89,13 +89,8 @@ class GpuMover:
     def _start(self, jobs: list[Job], copies: Sequence[Copy]) -> Started:
         done = torch.cuda.Event()
 
-        def over() -> bool:
-            with self._on_device():  # whoever asks: a thread without a context would get one on the first GPU
-                return bool(done.query())
-
         def finish() -> list[Int64s | None]:
-            with self._on_device():
-                done.synchronize()
+            done.synchronize()
             return [job.finish() for job in jobs]
 
         if self._thread.busy() or any(job.threaded for job in jobs):  # what follows a job of the thread stays behind it
@@ -105,9 +100,9 @@ class GpuMover:
                 launch.wait()
                 return finish()
 
-            return Started(lambda: launch.over() and (launch.failed() or over()), finish_there, (copies, jobs))
+            return Started(lambda: launch.over() and (launch.failed() or done.query()), finish_there, (copies, jobs))
         self._launch(jobs, done)
-        return Started(over, finish, (copies, jobs))
+        return Started(done.query, finish, (copies, jobs))
 
     def close(self) -> None:
         """Wait for the copies under way."""
