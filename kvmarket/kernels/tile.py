@@ -69,29 +69,6 @@ def locate_tile(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def add_sums(
-    sums: tl.tensor,
-    value: tl.tensor,
-    live: tl.tensor,
-    place: tl.tensor,
-    block: tl.tensor,
-    start: int,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WORD: tl.constexpr,
-    SUM: tl.constexpr,
-) -> None:
-    """Weight the words of the tile of units ``start`` .. and add them to ``sums``; words that do not exist are 0."""
-    word = (place // WORD).to(tl.uint32)[:, None] + tl.arange(0, COLUMNS)[None, :].to(tl.uint32)
-    weighted = value.to(tl.uint32, bitcast=True).to(tl.uint64) * (word * KEY_STEP + FIRST_KEY).to(tl.uint64)
-    total = tl.sum(weighted, 1).to(tl.int64, bitcast=True)
-    if SUM == _PER_UNIT:
-        tl.store(sums + start + tl.arange(0, ROWS), total, mask=live)
-    else:
-        tl.atomic_add(sums + block, total, mask=live, sem="relaxed")
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def move_tiles(
     table: tl.tensor,
     source_slots: tl.tensor,
@@ -116,13 +93,11 @@ def move_tiles(
     words, see checksum.py: PER_BLOCK adds those of each block to its int64 in ``sums``, PER_UNIT stores those of each
     unit in one of its own, which may lie in host memory and need not be zeroed; INTEGER is 4 bytes then.
 
-    While the bytes of a tile are on their way, the addresses of the next are asked for, and the words of the one before
-    are summed where the registers of a thread hold both (LATE): a sum makes the warps of a program wait for each other.
+    The addresses of the next tile are asked for while the bytes of this one are on their way.
     """
     WORD: tl.constexpr = INTEGER.primitive_bitwidth // 8
     pointer: tl.constexpr = tl.pointer_type(INTEGER)
     PAIR: tl.constexpr = ALIGN // WORD  # words per access: tells the compiler that a mask never splits one
-    LATE: tl.constexpr = SUM != 0 and ROWS == 1 and EXACT
     first = tl.program_id(0) * ROWS
     step = tl.num_programs(0) * ROWS
     if WIDE:
@@ -132,9 +107,6 @@ def move_tiles(
     source, destination, live, chunk, place, block = locate_tile(
         table, source_slots, destination_slots, fragments, chunks, units, first, ROWS, COLUMNS, WORD
     )
-    if LATE:
-        before = tl.zeros((ROWS, COLUMNS), INTEGER)
-        was_live, was_place, was_block = tl.zeros((ROWS,), tl.int1), place, block
     for start in tl.range(first, units, step, num_stages=1):
         readable = tl.multiple_of(source.to(pointer, bitcast=True), ALIGN)
         writable = tl.multiple_of(destination.to(pointer, bitcast=True), ALIGN)
@@ -148,18 +120,19 @@ def move_tiles(
         source, destination, next_live, chunk, next_place, next_block = locate_tile(
             table, source_slots, destination_slots, fragments, chunks, units, start + step, ROWS, COLUMNS, WORD
         )
-        if LATE:
-            add_sums(sums, before, was_live, was_place, was_block, start - step, ROWS, COLUMNS, WORD, SUM)
-            before, was_live, was_place, was_block = value, live, place, block
         tl.store(writable[:, None] + column[None, :], value, mask=mask)
-        if SUM and not LATE:
+        if SUM:
+            word = (place // WORD).to(tl.uint32)[:, None] + column[None, :].to(tl.uint32)
+            key = word * KEY_STEP + FIRST_KEY
+            weighted = value.to(tl.uint32, bitcast=True).to(tl.uint64) * key.to(tl.uint64)
             if mask is not None:
-                value = tl.where(mask, value, 0)
-            add_sums(sums, value, live, place, block, start, ROWS, COLUMNS, WORD, SUM)
+                weighted = tl.where(mask, weighted, 0)
+            total = tl.sum(weighted, 1).to(tl.int64, bitcast=True)
+            if SUM == _PER_UNIT:
+                tl.store(sums + start + tl.arange(0, ROWS), total, mask=live)
+            else:
+                tl.atomic_add(sums + block, total, mask=live, sem="relaxed")
         live, place, block = next_live, next_place, next_block
-    if LATE:
-        last = first + (units - 1 - first) // step * step
-        add_sums(sums, before, was_live, was_place, was_block, last, ROWS, COLUMNS, WORD, SUM)
 
 
 class Tile(NamedTuple):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -53,6 +52,7 @@ class GpuMover:
         self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
         self._ring: Ring | None = None
         self._rooms: list[Room] = []
+        self._events: list[torch.cuda.Event] = []  # free to be recorded again
         self._no_ring = False
         self._closed = False
         self.prepare(own)
@@ -68,7 +68,7 @@ class GpuMover:
         none = torch.empty(0, dtype=torch.int64, device=self._device)
         stream = self._streams[0].cuda_stream
         try:
-            with self._on_device():
+            with torch.cuda.device(self._device):
                 run(none, none, 0, 1, None, stream)
                 for kind in (PER_BLOCK, PER_UNIT) if summable else ():
                     run(none, none, 0, 1, none, stream, kind)
@@ -81,16 +81,19 @@ class GpuMover:
         """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
         if self._closed:
             raise RuntimeError("the market is closed")
-        with self._on_device():
-            jobs = [self._job(copy) for copy in copies]
-            self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
-            return self._start(jobs, copies)
+        if torch.cuda.current_device() == self._device.index:
+            return self._start(copies)
+        with torch.cuda.device(self._device):
+            return self._start(copies)
 
-    def _start(self, jobs: list[Job], copies: Sequence[Copy]) -> Started:
-        done = torch.cuda.Event()
+    def _start(self, copies: Sequence[Copy]) -> Started:
+        jobs = [self._job(copy) for copy in copies]
+        self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
+        done = self._event()
 
         def finish() -> list[Int64s | None]:
             done.synchronize()
+            self._events.append(done)
             return [job.finish() for job in jobs]
 
         if self._thread.busy() or any(job.threaded for job in jobs):  # what follows a job of the thread stays behind it
@@ -111,9 +114,11 @@ class GpuMover:
         for stream in self._streams:
             stream.synchronize()
 
-    def _on_device(self) -> AbstractContextManager[object]:
-        here = torch.cuda.current_device() == self._device.index
-        return nullcontext() if here else torch.cuda.device(self._device)
+    def _event(self) -> torch.cuda.Event:
+        try:
+            return self._events.pop()  # atomic: no two fetches take the same
+        except IndexError:
+            return torch.cuda.Event()
 
     def _after_current_stream(self) -> None:
         if not copy_engine.idle(driver.active.get_current_stream(self._device.index)):

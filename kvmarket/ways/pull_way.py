@@ -51,6 +51,7 @@ class PullJob:
         self._rooms, self._room = rooms, _take(rooms) if blocks <= FEW else None
         self._kind, self._sums = PER_BLOCK, None
         self._total: int | None = None
+        self._found: Int64s | None = None
         if self._room is None:
             self._host = torch.empty((2, blocks), dtype=torch.int64, pin_memory=True)
             ids = self._host.numpy()
@@ -78,14 +79,14 @@ class PullJob:
             sums.bring(stream)
 
     def finish(self) -> Int64s | None:
-        """It is done: the sums of its blocks, if it was summed. Its room is another's from now on; call it once."""
-        found = self._sums.found() if self._sums else None
-        if self._room:
+        """It is done: the sums of its blocks, if it was summed. Its room is another's from now on."""
+        room, self._room = self._room, None  # given back once, whatever interrupts this
+        if room:
             if self._kind == PER_UNIT:
                 shape = self._blocks, self._run.units
-                found = np.add.reduce(self._room.found[: shape[0] * shape[1]].reshape(shape), axis=1)
-            self._rooms.append(self._room)
-        return found
+                self._found = np.add.reduce(room.found[: shape[0] * shape[1]].reshape(shape), axis=1)
+            self._rooms.append(room)
+        return self._sums.found() if self._sums else self._found
 
 
 def _take(rooms: list[Room]) -> Room:
