@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,6 +27,7 @@ from kvmarket.ways.staged_way import Ring, StagedJob
 
 STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
 Job = PullJob | CopyJob | StagedJob
+T = TypeVar("T")
 
 
 class Link(NamedTuple):
@@ -81,18 +82,18 @@ class GpuMover:
         """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
         if self._closed:
             raise RuntimeError("the market is closed")
-        if torch.cuda.current_device() == self._device.index:
-            return self._start(copies)
-        with torch.cuda.device(self._device):
-            return self._start(copies)
+        return self._here(lambda: self._start(copies))
 
     def _start(self, copies: Sequence[Copy]) -> Started:
         jobs = [self._job(copy) for copy in copies]
         self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
         done = self._event()
 
+        def over() -> bool:
+            return bool(self._here(done.query))
+
         def finish() -> list[Int64s | None]:
-            done.synchronize()
+            self._here(done.synchronize)
             self._events.append(done)
             return [job.finish() for job in jobs]
 
@@ -103,9 +104,9 @@ class GpuMover:
                 launch.wait()
                 return finish()
 
-            return Started(lambda: launch.over() and (launch.failed() or done.query()), finish_there, (copies, jobs))
+            return Started(lambda: launch.over() and (launch.failed() or over()), finish_there, (copies, jobs))
         self._launch(jobs, done)
-        return Started(done.query, finish, (copies, jobs))
+        return Started(over, finish, (copies, jobs))
 
     def close(self) -> None:
         """Wait for the copies under way."""
@@ -113,6 +114,13 @@ class GpuMover:
         self._thread.close()
         for stream in self._streams:
             stream.synchronize()
+
+    def _here(self, call: Callable[[], T]) -> T:
+        """Call with our device as the current one: a thread that never chose one would make a context on the first."""
+        if torch.cuda.current_device() == self._device.index:
+            return call()
+        with torch.cuda.device(self._device):
+            return call()
 
     def _event(self) -> torch.cuda.Event:
         try:
