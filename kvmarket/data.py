@@ -30,6 +30,7 @@ class MappedPool:
     generations: GenerationReader
 
 
+FLYING = 8  # so many fetches are kept before those that are done are looked for
 _own_arrays: dict[str, SlotArray] = {}  # memory of this process cannot be opened by IPC: its pools, by id
 
 
@@ -61,6 +62,7 @@ class DataHalf:
         self._mapped: dict[str, MappedPool] = {}
         self._flying: list[tuple[Moved, Slots]] = []  # keeps mappings alive, whatever the caller does with the handle
         self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}  # of pools being mapped, which takes seconds where kernels compile
         self.mover = mover_of(self.slots, programs)
 
     def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Moved:
@@ -93,7 +95,8 @@ class DataHalf:
             counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
             moved = Moved(len(ids), [], None)
         with self._lock:
-            self._prune()
+            if len(self._flying) >= FLYING:
+                self._prune()
             self._flying.append((moved, ids))
         return moved
 
@@ -113,12 +116,14 @@ class DataHalf:
             self._prune()
             for pool in pools:
                 self._mapped.pop(pool, None)
+                self._turns.pop(pool, None)
 
     def close(self) -> None:
         """Drop every mapping, after the copies in flight. May be called twice."""
         self.mover.close()
         with self._lock:
             self._mapped.clear()
+            self._turns.clear()
             self._flying.clear()
 
     def _prune(self) -> None:
@@ -137,26 +142,34 @@ class DataHalf:
                 raise SlotError("the hit comes from a market of another geometry; match and fetch with the same market")
 
     def _map(self, descriptor: PoolDescriptor) -> MappedPool | None:
-        """The mapping of a pool, made on first use.
+        """The mapping of a pool, made on first use, while nobody waits but who needs the same pool.
 
         None, counted and told to `on_unreachable`, where it cannot be had.
         """
+        pool = descriptor.pool
         with self._lock:
-            mapped = self._mapped.get(descriptor.pool)
-            if mapped is not None:
-                return mapped
-            try:
-                generations = GenerationReader(descriptor.generations, descriptor.layout.slots)
-                array = self._array_of(descriptor)
-                memory = self._memory_of(descriptor)
-                self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
-            except FAILURES as error:
-                counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
-                if self._on_unreachable is not None:
-                    self._on_unreachable(descriptor.pool)
-                return None
-            mapped = self._mapped[descriptor.pool] = MappedPool(array, generations)
-            return mapped
+            turn = self._turns.setdefault(pool, threading.Lock())
+        with turn:
+            mapped = self._mapped.get(pool) or self._new_mapping(descriptor)
+            with self._lock:
+                if self._turns.get(pool) is turn:  # else it is gone meanwhile, and kept for this one fetch alone
+                    del self._turns[pool]
+                    if mapped is not None:
+                        self._mapped[pool] = mapped
+        return mapped
+
+    def _new_mapping(self, descriptor: PoolDescriptor) -> MappedPool | None:
+        try:
+            generations = GenerationReader(descriptor.generations, descriptor.layout.slots)
+            array = self._array_of(descriptor)
+            memory = self._memory_of(descriptor)
+            self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
+        except FAILURES as error:
+            counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
+            if self._on_unreachable is not None:
+                self._on_unreachable(descriptor.pool)
+            return None
+        return MappedPool(array, generations)
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or, where it belongs to this very process, as they are."""

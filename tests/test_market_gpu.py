@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import random
 
 import pytest
 import torch
 
 from kvmarket import counters
-from tests.model_engine import BLOCK, ModelEngine, Peer, prompt, until
+from kvmarket.ways.copy_engine import driver
+from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 STAGING = 16 * 2 * 2 * BLOCK * 24 * 2
 
@@ -55,6 +58,46 @@ def test_each_process_sees_one_gpu_only(market_address):
     reader = ModelEngine(market_address, device="cuda:0")
     exchange(reader, peer)
     reader.close()
+
+
+def has_context(device: int) -> bool:
+    """Whether this process has a context on a GPU, which takes some 500 MB of its memory."""
+    flags, active = ctypes.c_uint(), ctypes.c_int()
+    assert driver().cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active)) == 0
+    return bool(active.value)
+
+
+def live_on_one_gpu(pipe, address: str) -> None:
+    """Publish and fetch on the second GPU, from and to another process there, with fetches under way when it dies."""
+    there = Peer(address, device="cuda:1", staging_bytes=STAGING)
+    here = ModelEngine(address, device="cuda:1", staging_bytes=STAGING)
+    for seed, staged in ((50, False), (51, True)):
+        assert here.publish(prompt(28, seed), list(range(7)), staged) == 7
+        assert there.publish(prompt(28, seed + 2), list(range(7)), staged) == 7
+        until(lambda seed=seed: there.take(prompt(28, seed), list(range(8, 15))) == 7)
+        hit = matched(here, prompt(28, seed + 2))
+        moved = here.market.fetch(hit, list(range(16, 23)))
+        until(moved.done)
+        assert moved.wait() == 7
+    with torch.cuda.device(1):
+        torch.cuda._sleep(200_000_000)
+        moved = here.market.fetch(hit, list(range(16, 23)))
+    there.kill()
+    until(lambda: here.market.match(prompt(28, 53)).blocks == 0)
+    moved.wait()
+    here.close()
+    pipe.send([has_context(device) for device in range(2)])
+
+
+@pytest.mark.gpu2
+def test_a_process_that_uses_the_second_gpu_takes_nothing_of_the_first(market_address):
+    context = multiprocessing.get_context("spawn")
+    pipe, child = context.Pipe()
+    process = context.Process(target=live_on_one_gpu, args=(child, market_address))
+    process.start()
+    child.close()
+    assert pipe.recv() == [False, True]
+    process.join()
 
 
 @pytest.mark.gpu

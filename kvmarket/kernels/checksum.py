@@ -24,9 +24,9 @@ SEED = 0x9E3779B97F4A7C15  # so that a block of zeros has a checksum that is not
 NONE = 0  # stands for "no checksum"
 
 
-def finish(sums: torch.Tensor) -> UInt64s:
+def finish(sums: torch.Tensor | npt.NDArray[np.int64]) -> UInt64s:
     """Turn the sums of a copy, (blocks,) int64 in host memory, into checksums."""
-    checksums: UInt64s = sums.numpy().view(np.uint64) + np.uint64(SEED)
+    checksums: UInt64s = np.asarray(sums).view(np.uint64) + np.uint64(SEED)
     return checksums
 
 

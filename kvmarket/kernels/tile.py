@@ -8,7 +8,7 @@ the caller's choice: it bounds the SMs taken, not the bytes moved.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import triton
@@ -21,10 +21,13 @@ from kvmarket.kernels.slots import check_slots, check_sums
 from kvmarket.kernels.tables import table_of
 from kvmarket.layout import SlotArray
 
+Int64s: TypeAlias = torch.Tensor | int  # a tensor of them, or its address
 INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32}  # a word of so many bytes
 RUNTIME = ["fragments", "chunks", "words", "units"]  # arguments whose values must not make another kernel
 POINTERS = ["source_slots", "destination_slots", "sums"]  # arguments whose alignment must not
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
+NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # what SUM may be
+_PER_UNIT = tl.constexpr(PER_UNIT)
 REGISTERS = 64  # a thread: Triton's own choice, 32, makes loads of a tile wait for each other's registers
 
 
@@ -86,8 +89,9 @@ def move_tiles(
     """Move units ``0 .. units`` (slot-major, then fragment, then chunk), this program's share of them.
 
     table: (5, fragments) int64, see Table. slots: int64, one per block. words: INTEGERs per fragment; EXACT when
-    COLUMNS divides them. ALIGN divides all addresses and the length. WIDE counts units in 64 bits. SUM adds the
-    weighted words of each block to its int64 in ``sums``, see checksum.py; INTEGER is 4 bytes then.
+    COLUMNS divides them. ALIGN divides all addresses and the length. WIDE counts units in 64 bits. SUM weights the
+    words, see checksum.py: PER_BLOCK adds those of each block to its int64 in ``sums``, PER_UNIT stores those of each
+    unit in one of its own, which may lie in host memory and need not be zeroed; INTEGER is 4 bytes then.
 
     The addresses of the next tile are asked for while the bytes of this one are on their way.
     """
@@ -123,8 +127,11 @@ def move_tiles(
             weighted = value.to(tl.uint32, bitcast=True).to(tl.uint64) * key.to(tl.uint64)
             if mask is not None:
                 weighted = tl.where(mask, weighted, 0)
-            total = tl.sum(weighted, 1)
-            tl.atomic_add(sums + block, total.to(tl.int64, bitcast=True), mask=live, sem="relaxed")
+            total = tl.sum(weighted, 1).to(tl.int64, bitcast=True)
+            if SUM == _PER_UNIT:
+                tl.store(sums + start + tl.arange(0, ROWS), total, mask=live)
+            else:
+                tl.atomic_add(sums + block, total, mask=live, sem="relaxed")
         live, place, block = next_live, next_place, next_block
 
 
@@ -154,8 +161,8 @@ def tile_of(length: int, align: int, size: int) -> Tile:
     return Tile(limit // columns, columns, word, align, words % columns == 0)
 
 
-def constants_of(tile: Tile, *, wide: bool, summed: bool) -> dict[str, Any]:
-    """Name the constants with which a kernel is compiled for a tile."""
+def constants_of(tile: Tile, *, wide: bool, summed: int) -> dict[str, Any]:
+    """Name the constants with which a kernel is compiled for a tile; ``summed``: what SUM is."""
     return {
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,
@@ -182,39 +189,44 @@ class Launcher:
         self._tile = tile_of(table.length, table.align, tile_bytes)
         words = table.length // self._tile.word
         self._sizes = (table.count, -(-words // self._tile.columns), words)
-        self._units = table.count * self._sizes[1]  # a block
-        self._entries = table.entries
-        self._compiled: dict[tuple[bool, bool, bool], Any] = {}
+        self.units = table.count * self._sizes[1]  # a block
+        self._entries, self._address = table.entries, table.entries.data_ptr()
+        self._compiled: dict[tuple[bool, bool, int], tuple[Any, tuple[Any, ...]]] = {}
 
     def __call__(
         self,
-        source_slots: torch.Tensor,
-        destination_slots: torch.Tensor,
+        source_slots: Int64s,
+        destination_slots: Int64s,
         blocks: int,
         programs: int | None,
-        sums: torch.Tensor | None,
+        sums: Int64s | None,
         stream: int,
+        summed: int = PER_BLOCK,
     ) -> None:
         """Launch on the raw ``stream`` of the current device, on at most ``programs`` programs (None: one per tile).
 
-        Nothing is checked. Costs some 8 us, the first call with or without ``sums`` a second.
+        On a GPU addresses will do for tensors: each saves a call of the driver. ``sums``, where given: one zeroed int64
+        per block, or, if ``summed`` is PER_UNIT, one int64 for each of the ``units`` of each block, whose sum over a
+        block's units is the block's. Nothing is checked. Costs some 8 us, the first call of each kind a second.
         """
-        units = blocks * self._units
+        units = blocks * self.units
         tiles = -(-units // self._tile.rows)
         grid = (max(1, tiles if programs is None else min(programs, tiles)), 1, 1)
-        wide, summed = units + grid[0] * self._tile.rows >= 2**31, sums is not None
+        wide, kind = units + grid[0] * self._tile.rows >= 2**31, NO_SUMS if sums is None else summed
         slots = (source_slots, destination_slots, source_slots if sums is None else sums)
-        arguments = (self._entries, *slots, *self._sizes, units)
-        constants = constants_of(self._tile, wide=wide, summed=summed)
-        if interpreted():
-            self._kernel[grid](*arguments, **constants)
-            return
-        key = (wide, units >= 2**31, summed)
-        made = self._compiled.get(key)  # Triton takes three times as long to find out which kernel it is
-        if made is None:
-            made = self._kernel.warmup(*arguments, grid=grid, **constants, **self._options)
-            self._compiled[key] = made
-        made[grid](*arguments, *constants.values(), stream=stream)
+        sizes = (*self._sizes, units)
+        key = (wide, units >= 2**31, kind)
+        known = self._compiled.get(key)  # Triton takes three times as long to find out which kernel it is
+        if known is None:
+            constants = constants_of(self._tile, wide=wide, summed=kind)
+            if interpreted():
+                self._kernel[grid](self._entries, *slots, *sizes, **constants)
+                return
+            pointers = [self._entries] * 4  # of the right type all of them
+            made = self._kernel.warmup(*pointers, *sizes, grid=grid, **constants, **self._options)
+            known = self._compiled[key] = made, tuple(constants.values())
+        made, values = known
+        made[grid](self._address, *slots, *sizes, *values, stream=stream)
 
 
 def launch(

@@ -10,6 +10,6 @@
 
 from __future__ import annotations
 
-from kvmarket.ways.copying import FAILURES, Copy, Mover, Started
+from kvmarket.ways.copying import FAILURES, Copy, Int64s, Mover, Started
 
-__all__ = ["FAILURES", "Copy", "Mover", "Started"]
+__all__ = ["FAILURES", "Copy", "Int64s", "Mover", "Started"]

@@ -23,9 +23,11 @@ _FROM_FIRST = np.zeros(1, np.uint64)  # the attributes hold for all ranges
 def driver() -> ctypes.CDLL:
     """The driver's library. Raises TransportError where there is none."""
     try:
-        return ctypes.CDLL("libcuda.so.1")
+        library = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise TransportError(f"the CUDA driver cannot be called: {error}; install an NVIDIA driver") from error
+    library.cuStreamQuery.argtypes = [ctypes.c_void_p]  # asked in every fetch: sooner called with plain integers
+    return library
 
 
 @functools.cache
@@ -72,7 +74,7 @@ def fill_zero(address: int, size: int, stream: int) -> None:
 
 def idle(stream: int) -> bool:
     """Whether the raw ``stream`` has nothing left to do. Costs 1 us."""
-    return bool(driver().cuStreamQuery(ctypes.c_void_p(stream)) == 0)
+    return bool(driver().cuStreamQuery(stream) == 0)
 
 
 def _pointer(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ctypes.c_void_p:

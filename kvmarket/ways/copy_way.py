@@ -12,7 +12,6 @@ from kvmarket.layout import SlotArray
 from kvmarket.pool import Slots, UInt64s
 from kvmarket.ways import copy_engine
 from kvmarket.ways.copying import Copy
-from kvmarket.ways.sums import Sums
 
 INLINE_BLOCKS = 512  # more are launched by a thread: each costs its caller 0.5 us, the thread some 100 us
 FEW = 4  # so few are copied one by one
@@ -20,8 +19,6 @@ FEW = 4  # so few are copied one by one
 
 class CopyJob:
     """Slots, ready to be copied, dealt to several streams. No program sees the bytes, so there is no checksum."""
-
-    sums: Sums | None = None
 
     def __init__(self, copy: Copy, own: SlotArray, streams: Sequence[torch.cuda.Stream]) -> None:
         self._copy, self._own, self._streams = copy, own, streams
@@ -47,8 +44,8 @@ class CopyJob:
         for stream, _ in dealt[1:]:
             main.wait_stream(stream)
 
-    def release(self) -> None:
-        """It is done."""
+    def finish(self) -> None:
+        """It is done, and has no sums."""
 
 
 def addresses(base: int, stride: int, slots: Slots) -> UInt64s:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from kvmarket.errors import KVMarketError
 from kvmarket.layout import SlotArray
 from kvmarket.pool import Slots
 
+Int64s: TypeAlias = npt.NDArray[np.int64]
 # What a launch or a copy may raise: no memory, a refusal of the driver, an error of the compiler or of its cache.
 FAILURES = (RuntimeError, MemoryError, OSError, ValueError, TypeError, KVMarketError)
 
@@ -27,13 +29,12 @@ class Copy(NamedTuple):
 class Started(NamedTuple):
     """Copies under way. It keeps alive what they read and write; let go of it only when they are done.
 
-    ``query`` polls. ``finish`` waits, and raises RuntimeError when a copy failed: then no block counts. After it,
-    ``sums`` has for each copy its sums (see kernels/checksum.py), (blocks,) int64 in host memory, or None.
+    ``query`` polls; any thread may. ``finish`` waits, and raises RuntimeError when a copy failed: then no block counts.
+    It returns for each copy its sums (see kernels/checksum.py), (blocks,) int64, or None; call it once.
     """
 
     query: Callable[[], bool]
-    finish: Callable[[], object]
-    sums: Sequence[torch.Tensor | None]
+    finish: Callable[[], Sequence[Int64s | None]]
     keep: object
 
 
@@ -43,7 +44,7 @@ class Mover(Protocol):
     def start(self, copies: Sequence[Copy]) -> Started:
         """Start copies after what the current stream holds; returns at once."""
 
-    def prepare(self, source: SlotArray, owner: str) -> None:
+    def prepare(self, source: SlotArray, owner: str) -> object:
         """Do ahead what the first copy from ``source`` would do once; ``owner`` names the GPU that it lies on."""
 
     def close(self) -> None:

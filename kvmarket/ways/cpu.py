@@ -9,7 +9,7 @@ import torch
 
 from kvmarket.kernels import can_sum, copy_blocks
 from kvmarket.layout import SlotArray
-from kvmarket.ways.copying import Copy, Started
+from kvmarket.ways.copying import Copy, Int64s, Started
 
 
 class CpuMover:
@@ -24,19 +24,19 @@ class CpuMover:
 
     def start(self, copies: Sequence[Copy]) -> Started:
         """Queue the copies."""
-        sums = [_sums(copy, self._own) for copy in copies]
-        future = self._thread.submit(self._copy, list(copies), sums)
-        return Started(future.done, future.result, sums, None)
+        future = self._thread.submit(self._copy, list(copies))
+        return Started(future.done, future.result, None)
 
     def close(self) -> None:
         """Wait for the copies under way."""
         self._thread.shutdown(wait=True)
 
-    def _copy(self, copies: list[Copy], sums: list[torch.Tensor | None]) -> None:
-        for copy, total in zip(copies, sums, strict=True):
+    def _copy(self, copies: list[Copy]) -> list[Int64s | None]:
+        found: list[Int64s | None] = []
+        for copy in copies:
+            summed = copy.summed and can_sum(copy.source, self._own)
+            sums = torch.zeros(len(copy.slots), dtype=torch.int64) if summed else None
             ids = torch.from_numpy(copy.source_slots), torch.from_numpy(copy.slots)
-            copy_blocks(copy.source, ids[0], self._own, ids[1], sums=total)
-
-
-def _sums(copy: Copy, own: SlotArray) -> torch.Tensor | None:
-    return torch.zeros(len(copy.slots), dtype=torch.int64) if copy.summed and can_sum(copy.source, own) else None
+            copy_blocks(copy.source, ids[0], self._own, ids[1], sums=sums)
+            found.append(None if sums is None else sums.numpy())
+        return found

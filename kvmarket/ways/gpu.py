@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,20 +12,31 @@ from triton.runtime import driver
 
 from kvmarket import counters
 from kvmarket.kernels import can_sum
-from kvmarket.kernels.pull import pull
-from kvmarket.kernels.tables import table_of
+from kvmarket.kernels.pull import pull_launcher
+from kvmarket.kernels.tables import Table, table_of
+from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout import SlotArray
 from kvmarket.transport.cuda_ipc import device_uuid
 from kvmarket.ways import copy_engine
-from kvmarket.ways.choice import BUILT_IN, Choice, load
+from kvmarket.ways.choice import Choice, load
 from kvmarket.ways.copy_way import CopyJob
-from kvmarket.ways.copying import FAILURES, Copy, Started
+from kvmarket.ways.copying import FAILURES, Copy, Int64s, Started
 from kvmarket.ways.launching import LaunchThread
-from kvmarket.ways.pull_way import FewIds, PullJob
+from kvmarket.ways.pull_way import PullJob, Room
 from kvmarket.ways.staged_way import Ring, StagedJob
 
 STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
 Job = PullJob | CopyJob | StagedJob
+T = TypeVar("T")
+
+
+class Link(NamedTuple):
+    """What is the same in every copy from one source."""
+
+    table: Table
+    run: Launcher
+    summable: bool
+    choice: Choice
 
 
 class GpuMover:
@@ -38,56 +49,64 @@ class GpuMover:
         """
         self._own, self._device = own, own.device
         self.programs, self.choice = programs, choice
-        self._choices: WeakKeyDictionary[SlotArray, Choice] = WeakKeyDictionary()
+        self._links: WeakKeyDictionary[SlotArray, Link] = WeakKeyDictionary()
         self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
         self._ring: Ring | None = None
-        self._few: list[FewIds] = []
+        self._rooms: list[Room] = []
+        self._events: list[torch.cuda.Event] = []  # free to be recorded again
         self._no_ring = False
         self._closed = False
         self.prepare(own)
         self._thread = LaunchThread()
 
-    def prepare(self, source: SlotArray, owner: str = "") -> None:
+    def prepare(self, source: SlotArray, owner: str = "") -> Link:
         """Build the table and compile the kernels for copies from ``source``: seconds, once per pair of layouts.
 
-        ``owner``: the UUID of the GPU that it lies on.
+        ``owner``: the UUID of the GPU that it lies on. Raises RuntimeError where a kernel cannot be compiled.
         """
-        self._choices[source] = load(device_uuid(self._device), owner)
+        run, summable = pull_launcher(source, self._own), can_sum(source, self._own)
+        link = Link(table_of(source, self._own), run, summable, load(device_uuid(self._device), owner))
         none = torch.empty(0, dtype=torch.int64, device=self._device)
-        for sums in (None, none) if can_sum(source, self._own) else (None,):
-            pull(source, none, self._own, none, sums=sums)
+        stream = self._streams[0].cuda_stream
+        try:
+            with torch.cuda.device(self._device):
+                run(none, none, 0, 1, None, stream)
+                for kind in (PER_BLOCK, PER_UNIT) if summable else ():
+                    run(none, none, 0, 1, none, stream, kind)
+        except TritonError as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        self._links[source] = link
+        return link
 
     def start(self, copies: Sequence[Copy]) -> Started:
         """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
         if self._closed:
             raise RuntimeError("the market is closed")
-        with self._on_device():
-            jobs = [self._job(copy) for copy in copies]
-            self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
-            return self._start(jobs, copies)
+        return self._here(lambda: self._start(copies))
 
-    def _start(self, jobs: list[Job], copies: Sequence[Copy]) -> Started:
-        done = torch.cuda.Event()
-        sums, keep = [job.sums.host if job.sums else None for job in jobs], (copies, jobs)
+    def _start(self, copies: Sequence[Copy]) -> Started:
+        jobs = [self._job(copy) for copy in copies]
+        self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
+        done = self._event()
+
+        def over() -> bool:
+            return bool(self._here(done.query))
+
+        def finish() -> list[Int64s | None]:
+            self._here(done.synchronize)
+            self._events.append(done)
+            return [job.finish() for job in jobs]
+
         if self._thread.busy() or any(job.threaded for job in jobs):  # what follows a job of the thread stays behind it
             launch = self._thread.submit(lambda: self._launch_there(jobs, done))
 
-            def finished() -> bool:
-                return launch.over() and (launch.failed() or done.query())
-
-            def finish() -> None:
+            def finish_there() -> list[Int64s | None]:
                 launch.wait()
-                done.synchronize()
+                return finish()
 
-            return Started(finished, finish, sums, keep)
+            return Started(lambda: launch.over() and (launch.failed() or over()), finish_there, (copies, jobs))
         self._launch(jobs, done)
-
-        def finish_here() -> None:
-            done.synchronize()
-            for job in jobs:
-                job.release()
-
-        return Started(done.query, finish_here, sums, keep)
+        return Started(over, finish, (copies, jobs))
 
     def close(self) -> None:
         """Wait for the copies under way."""
@@ -96,28 +115,39 @@ class GpuMover:
         for stream in self._streams:
             stream.synchronize()
 
-    def _on_device(self) -> AbstractContextManager[object]:
-        here = torch.cuda.current_device() == self._device.index
-        return nullcontext() if here else torch.cuda.device(self._device)
+    def _here(self, call: Callable[[], T]) -> T:
+        """Call with our device as the current one: a thread that never chose one would make a context on the first."""
+        if torch.cuda.current_device() == self._device.index:
+            return call()
+        with torch.cuda.device(self._device):
+            return call()
+
+    def _event(self) -> torch.cuda.Event:
+        try:
+            return self._events.pop()  # atomic: no two fetches take the same
+        except IndexError:
+            return torch.cuda.Event()
 
     def _after_current_stream(self) -> None:
         if not copy_engine.idle(driver.active.get_current_stream(self._device.index)):
             self._streams[0].wait_stream(torch.cuda.current_stream(self._device))
 
     def _job(self, copy: Copy) -> Job:
-        own, table = self._own, table_of(copy.source, self._own)
-        flat, packed = table.count == 1, copy.source.layout.packed
+        own, link = self._own, self._links.get(copy.source) or self.prepare(copy.source)
+        flat, packed = link.table.count == 1, copy.source.layout.packed
+        if copy.summed and not link.summable:
+            copy = copy._replace(summed=False)
         way = "pull"
         if (flat or packed) and copy_engine.takes_batches():
             nbytes = len(copy.slots) * own.layout.slot_bytes
-            choice = self.choice or self._choices.get(copy.source) or BUILT_IN
             flat = flat and not copy.summed  # the copy engine sums nothing
-            way = choice.way(nbytes, table.length, contiguous=flat, packed=packed and not self._no_ring)
+            choice, length = self.choice or link.choice, link.table.length
+            way = choice.way(nbytes, length, contiguous=flat, packed=packed and not self._no_ring)
         if way == "copy":
             return CopyJob(copy, own, self._streams)
         if way == "staged" and (ring := self._ring or self._new_ring()):
             return StagedJob(copy, own, self._streams, ring, self.programs)
-        return PullJob(copy, own, self._streams[0], self.programs, self._few)
+        return PullJob(copy, own, link.run, self._streams[0], self.programs, self._rooms)
 
     def _new_ring(self) -> Ring | None:
         """The ring, allocated now; None, counted, where there is no memory for it: then packed slots are pulled."""

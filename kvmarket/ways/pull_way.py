@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
+import numpy as np
 import torch
 
-from kvmarket.kernels.pull import PROGRAMS, SUMMING_PROGRAMS, pull_launcher
+from kvmarket.kernels.pull import PROGRAMS, SUMMING_PROGRAMS
+from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout import SlotArray
 from kvmarket.ways import copy_engine
-from kvmarket.ways.copying import Copy
-from kvmarket.ways.sums import sums_of
+from kvmarket.ways.copying import Copy, Int64s
+from kvmarket.ways.sums import Sums
 
 SHORT = 8 << 20  # bytes: a pull of so few takes as many SMs as it can, for some us
-FEW = 16  # so few ids the kernel reads from host memory: that saves a copy
+FEW = 64  # blocks: so few ids the kernel reads from host memory, which saves a copy ahead of it
+UNITS = 4096  # so many sums it writes to host memory, which saves zeroing some ahead of it and a copy behind it
 
 
-class FewIds:
-    """Room in pinned host memory for the ids of a short pull, used again by another one when it is done."""
+class Room:
+    """Pinned host memory in which a short pull has its ids and leaves its sums; used again when it is done."""
 
     def __init__(self) -> None:
-        self.host = torch.empty((2, FEW), dtype=torch.int64, pin_memory=True)
-        self.array = self.host.numpy()
-        self.source_slots, self.slots = self.host.unbind()
+        host = torch.empty(2 * FEW + UNITS, dtype=torch.int64, pin_memory=True)
+        self.source_slots, self.slots, self.sums = (part.data_ptr() for part in host.split([FEW, FEW, UNITS]))
+        self.ids, self.found = host[: 2 * FEW].view(2, FEW).numpy(), host[2 * FEW :].numpy()  # they keep it alive
 
 
 class PullJob:
@@ -31,49 +32,65 @@ class PullJob:
     threaded = False
 
     def __init__(
-        self, copy: Copy, own: SlotArray, stream: torch.cuda.Stream, programs: int | None, few: list[FewIds]
+        self,
+        copy: Copy,
+        own: SlotArray,
+        run: Launcher,
+        stream: torch.cuda.Stream,
+        programs: int | None,
+        rooms: list[Room],
     ) -> None:
-        """`few`: room that is free. The pull takes some of it or makes more, and gives it back when released."""
-        self._run = pull_launcher(copy.source, own)
-        self._blocks = len(copy.slots)
-        self._stream = stream.cuda_stream
-        self.sums = sums_of(copy, own) if copy.summed else None
-        self._programs = programs
-        if programs is None and self._blocks * own.layout.slot_bytes > SHORT:
-            self._programs = SUMMING_PROGRAMS if self.sums else PROGRAMS
-        self._free, self._taken = few, list[FewIds]()
-        if self._blocks <= FEW:
-            ids = _take(few)
-            self._taken.append(ids)
-            ids.array[0, : self._blocks], ids.array[1, : self._blocks] = copy.source_slots, copy.slots
-            self._source_slots, self._slots = ids.source_slots, ids.slots
+        """``run`` pulls from this source. ``rooms`` are free: it takes one or makes one, and gives it back at the end.
+
+        A copy that is ``summed`` must be one that can be.
+        """
+        self._run, self._stream, self._programs = run, stream.cuda_stream, programs
+        self._blocks = blocks = len(copy.slots)
+        if programs is None and blocks * own.layout.slot_bytes > SHORT:
+            self._programs = SUMMING_PROGRAMS if copy.summed else PROGRAMS
+        self._rooms, self._room = rooms, _take(rooms) if blocks <= FEW else None
+        self._kind, self._sums = PER_BLOCK, None
+        self._total: int | None = None
+        self._found: Int64s | None = None
+        if self._room is None:
+            self._host = torch.empty((2, blocks), dtype=torch.int64, pin_memory=True)
+            ids = self._host.numpy()
+            self._ids = torch.empty((2, blocks), dtype=torch.int64, device=own.device)
+            self._source_slots, self._slots = (row.data_ptr() for row in self._ids)
         else:
-            self._host = torch.empty((2, self._blocks), dtype=torch.int64, pin_memory=True)
-            host = self._host.numpy()
-            host[0], host[1] = copy.source_slots, copy.slots
-            self._ids = torch.empty((2, self._blocks), dtype=torch.int64, device=own.device)
-            self._source_slots, self._slots = self._ids.unbind()
+            ids = self._room.ids
+            self._source_slots, self._slots = self._room.source_slots, self._room.slots
+        ids[0, :blocks], ids[1, :blocks] = copy.source_slots, copy.slots
+        if copy.summed and self._room and blocks * run.units <= UNITS:
+            self._kind, self._total = PER_UNIT, self._room.sums
+        elif copy.summed:
+            self._sums = Sums(blocks, own.device)
+            self._total = self._sums.device.data_ptr()
 
     def launch(self) -> None:
         """Launch it."""
-        stream, sums = self._stream, self.sums
-        if not self._taken:
+        stream, sums = self._stream, self._sums
+        if self._room is None:
             copy_engine.copy_range(self._ids.data_ptr(), self._host.data_ptr(), self._host.nbytes, stream)
         if sums:
             sums.zero(stream)
-        total = sums.device if sums else None
-        self._run(self._source_slots, self._slots, self._blocks, self._programs, total, stream)
+        self._run(self._source_slots, self._slots, self._blocks, self._programs, self._total, stream, self._kind)
         if sums:
             sums.bring(stream)
 
-    def release(self) -> None:
-        """It is done: others may use its room. May be called twice, and by two threads at once."""
-        with suppress(IndexError):  # pop is atomic: nobody gives the same room back twice
-            self._free.append(self._taken.pop())
+    def finish(self) -> Int64s | None:
+        """It is done: the sums of its blocks, if it was summed. Its room is another's from now on."""
+        room, self._room = self._room, None  # given back once, whatever interrupts this
+        if room:
+            if self._kind == PER_UNIT:
+                shape = self._blocks, self._run.units
+                self._found = np.add.reduce(room.found[: shape[0] * shape[1]].reshape(shape), axis=1)
+            self._rooms.append(room)
+        return self._sums.found() if self._sums else self._found
 
 
-def _take(few: list[FewIds]) -> FewIds:
+def _take(rooms: list[Room]) -> Room:
     try:
-        return few.pop()
+        return rooms.pop()  # atomic: no two pulls take the same
     except IndexError:
-        return FewIds()
+        return Room()

@@ -17,8 +17,8 @@ from kvmarket.kernels.tables import table_of
 from kvmarket.layout import SlotArray
 from kvmarket.ways import copy_engine
 from kvmarket.ways.copy_way import addresses, merged
-from kvmarket.ways.copying import Copy
-from kvmarket.ways.sums import sums_of
+from kvmarket.ways.copying import Copy, Int64s
+from kvmarket.ways.sums import Sums
 
 CHUNK_BYTES = 64 << 20  # the copy engine pauses some us between chunks: 3 % of what it takes for one of these
 BUFFERS = 3  # one is filled, one is scattered, one waits
@@ -57,7 +57,7 @@ class StagedJob:
         self._copy, self._own, self._ring = copy, own, ring
         self._programs = programs or PROGRAMS
         self._scattering, self._filling = streams[0], streams[1]
-        self.sums = sums_of(copy, own) if copy.summed else None
+        self._sums = Sums(len(copy.slots), own.device) if copy.summed else None
         self._slots = torch.from_numpy(copy.slots).pin_memory()
         self._places = torch.empty_like(self._slots, device=own.device)
 
@@ -71,8 +71,8 @@ class StagedJob:
         source, stride = table_of(self._copy.source, ring.buffers[0]).first[:2]
         sources = addresses(source, stride, self._copy.source_slots)
         copy_engine.copy_range(self._places.data_ptr(), self._slots.data_ptr(), self._slots.nbytes, stream)
-        if self.sums:
-            self.sums.zero(stream)
+        if self._sums:
+            self._sums.zero(stream)
         for start, end in chunks(len(sources), ring.slots, max(1, LAST_BYTES // size)):
             turn, ring.turn = ring.turn, (ring.turn + 1) % BUFFERS
             buffer = ring.buffers[turn]
@@ -86,15 +86,16 @@ class StagedJob:
                 self._places[start:end],
                 end - start,
                 self._programs,
-                self.sums.device[start:end] if self.sums else None,
+                self._sums.device[start:end] if self._sums else None,
                 stream,
             )
             ring.free[turn].record(self._scattering)
-        if self.sums:
-            self.sums.bring(stream)
+        if self._sums:
+            self._sums.bring(stream)
 
-    def release(self) -> None:
-        """It is done."""
+    def finish(self) -> Int64s | None:
+        """It is done: the sums of its blocks, if it was summed."""
+        return self._sums.found() if self._sums else None
 
 
 def chunks(blocks: int, most: int, last: int) -> Iterator[tuple[int, int]]:

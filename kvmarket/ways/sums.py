@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from kvmarket.kernels import can_sum
-from kvmarket.layout import SlotArray
 from kvmarket.ways import copy_engine
-from kvmarket.ways.copying import Copy
+from kvmarket.ways.copying import Int64s
 
 
 class Sums:
-    """One int64 per block on the device, and ``host``, pinned, which has them once ``bring`` is done."""
+    """One int64 per block on the device, and pinned memory of the host, which has them once ``bring`` is done."""
 
     def __init__(self, blocks: int, device: torch.device) -> None:
         self.device = torch.empty(blocks, dtype=torch.int64, device=device)
-        self.host = torch.empty(blocks, dtype=torch.int64, pin_memory=True)
+        self._host = torch.empty(blocks, dtype=torch.int64, pin_memory=True)
 
     def zero(self, stream: int) -> None:
         """Zero them on the raw ``stream``."""
@@ -23,9 +21,9 @@ class Sums:
 
     def bring(self, stream: int) -> None:
         """Copy them to the host on the raw ``stream``."""
-        copy_engine.copy_range(self.host.data_ptr(), self.device.data_ptr(), self.device.nbytes, stream)
+        copy_engine.copy_range(self._host.data_ptr(), self.device.data_ptr(), self.device.nbytes, stream)
 
-
-def sums_of(copy: Copy, own: SlotArray) -> Sums | None:
-    """Room for the sums of a copy, where they can be had."""
-    return Sums(len(copy.slots), own.device) if can_sum(copy.source, own) else None
+    def found(self) -> Int64s:
+        """What was brought."""
+        sums: Int64s = self._host.numpy()
+        return sums

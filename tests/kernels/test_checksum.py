@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmarket.errors import LayoutError, SlotError
-from kvmarket.kernels import can_sum, copy_blocks
+from kvmarket.kernels import can_sum, copy_blocks, pull_reference
 from kvmarket.kernels.checksum import FIRST_KEY, KEY_STEP, SEED, agree, checksum_reference, finish
 from kvmarket.kernels.pack import pack
-from kvmarket.kernels.pull import pull
+from kvmarket.kernels.pull import pull, pull_launcher
 from kvmarket.kernels.scatter import scatter
+from kvmarket.kernels.tile import PER_UNIT
 from kvmarket.layout import SlotArray
+from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, packed
 from tests.kernels.arrays import on, pairs, slots_of
 
@@ -42,6 +44,23 @@ def test_kernels_sum_what_the_reference_sums(case: Case, device: str):
     ids, places = torch.tensor([3, 0, 4]), torch.tensor([1, 4, 2])
     sums, after = summed(case.name.split()[0], source, destination, ids, places, device)
     assert sums.tolist() == checksum_reference(source, ids).tolist() == checksum_reference(after, places).tolist()
+
+
+@pytest.mark.parametrize("case", [case for case in SUMMED if case.source == "packed"], ids=lambda case: case.name)
+def test_sums_of_units_are_all_written_and_add_up_to_those_of_their_blocks(case: Case, device: str):
+    source, target = case.arrays(layers=2, slots=5)
+    ids, places = torch.tensor([3, 0, 4]), torch.tensor([1, 4, 2])
+    packed_blocks, own = on(device, source), on(device, target)
+    run = pull_launcher(packed_blocks, own)
+    sums = torch.full((len(ids) * run.units + 1,), -7, dtype=torch.int64, pin_memory=device != "cpu")
+    stream = 0 if device == "cpu" else torch.cuda.current_stream().cuda_stream
+    run(ids.to(device), places.to(device), len(ids), 2, sums, stream, PER_UNIT)
+    if device != "cpu":
+        torch.cuda.current_stream().synchronize()
+    assert sums[:-1].view(len(ids), -1).sum(1).tolist() == checksum_reference(source, ids).tolist()
+    assert sums[-1] == -7, "and no more than those"
+    pull_reference(source, ids, target, places)
+    assert_bitwise(on("cpu", own), target)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

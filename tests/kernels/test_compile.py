@@ -35,13 +35,15 @@ for name, length, align, size, wide, summed in json.loads(sys.argv[1]):
     found.append(sorted(set(re.findall(r"(?:ld|st)\\.global[.\\w]*", made.asm["ptx"]))))
 print(json.dumps(found))
 """
+NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # as in kvmarket.kernels.tile, which imports Triton
 CASES = [  # kernel, fragment bytes, alignment, tile bytes, 64-bit counts, checksums
-    ("pull", 65536, 16, 65536, False, False),
-    ("pull", 65536, 16, 65536, False, True),
-    ("pack", 512, 16, 65536, False, True),
-    ("scatter", 48, 16, 32768, True, True),
-    ("pull", 520, 8, 8192, False, False),
-    ("scatter", 6, 2, 8192, False, False),
+    ("pull", 65536, 16, 65536, False, NO_SUMS),
+    ("pull", 65536, 16, 65536, False, PER_BLOCK),
+    ("pull", 65536, 16, 65536, False, PER_UNIT),
+    ("pack", 512, 16, 65536, False, PER_BLOCK),
+    ("scatter", 48, 16, 32768, True, PER_BLOCK),
+    ("pull", 520, 8, 8192, False, NO_SUMS),
+    ("scatter", 6, 2, 8192, False, NO_SUMS),
 ]
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from kvmarket.errors import TransportError
-from kvmarket.kernels import pull_reference
+from kvmarket.kernels import can_sum, pull_reference
 from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.layout import SlotArray
 from kvmarket.transport import enable_peer_access
-from kvmarket.ways import Copy, copy_engine, staged_way
+from kvmarket.ways import Copy, copy_engine, pull_way, staged_way
 from kvmarket.ways.choice import Forced
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, Shape, clone
@@ -54,17 +54,20 @@ def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyP
     array, target = case.arrays(layers=3, slots=SLOTS)
     monkeypatch.setattr(staged_way, "CHUNK_BYTES", 5 * array.layout.slot_bytes)
     monkeypatch.setattr(staged_way, "LAST_BYTES", array.layout.slot_bytes)
+    monkeypatch.setattr(pull_way, "FEW", 20)
     source, own, mover = movers(way, array, target, owner)
     expected = clone(target)
-    for count, seed in ((1, 1), (SLOTS, 2), (17, 3), (0, 4), (23, 5)):
+    for count, seed, most in ((1, 1, 4096), (SLOTS, 2, 4096), (17, 3, 4096), (0, 4, 4096), (23, 5, 0), (19, 6, 0)):
+        monkeypatch.setattr(pull_way, "UNITS", most)
         ids, places = slots(count, seed), slots(count, seed + 10)
         started = mover.start([Copy(source, ids, places, summed=way != "copy")])
-        started.finish()
+        (sums,) = started.finish()
         assert started.query()
         pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
         assert_bitwise(on("cpu", own), expected)
-        if started.sums[0] is not None:
-            assert started.sums[0].tolist() == checksum_reference(array, torch.from_numpy(ids)).tolist()
+        assert (sums is not None) == (way != "copy" and can_sum(source, own))
+        if sums is not None:
+            assert sums.tolist() == checksum_reference(array, torch.from_numpy(ids)).tolist()
     mover.close()
 
 
@@ -100,6 +103,18 @@ def test_several_ways_in_one_fetch_and_many_fetches_at_once():
     for each in started:
         each.finish()
     assert_bitwise(on("cpu", own), expected)
+    mover.close()
+
+
+def test_sums_of_many_short_fetches_at_once_do_not_mix():
+    array, target = PACKED[0].arrays(layers=3, slots=SLOTS)
+    source, _, mover = movers("pull", array, target, "cuda:0")
+    for round_ in range(3):  # the second and third use the memory of the first again, in another order
+        asked = [slots(1 + (seed * 7 + round_) % 20, 100 * round_ + seed) for seed in range(12)]
+        started = [mover.start([Copy(source, ids, ids[::-1].copy(), summed=True)]) for ids in asked]
+        for ids, each in random.Random(round_).sample(list(zip(asked, started, strict=True)), len(asked)):
+            (sums,) = each.finish()
+            assert sums.tolist() == checksum_reference(array, torch.from_numpy(ids)).tolist()
     mover.close()
 
 

@@ -53,6 +53,8 @@ def test_the_fastest_way_that_can_be_taken():
     assert choice.way(1 << 30, 4096, contiguous=False, packed=True) == "staged"
     assert choice.way(1 << 30, 4096, contiguous=False, packed=False) == "pull"
     assert choice.way(1, 4096, contiguous=True, packed=True) == "pull", "smaller than all that was measured"
+    late = Choice([Rate("pull", 1 << 20, 4096, 30.0), Rate("staged", 1 << 24, 4096, 60.0)])
+    assert late.way(1 << 20, 4096, contiguous=False, packed=True) == "pull", "what was measured for more says no rate"
     assert choice.way(1 << 40, 4096, contiguous=False, packed=True) == "staged", "larger"
 
 
@@ -65,4 +67,5 @@ def test_of_two_sizes_of_fragments_the_nearer_one_counts():
 @pytest.mark.parametrize("nbytes", [1, 2 << 20, 100 << 20, 1 << 34])
 def test_the_built_in_table_knows_every_way(nbytes: int):
     assert BUILT_IN.way(nbytes, 65536, contiguous=False, packed=False) == "pull"
+    assert BUILT_IN.way(nbytes, 65536, contiguous=False, packed=True) == "pull", "one fetch of packed slots at a time"
     assert BUILT_IN.way(nbytes, 2 << 20, contiguous=True, packed=True) in ("pull", "copy")
