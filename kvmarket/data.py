@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Hit, PoolDescriptor
 from kvmarket.pool import GenerationReader, Slots, as_slots, leading
+from kvmarket.shared_file import Process
 from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
 from kvmarket.ways import FAILURES, Copy, Mover
 from kvmarket.ways.cpu import CpuMover
@@ -28,9 +30,11 @@ class MappedPool:
 
     slots: SlotArray
     generations: GenerationReader
+    owner: Process
 
 
 FLYING = 8  # so many fetches are kept before those that are done are looked for
+_log = logging.getLogger("kvmarket")
 _own_arrays: dict[str, SlotArray] = {}  # memory of this process cannot be opened by IPC: its pools, by id
 
 
@@ -122,6 +126,7 @@ class DataHalf:
         """Drop every mapping, after the copies in flight. May be called twice."""
         self.mover.close()
         with self._lock:
+            self._on_unreachable = None  # whoever hears of them holds us
             self._mapped.clear()
             self._turns.clear()
             self._flying.clear()
@@ -155,8 +160,13 @@ class DataHalf:
                 if self._turns.get(pool) is turn:  # else it is gone meanwhile, and kept for this one fetch alone
                     del self._turns[pool]
                     if mapped is not None:
+                        self._drop_dead()
                         self._mapped[pool] = mapped
         return mapped
+
+    def _drop_dead(self) -> None:
+        """Drop mappings whose owner is dead: nobody told of one that a service, dead too, had not heard of."""
+        self._mapped = {name: each for name, each in self._mapped.items() if each.owner.alive()}
 
     def _new_mapping(self, descriptor: PoolDescriptor) -> MappedPool | None:
         try:
@@ -165,11 +175,12 @@ class DataHalf:
             memory = self._memory_of(descriptor)
             self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
         except FAILURES as error:
-            counters.add("pool_unreachable", reason=f"{type(error).__name__}: {error}")
+            counters.add("pool_unreachable", reason=type(error).__name__)  # without what differs for every process
+            _log.info("pool %s is unreachable: %s", descriptor.pool, error)
             if self._on_unreachable is not None:
                 self._on_unreachable(descriptor.pool)
             return None
-        return MappedPool(array, generations)
+        return MappedPool(array, generations, descriptor.generations.owner)
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or, where it belongs to this very process, as they are."""

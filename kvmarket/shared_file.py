@@ -30,6 +30,10 @@ class Process(msgspec.Struct, frozen=True):
         pid = os.getpid()
         return cls(pid, start_time(pid), pid_namespace())
 
+    def alive(self) -> bool:
+        """Whether it lives. Costs 20 us."""
+        return start_time(self.pid) == self.start
+
     def check_alive(self) -> None:
         """Raise NamespaceError where the number means nothing here, SharedMemoryError where the process is gone.
 
@@ -40,7 +44,7 @@ class Process(msgspec.Struct, frozen=True):
                 f"process {self.pid} lives in another PID namespace; run all engines of a market in one namespace "
                 "(containers: --pid=host --ipc=host)"
             )
-        if start_time(self.pid) != self.start:
+        if not self.alive():
             raise SharedMemoryError(
                 f"process {self.pid} is gone, and its memory with it; nothing to do, its offers vanish"
             )

@@ -44,7 +44,7 @@ from kvmarket.registry.messages import (
     unpack_request,
 )
 from kvmarket.registry.stream import Stream
-from kvmarket.shared_file import Process, pid_namespace, start_time
+from kvmarket.shared_file import Process, pid_namespace
 
 WAITING_MESSAGES = 1024  # for an engine that does not read, and as many more on its side; then it misses some
 
@@ -243,7 +243,7 @@ def _pidfd(process: Process) -> int:
         pidfd = os.pidfd_open(process.pid)
     except OSError as error:
         raise RefusedError(f"process {process.pid} cannot be watched: {error.strerror}; is it still alive?") from error
-    if start_time(process.pid) != process.start:
+    if not process.alive():
         os.close(pidfd)
         raise RefusedError(f"process {process.pid} is not the one that asked; it has died")
     return pidfd

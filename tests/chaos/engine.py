@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import multiprocessing
 import sys
@@ -170,7 +169,6 @@ class Engine(Owner):
             self.allocate()
             self.holds_block[:] = -1
             self.runs.clear()
-        gc.collect()  # a closed market is a cycle of objects
         self.join()
         self.joined = True
         self.tally.add("rejoins")

@@ -1,4 +1,4 @@
-"""What the chaos has found, each by itself. A mark goes when its bug does."""
+"""What the chaos has found, each by itself."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import signal
 import weakref
 from pathlib import Path
-
-import pytest
 
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
@@ -33,7 +31,6 @@ def leave(peer: Peer) -> None:
     peer.process.close()
 
 
-@pytest.mark.xfail(strict=True, reason="the ledger looks no further than the first block that is not on offer")
 def test_blocks_that_stand_may_be_published_again_though_one_before_them_was_retired(market_address):
     engine, tokens = ModelEngine(market_address), prompt(16, 101)
     engine.publish(tokens, [0, 1, 2, 3])
@@ -44,9 +41,6 @@ def test_blocks_that_stand_may_be_published_again_though_one_before_them_was_ret
         engine.close()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a new service does not know of the dead engine, so it never says that it is gone"
-)
 def test_mappings_go_when_an_engine_and_the_service_die_together(own_address):
     reader, tokens = ModelEngine(own_address), prompt(16, 102)
     leave(Peer(own_address))  # the fork server stays, with descriptors of its own
@@ -64,7 +58,6 @@ def test_mappings_go_when_an_engine_and_the_service_die_together(own_address):
         reader.close()
 
 
-@pytest.mark.xfail(strict=True, reason="a closed market is in a cycle, so its staging memory waits for the collector")
 def test_a_closed_market_holds_nothing(market_address):
     engine = ModelEngine(market_address)
     gc.disable()

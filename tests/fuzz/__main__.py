@@ -82,18 +82,19 @@ def shoot(runs: int, seed: int) -> dict[str, int]:
         ("offering", check_offering, [bytes(32 + 8 * n) for n in range(8)]),
     ]
     counts: dict[str, int] = {}
+    last: tuple[str, bytes] | None = None
     try:
         for _ in range(runs):
             name, target, seeds = chance.choice(kinds)
             data = damaged(chance.choice(seeds), chance) if chance.random() < 0.4 else _packed(name, chance)
-            try:
-                took = target(data)
-            except BaseException:
-                sys.stderr.write(f"{name} broke on {data!r}\n")
-                raise
+            last = name, data
+            took = target(data)
+            last = None
             key = f"{name}: {'taken' if took else 'refused'}"
             counts[key] = counts.get(key, 0) + 1
     finally:
+        if last is not None:
+            sys.stderr.write(f"{last[0]} broke on {last[1]!r}\n")
         service.close()
     return counts
 
