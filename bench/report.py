@@ -24,7 +24,8 @@ def percentiles(samples: Iterable[float]) -> dict[str, float]:
 def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterable[str] = (), **more: Any) -> Path:
     """Write ``bench/results/<machine>-<suite>.json``.
 
-    `more` are further facts of the run, such as repeats or the driver.
+    `more` are further facts of the run, such as repeats or the driver; `commit` among them where the checkout's history
+    does not say what is measured.
     """
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     for package in packages:
@@ -40,6 +41,9 @@ def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterab
 
 
 def commit() -> str:
-    """The commit that is measured; empty outside a checkout."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
-    return head.stdout.strip() if head.returncode == 0 else ""
+    """The commit that is measured, with a "+" if what is measured differs from it; empty outside a checkout."""
+    head, changes = (
+        subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+        for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ":/", ":!/bench/results"])
+    )
+    return head.stdout.strip() + ("+" if changes.stdout else "") if head.returncode == 0 else ""

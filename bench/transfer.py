@@ -177,6 +177,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="write bench/results/MACHINE-transfer.json")
+    parser.add_argument("--commit", help="what is measured, where the history did not come along with the sources")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--only", default="", help="parts to run, with commas: local,transfers,latencies,...")
     given = parser.parse_args()
@@ -196,6 +197,8 @@ def main() -> None:
     if given.write:
         pynvml.nvmlInit()
         facts = {"gpu": torch.cuda.get_device_name(0), "driver": pynvml.nvmlSystemGetDriverVersion()}
+        if given.commit:
+            facts["commit"] = given.commit
         path = report.write(given.write, "transfer", rows, ["torch", "triton"], repeats=given.repeats, **facts)
         print(f"wrote {path}")
 
