@@ -23,6 +23,7 @@ from kvmarket.errors import (
     TokenError,
     VersionError,
 )
+from kvmarket.leftovers import sweep
 from kvmarket.registry.address import Address
 from kvmarket.registry.book import Book
 from kvmarket.registry.messages import (
@@ -133,6 +134,7 @@ class Service:
                 path.unlink(missing_ok=True)
         if self.address.log.exists() and not self.address.log.stat().st_size:
             self.address.log.unlink(missing_ok=True)
+        sweep()
         os.close(self._lock)
 
     def _drain(self, most: int = 256) -> None:

@@ -1,0 +1,50 @@
+"""What a kill leaves in /dev/shm is removed by whoever comes next, and nothing else is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from kvmarket import leftovers
+from kvmarket.shared_file import Process
+
+
+def _killed_while_moving(pipe) -> None:
+    with leftovers.moving():
+        (leftovers.FOLDER / f"torch_{os.getpid()}_1_1").write_bytes(b"a cache")
+        pipe.send(os.getpid())
+        time.sleep(60)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(leftovers, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_what_the_killed_left_goes_and_nothing_else(folder):
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_killed_while_moving, args=(theirs,))
+    process.start()
+    pid = mine.recv()
+    others = [folder / f"torch_{pid + 1}_1_1", folder / "somebody's"]
+    for other in others:
+        other.touch()
+    leftovers.sweep()
+    assert len(list(folder.iterdir())) == 4, "it still lives"
+    process.kill()
+    process.join()
+    leftovers.sweep()
+    assert sorted(folder.iterdir()) == sorted(others)
+
+
+def test_a_mark_lasts_as_long_as_the_moving(folder):
+    with leftovers.moving():
+        assert [str(Process.current().pid) in mark.name for mark in folder.iterdir()] == [True]
+        leftovers.sweep()
+        assert len(list(folder.iterdir())) == 1
+    assert not list(folder.iterdir())
