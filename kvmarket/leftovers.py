@@ -1,8 +1,8 @@
 """Shared memory that a process left behind because it was killed while torch gave it a name, and nobody else knows.
 
-torch moves a storage into a file of /dev/shm, ``torch_<pid>_...``, and unlinks it at once; a kill between the two leaves
-it, room and all. So whoever is about to do that says so by a file of his own, and whoever finds one of a dead process
-removes what that process left. Files of others are not touched.
+torch moves a storage into a file of /dev/shm, ``torch_<pid>_...``, and unlinks it at once; a kill between the two
+leaves it, room and all. So whoever is about to do that says so by a file of his own, and whoever finds one of a dead
+process removes what that process left. Files of others are not touched.
 """
 
 from __future__ import annotations
