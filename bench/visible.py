@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 import kvmarket
 from bench import report
 from bench.engines import BLOCK, Child, Connection, await_all, join, market_address, prompt, wait_until
+from kvmarket.control import STEP_DRAIN_SECONDS
 
 PROMPT_BLOCKS, TAIL, STEP = 512, 64, 0.001
 BASE = PROMPT_BLOCKS - TAIL
@@ -64,6 +65,7 @@ class Engine:
     def __init__(self, pipe: Connection, who: int, plan: Plan, address: str) -> None:
         self.who, self.plan = who, plan
         self.market = join(address, BASE + RING)
+        self.market._control._drain_seconds = STEP_DRAIN_SECONDS  # as a scheduling thread does
         self.base = list(range(BASE))
         self.market.publish(prompt(BASE, who), self.base)
         self.published: list[float] = []  # moments, by offer

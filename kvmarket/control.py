@@ -25,6 +25,7 @@ from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 from kvmarket.transport import Memory, ShmMemory
 
 DRAIN_SECONDS = 0.002  # at most some so long a match puts what has come of the stream into the replica
+STEP_DRAIN_SECONDS = 50e-6  # the same for who matches on a scheduling thread, and drains once a step
 
 
 class ControlHalf:
@@ -251,7 +252,8 @@ class ControlHalf:
 
     def _offer_again(self) -> None:
         """The service started anew and knows nothing: offer all that still stands. Runs on the watching thread."""
-        with self._lock:
+        with self._lock:  # nobody offers meanwhile
+            self._client.speak()
             for pool in self._pools:
                 for offering in pool.standing().offerings():
                     self._client.offer(offering)

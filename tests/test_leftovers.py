@@ -12,11 +12,11 @@ from kvmarket import leftovers
 from kvmarket.shared_file import Process
 
 
-def _killed_while_moving(pipe) -> None:
-    with leftovers.moving():
-        (leftovers.FOLDER / f"torch_{os.getpid()}_1_1").write_bytes(b"a cache")
-        pipe.send(os.getpid())
-        time.sleep(60)
+def _killed_while_sharing(pipe) -> None:
+    leftovers.mark()
+    (leftovers.FOLDER / f"torch_{os.getpid()}_1_1").write_bytes(b"a cache")
+    pipe.send(os.getpid())
+    time.sleep(60)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 def test_what_the_killed_left_goes_and_nothing_else(folder):
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
-    process = context.Process(target=_killed_while_moving, args=(theirs,))
+    process = context.Process(target=_killed_while_sharing, args=(theirs,))
     process.start()
     pid = mine.recv()
     others = [folder / f"torch_{pid + 1}_1_1", folder / "somebody's"]
@@ -42,9 +42,13 @@ def test_what_the_killed_left_goes_and_nothing_else(folder):
     assert sorted(folder.iterdir()) == sorted(others)
 
 
-def test_a_mark_lasts_as_long_as_the_moving(folder):
-    with leftovers.moving():
-        assert [str(Process.current().pid) in mark.name for mark in folder.iterdir()] == [True]
-        leftovers.sweep()
-        assert len(list(folder.iterdir())) == 1
-    assert not list(folder.iterdir())
+def test_a_mark_lasts_as_long_as_its_process(folder):
+    leftovers.mark()
+    leftovers.mark()
+    (path,) = folder.iterdir()
+    leftovers.sweep()
+    assert path.exists()
+    leftovers._unmark(path, Process.current().pid + 1)  # a fork ends
+    assert path.exists()
+    leftovers._unmark(path, Process.current().pid)
+    assert not path.exists()

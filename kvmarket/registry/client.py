@@ -28,6 +28,7 @@ from kvmarket.registry.tokens import Int32s, Int64s
 IDLE_SECONDS = 0.25  # a replica that was not current for so long is drained by the watching thread
 TURN_SECONDS = 0.001  # for so long at a time
 WATCH_SECONDS = 0.1
+AGAIN_SECONDS = 1.0  # no more often is all offered again to a service that missed something
 
 
 class Client:
@@ -79,6 +80,11 @@ class Client:
             self._line.replica.add(OwnRetirement(pool, slots))
             return self._line.send(frames)
 
+    def speak(self) -> None:
+        """To be called by `on_rejoin` before it offers: what was offered since we joined has not been sent."""
+        with self._lock:
+            self._line.muted = False
+
     def match(
         self, tokens: Int32s, tenant: str, first: int, without: Collection[str], seconds: float
     ) -> tuple[list[Run], list[PoolRecord]]:
@@ -116,6 +122,7 @@ class Client:
 
     def _watch(self) -> None:
         """Drain what nobody else does, say which pools have gone, and rejoin when the service dies."""
+        again_at = 0.0
         while not self._closing.is_set():
             poll = select.poll()
             poll.register(self._line.pidfd, select.POLLIN)
@@ -124,8 +131,10 @@ class Client:
             self._catch_up()
             with self._lock:
                 gone, self._gone = self._gone, []
-                missing, self._line.missing = self._line.missing, False
+                missing = self._line.missing and time.monotonic() - again_at > AGAIN_SECONDS
+                self._line.missing = self._line.missing and not missing
             if missing:
+                again_at = time.monotonic()
                 counters.add("offered_again", reason="the service missed an offer")
                 self._on_rejoin()
             if gone:
@@ -151,6 +160,7 @@ class Client:
                 self._closing.wait(0.5)
                 continue
             with self._lock:
+                line.muted = True
                 old, self._line = self._line.replica.space, line
                 self._gone += [pool for pool in old.pools if pool not in line.replica.space.pools]
             self._on_rejoin()

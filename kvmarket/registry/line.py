@@ -51,12 +51,15 @@ class Line:
         self._socket: zmq.Socket[bytes] | None = socket
         self.replica = Replica(join.block_size, [record.pool for record in join.pools])
         self.pidfd = -1  # readable when the service has died
+        self.muted = False  # sends nothing: all that stands is about to be offered again
         self.missing = False  # whether the service lacks a block that we offered
         self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
         socket.send_multipart(pack_message(join))
 
     def send(self, frames: list[bytes]) -> bool:
         """Send without waiting; False, and counted, if the service is away or does not keep up."""
+        if self.muted:
+            return False
         if self._socket is None:
             counters.add("message_dropped", reason="the service is away")
             return False

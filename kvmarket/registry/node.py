@@ -6,7 +6,7 @@ import numpy as np
 
 from kvmarket.registry.tokens import Int64s
 
-OFFERS_PER_BLOCK = 8
+OFFERS_PER_BLOCK = 64  # several pools of each of a node's engines may offer one system prompt
 NONE = -1
 
 _NOTHING = np.empty(0, np.int64)

@@ -17,7 +17,7 @@ from kvmarket.registry.offering import Offering, offering_of
 from kvmarket.registry.space import Space, slots_of
 from kvmarket.registry.tokens import Int64s
 
-SLICE_BLOCKS = 64  # put up in one step: some 50 us
+SLICE_BLOCKS = 32  # put up in one step: some 50 us
 
 
 class OwnRetirement(NamedTuple):

@@ -110,6 +110,7 @@ class Service:
             for source in ready:  # deaths first: requests may close a pidfd and open another of the same number
                 if source in self._watched:
                     self._remove(self._watched[source])
+                    sweep()
             if self._socket in ready:
                 self._drain()
             for stream in self._streams.values():

@@ -18,6 +18,7 @@ from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.offering import Offering, array_of
 from kvmarket.registry.standing import Pool, Run
 from kvmarket.registry.tokens import Int32s, Int64s
+from kvmarket.registry.tree import Place
 from kvmarket.registry.trie import PrefixTrie
 
 SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
@@ -80,15 +81,16 @@ class Space:
             newer = (epochs > epoch) | ((epochs == epoch) & (pool.generations[slots] > generations))
             if (newer & (pool.generations[slots] != 0)).any():
                 raise MessageError("an offer older than the one that stands")
-        if offering.after >= 0:
-            self._check_before(pool, offering)
-        self._take_down(pool, old)
+        place = self._before(pool, offering) if offering.after >= 0 else None
+        if len(old):
+            self._take_down(pool, old)
+            place = None  # it may have moved
         tenancy = self._tenancy(offering.tenant)
         names, before = slots | (pool.number << SLOT_BITS), offering.after | (pool.number << SLOT_BITS)
         if offering.after < 0:
             tenancy.trie.insert(offering.tokens, names, first=offering.first)
         else:
-            tenancy.trie.extend(before, offering.tokens, names)
+            tenancy.trie.extend(before, offering.tokens, names, place)
         pool.generations[slots] = generations
         pool.epochs[slots] = epoch
         pool.checksums[slots] = 0 if offering.checksums is None else offering.checksums
@@ -214,18 +216,18 @@ class Space:
             runs += self._by_number[number].runs(offers & ((1 << SLOT_BITS) - 1))
         return runs
 
-    def _check_before(self, pool: Pool, offering: Offering) -> None:
-        """Raise MissingBlockError unless the block that the offers go on from is on offer, and will be."""
+    def _before(self, pool: Pool, offering: Offering) -> Place:
+        """Where the block is that the offers go on from.
+
+        Raises MissingBlockError unless it is on offer, and will be.
+        """
         tenancy = self._tenants.get(offering.tenant)
-        before = np.array([offering.after], np.int64)
-        if (
-            tenancy is None
-            or not len(pool.known(before))
-            or pool.tenancies[offering.after] != tenancy.number
-            or bool((offering.slots == offering.after).any())
-            or tenancy.trie.depth(offering.after | (pool.number << SLOT_BITS)) != offering.first
-        ):
-            raise MissingBlockError(f"offers that go on from slot {offering.after}, which is not on offer there")
+        if tenancy is not None and len(pool.known(np.array([offering.after], np.int64))):
+            place = tenancy.trie.place(offering.after | (pool.number << SLOT_BITS))
+            stays = not (offering.slots == offering.after).any()
+            if place is not None and stays and tenancy.trie.depth(place) == offering.first:
+                return place
+        raise MissingBlockError(f"offers that go on from slot {offering.after}, which is not on offer there")
 
     def _pool(self, name: str) -> Pool:
         pool = self.pools.get(name)

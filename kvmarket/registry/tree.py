@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 
 from kvmarket.registry.eviction import ColdLeaves
@@ -9,6 +11,7 @@ from kvmarket.registry.node import NONE, Node
 from kvmarket.registry.offer_index import OfferIndex
 from kvmarket.registry.tokens import Int64s
 
+Place: TypeAlias = tuple[Node, int]  # a node, and one of its blocks
 _PART = 1 << 14  # offers that are put into the index at a time
 
 
@@ -50,7 +53,7 @@ class Tree:
         self.pairs += grown
         self._note(fresh, node)
 
-    def find(self, offer: int) -> tuple[Node, int] | None:
+    def find(self, offer: int) -> Place | None:
         """The node that has an offer, and at which of its blocks; None if none has. Cost: some us, O(node's offers)."""
         for number in self.index.find(np.array([offer], np.int64))[1].tolist():
             node = self.nodes[number]

@@ -9,7 +9,7 @@ import numpy as np
 from kvmarket.errors import MisuseError
 from kvmarket.registry.node import NONE, Node
 from kvmarket.registry.tokens import Int32s, Int64s, Integers, as_offers, as_tokens
-from kvmarket.registry.tree import Tree
+from kvmarket.registry.tree import Place, Tree
 from kvmarket.registry.trie_check import check
 
 
@@ -77,18 +77,23 @@ class PrefixTrie:
         self._tree.clock += 1
         self._put(self._tree.root, data, row, first)
 
-    def extend(self, offer: int, tokens: Integers, offers: Integers) -> bool:
+    def place(self, offer: int) -> Place | None:
+        """Return where the block that has `offer` is, None if none has; good until the trie changes. Cost: some us."""
+        return self._tree.find(offer)
+
+    def extend(self, offer: int, tokens: Integers, offers: Integers, place: Place | None = None) -> bool:
         """Put one offer on each block of `tokens`, which go on behind the block that has `offer`; False if none has.
 
         tokens: whole blocks. As `insert` of the whole prefix, without having to tell or compare it: `offer` must be on
-        one block only. Raises TokenError, and MisuseError for offers that are too few, too many or out of range;
-        nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens) of the node that has `offer`.
+        one block only. `place`: where that is, if known. Raises TokenError, and MisuseError for offers that are too
+        few, too many or out of range; nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens) of the node
+        that has `offer`.
         """
         array, fresh = as_tokens(tokens), as_offers(offers)
         if array.size != fresh.size * self.block_size:
             raise MisuseError(f"{fresh.size} offers for {array.size} tokens: give one a block of {self.block_size}")
         tree = self._tree
-        place = tree.find(offer)
+        place = place or tree.find(offer)
         if place is None:
             return False
         node, position = place
@@ -103,16 +108,9 @@ class PrefixTrie:
             self._put(node, array.tobytes(), fresh, 0)
         return True
 
-    def depth(self, offer: int) -> int:
-        """Return how many blocks the prefix has that ends with the block of `offer`, which has one; 0 if none has.
-
-        Cost: some us, and O(nodes above).
-        """
-        place = self._tree.find(offer)
-        if place is None:
-            return 0
-        node, position = place
-        blocks = position + 1
+    def depth(self, place: Place) -> int:
+        """Return how many blocks the prefix has that ends at this place. Cost: O(nodes above)."""
+        node, blocks = place[0], place[1] + 1
         while node.parent is not None:
             node = node.parent
             blocks += node.size

@@ -8,6 +8,7 @@ import msgspec
 import torch
 
 from kvmarket.errors import PeerAccessError, TransportError
+from kvmarket.leftovers import mark, sweep
 from kvmarket.shared_file import Process, SharedFile
 
 
@@ -53,6 +54,8 @@ def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
     """
     from kvmarket.transport import cuda_ipc, shm
 
+    sweep()
+    mark()
     kinds = {storage.device.type for storage in storages}
     if kinds == {"cpu"}:
         return shm.export(storages)

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import torch
 
 from kvmarket.errors import SharedMemoryError
-from kvmarket.leftovers import moving, sweep
 from kvmarket.shared_file import SharedFile
 from kvmarket.transport.memory import ShmMemory
 
 
 def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
     """Move each CPU storage into shared memory in place, and name the files. Costs one copy of the memory, once."""
-    sweep()
     need = sum(storage.nbytes() for storage in storages if not storage.is_shared())
     room = os.statvfs("/dev/shm")
     if need > room.f_bavail * room.f_frsize:
@@ -24,8 +22,7 @@ def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
             f"the cache needs {need / 1e6:.0f} MB of /dev/shm, {room.f_bavail * room.f_frsize / 1e6:.0f} MB are free; "
             "make the cache smaller or /dev/shm larger (mount -o remount,size=..., or --shm-size for a container)"
         )
-    with moving():
-        return ShmMemory(tuple(_share(storage) for storage in storages))
+    return ShmMemory(tuple(_share(storage) for storage in storages))
 
 
 def _share(storage: torch.UntypedStorage) -> SharedFile:

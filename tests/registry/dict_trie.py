@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.trie import PrefixTrie
-
-OFFERS_PER_BLOCK = 8
 
 
 class Entry:
