@@ -153,7 +153,36 @@ def _losses(rows: list[Row]) -> Iterable[list[str]]:
             yield [label, *values]
 
 
-TABLES = {"ttft": (ttft, "h200x2-ttft.json"), "transfer": (transfer, "h200x2-transfer.json")}
+REGISTRY = {  # row of a result: what the README calls it
+    "match, int32 array": "match in a trie of a million blocks, 8,192 tokens (int32 array)",
+    "match, list": "the same from a Python list",
+    "insert, all new": "insert, 8,192 new tokens",
+    "memory": "memory of that trie",
+    "visible, prompts of 64 blocks": "eight engines publish 2,000 blocks a second: until the others match them",
+    "match, CPU, prompts of 64 blocks": "CPU time of each match meanwhile, news of the market included",
+    "engine killed": "engine killed until nobody matches its offers, 100 times",
+    "service killed": "service killed under load until all matches are right again, 100 times",
+}
+
+
+def registry(path: Path) -> str:
+    """The registry's times and sizes; `path` is one of three files of one machine."""
+    files = [path.with_name(path.name.replace("recover", suite)) for suite in ("trie", "visible", "recover")]
+    rows = {row["name"]: row for file in files for row in json.loads(file.read_text())["rows"]}
+    table = [
+        [label, *(f"{short(row[key])} {row['unit']}" if key in row else "" for key in ("p50", "p99", "max"))]
+        for name, label in REGISTRY.items()
+        if (row := rows.get(name))
+    ]
+    named = ", ".join(f"`bench/results/{file.name}`" for file in files)
+    return "\n".join([f"Two CPU cores for everything. From {named}.", *markdown(["", "p50", "p99", "max"], table)])
+
+
+TABLES = {
+    "ttft": (ttft, "h200x2-ttft.json"),
+    "transfer": (transfer, "h200x2-transfer.json"),
+    "registry": (registry, "cpu2-recover.json"),
+}
 
 
 def fill(text: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from kvmarket import counters
 from kvmarket.errors import SlotError, TransportError
@@ -116,7 +118,7 @@ class DataHalf:
 
     def forget(self, pools: Sequence[str]) -> None:
         """Drop the mappings of these pools, which are gone; a copy in flight keeps its mapping until it is done."""
-        with self._lock:
+        with self._lock, self._on_device():
             self._prune()
             for pool in pools:
                 self._mapped.pop(pool, None)
@@ -125,11 +127,15 @@ class DataHalf:
     def close(self) -> None:
         """Drop every mapping, after the copies in flight. May be called twice."""
         self.mover.close()
-        with self._lock:
+        with self._lock, self._on_device():
             self._on_unreachable = None  # whoever hears of them holds us
             self._mapped.clear()
             self._turns.clear()
             self._flying.clear()
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Where mappings are dropped: in a thread without a device torch would make a context on the first GPU."""
+        return nullcontext() if self.cache.device.type == "cpu" else torch.cuda.device(self.cache.device)
 
     def _prune(self) -> None:
         """Forget copies that are done, and with them what they kept alive."""

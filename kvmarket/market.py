@@ -241,13 +241,17 @@ class Market:
             event = torch.cuda.Event()
             event.record()
 
+        def ready() -> bool:
+            with torch.cuda.device(self.cache.device):  # a thread that asks without makes a context on the first GPU
+                return bool(event.query())
+
         def commit() -> None:
             try:
                 offer()
             except KVMarketError as error:
                 counters.add("offer_dropped", reason=f"{type(error).__name__}: {error}")
 
-        self._pending.add(event.query, commit)
+        self._pending.add(ready, commit)
 
     def _avoid(self, pool: str) -> None:
         self._control.avoid(pool)

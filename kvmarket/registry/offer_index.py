@@ -53,6 +53,12 @@ class OfferIndex:
         start, end = self._used, self._used + offers.size
         if end > self._next.size:
             return False
+        if offers.size == 1 and isinstance(numbers, int):
+            wanted = _hash_one(int(offers[0]))
+            bucket = wanted & (self._heads.size - 1)
+            self._hashes[start], self._numbers[start], self._next[start] = wanted, numbers, self._heads[bucket]
+            self._heads[bucket], self._used = start, end
+            return True
         hashes = _hash(offers)
         self._hashes[start:end] = hashes
         self._numbers[start:end] = numbers
@@ -65,6 +71,19 @@ class OfferIndex:
             lost = heads[buckets] != entries
             entries, buckets = entries[lost], buckets[lost]
         return True
+
+    def nodes(self, offer: int) -> list[int]:
+        """Return the numbers of every node that holds this offer, and of some that do not.
+
+        As `find`, of one and without numpy. Cost: 1 us for each link of its chain.
+        """
+        wanted, found = _hash_one(offer), []
+        at = int(self._heads[wanted & (self._heads.size - 1)])
+        while at >= 0:
+            if self._hashes[at] == wanted:
+                found.append(int(self._numbers[at]))
+            at = int(self._next[at])
+        return found
 
     def find(self, offers: Int64s) -> tuple[Int64s, NDArray[np.int32]]:
         """Return pairs (offer, node number) as two arrays: every node that holds one of these, and some that do not.
@@ -91,3 +110,8 @@ def _hash(offers: Int64s) -> NDArray[np.uint32]:
     mixed: NDArray[np.uint64] = offers.view(np.uint64) * _SPREAD
     high: NDArray[np.uint32] = (mixed >> _HALF).astype(np.uint32)
     return high
+
+
+def _hash_one(offer: int) -> int:
+    """Return what `_hash` says of one offer, without numpy."""
+    return offer * int(_SPREAD) % (1 << 64) >> 32

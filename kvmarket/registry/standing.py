@@ -42,6 +42,10 @@ class Pool:
 
     def known(self, slots: Int64s) -> Int64s:
         """The given slots that are on offer. Raises MessageError for slots that the pool does not have."""
+        if len(slots) == 1:  # numpy would take longer
+            slot = int(slots[0])
+            if 0 <= slot < len(self.generations):
+                return slots if self.generations[slot] else slots[:0]
         if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(self.generations):
             raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
         offered: Int64s = slots[self.generations[slots] != 0]

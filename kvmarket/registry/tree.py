@@ -55,9 +55,11 @@ class Tree:
 
     def find(self, offer: int) -> Place | None:
         """The node that has an offer, and at which of its blocks; None if none has. Cost: some us, O(node's offers)."""
-        for number in self.index.find(np.array([offer], np.int64))[1].tolist():
+        for number in self.index.nodes(offer):
             node = self.nodes[number]
-            if node is not None:
+            if node is not None and node.size:
+                if offer in node.offers[:, -1].tolist():  # where a conversation goes on
+                    return node, node.size - 1
                 places = np.flatnonzero((node.offers == offer).any(axis=0))
                 if places.size:
                     return node, int(places[0])

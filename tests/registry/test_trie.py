@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvmarket.errors import MisuseError, TokenError
-from kvmarket.registry import trie
+from kvmarket.registry import offer_index, trie
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.trie import PrefixTrie
 from tests.registry.dict_trie import SmallNodes, contents
@@ -274,3 +274,8 @@ def test_extend_is_as_inserting_the_whole_prefix():
 
 def grown_offers(trie):
     return {offer for _, offers in trie.items() for each in offers for offer in each}
+
+
+def test_one_offer_is_hashed_as_many_are():
+    offers = np.array([0, 1, 77 << 40 | 5, 2**63 - 1], np.int64)
+    assert [offer_index._hash_one(offer) for offer in offers.tolist()] == offer_index._hash(offers).tolist()
