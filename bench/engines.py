@@ -50,11 +50,6 @@ class Child:
         self.process.start()
         theirs.close()
 
-    def ask(self, *message: Any) -> Any:
-        """Send a message and return the answer. EOFError if the process has died."""
-        self.pipe.send(message)
-        return self.pipe.recv()
-
     def kill(self) -> None:
         """SIGKILL, without waiting."""
         self.process.kill()

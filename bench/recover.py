@@ -6,8 +6,7 @@
 `engine killed`: until no other engine matches a block of it any more. `service killed`: each engine publishes a new
 prompt and retires another at once; until every engine matches, in one step, all of each other's new prompts and of
 those that stand, and nothing of the retired ones. Times are those of the slowest engine, over all kills. Meanwhile
-every engine goes on publishing, retiring and matching once a millisecond; `failed` are the calls of `match` that the
-library counted as failed. The ceiling is a step.
+every engine goes on publishing, retiring and matching once a millisecond. The ceiling is a step.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from bench import report
 from bench.engines import BLOCK, Child, Connection, await_all, join, market_address, prompt
 from bench.visible import show
-from kvmarket import counters
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
 from kvmarket.registry.address import Address
@@ -71,11 +69,6 @@ class Engine:
     def turn(self, number: int) -> None:
         """Publish prompt `number` in place of the one before the last, which stays until then."""
         self._publish(prompt(BLOCKS, self.who, number), number % 2)
-
-    def failed(self) -> None:
-        """Say how many matches have failed."""
-        found = counters.snapshot()
-        self.pipe.send(sum(count for name, count in found.items() if name.startswith("match_failed")))
 
     def _publish(self, tokens: NDArray[np.int32], part: int) -> None:
         slots = list(range(part * BLOCKS, (part + 1) * BLOCKS))
@@ -159,13 +152,13 @@ def service_of(place: Address) -> int:
             time.sleep(0.05)
 
 
-def row(what: str, times: list[float], failed: int) -> dict[str, Any]:
+def row(what: str, times: list[float]) -> dict[str, Any]:
     """One row of the results."""
     p10, p50, p90, p99 = (round(float(value), 2) for value in np.percentile(times, [10, 50, 90, 99]))
     found = {"name": f"{what} killed", "bytes": 4 * BLOCK * BLOCKS, "p10": p10, "p50": p50, "p90": p90, "p99": p99}
     found |= {"max": round(max(times), 2), "unit": "ms", "ceiling": STEP * 1e3, "ratio": round(STEP * 1e3 / p50, 4)}
     within = sum(each <= GOALS[what] for each in times)
-    return found | {"kills": len(times), "goal": GOALS[what], "within": within, "failed": failed}
+    return found | {"kills": len(times), "goal": GOALS[what], "within": within}
 
 
 def measure(engines: int, kills: int) -> list[dict[str, Any]]:
@@ -173,12 +166,8 @@ def measure(engines: int, kills: int) -> list[dict[str, Any]]:
     with market_address() as address:
         children = [Child(Engine, who, address) for who in range(engines)]
         await_all(children)
-        rows, before = [], 0
-        for what, kill in (("engine", kill_engines), ("service", kill_services)):
-            times = kill(children, address, kills)
-            failed = sum(child.ask("failed") for child in children)
-            rows.append(row(what, times, failed - before))
-            before = failed
+        killers = (("engine", kill_engines), ("service", kill_services))
+        rows = [row(what, kill(children, address, kills)) for what, kill in killers]
         for child in children:
             child.pipe.send(None)
             child.process.join()
