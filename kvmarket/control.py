@@ -130,7 +130,7 @@ class ControlHalf:
             old = ledger.news(offering)
             if old < live:
                 offering = offering.part(old, live)
-                before = int(ids[old - 1]) if old else ledger.before(offering)
+                before = ledger.before(offering)
                 if before >= 0:
                     offering = offering.going_on(before)
                 ledger.add(offering)
@@ -246,7 +246,7 @@ class ControlHalf:
         first: int,
         checksums: UInt64s | None,
     ) -> Offering:
-        """These blocks as an offering; its tokens are a copy, since the caller may reuse his."""
+        """These blocks as an offering: views of the arrays given."""
         owner = self.tenant if tenant is None else tenant
         return Offering(pool.id, owner, tokens, first, slots, pool.epoch, generations, checksums)
 

@@ -19,9 +19,8 @@ from kvmarket import counters
 from kvmarket.errors import KVMarketError
 from kvmarket.registry.address import Address
 from kvmarket.registry.line import join_service
-from kvmarket.registry.messages import Join, PoolRecord, Retire, pack_message
+from kvmarket.registry.messages import Join, OfferBlocks, PoolRecord, Retire, pack_message
 from kvmarket.registry.offering import Offering
-from kvmarket.registry.replica import OwnRetirement
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 
@@ -63,22 +62,16 @@ class Client:
         self._thread.start()
 
     def offer(self, offering: Offering) -> bool:
-        """Offer these blocks. Its arrays are kept: do not write to them.
+        """Offer these blocks; its arrays are copied.
 
         Never waits; False, and counted, if the service is away or does not keep up: what goes on from it is refused
         then, and `on_rejoin` called. Costs 10 us and 1 us a KiB.
         """
-        frames = pack_message(offering.message())
-        with self._lock:
-            self._line.replica.add(offering)
-            return self._line.send(frames)
+        return self._tell(offering.message())
 
     def retire(self, pool: str, slots: Int64s | None) -> bool:
         """Take the offers of these slots down, of the whole pool when None. As `offer`."""
-        frames = pack_message(Retire(pool, None if slots is None else slots.tobytes()))
-        with self._lock:
-            self._line.replica.add(OwnRetirement(pool, slots))
-            return self._line.send(frames)
+        return self._tell(Retire(pool, None if slots is None else slots.tobytes()))
 
     def speak(self) -> None:
         """To be called by `on_rejoin` before it offers: what was offered since we joined has not been sent."""
@@ -113,6 +106,13 @@ class Client:
             self._line.leave()
         self._on_gone = self._on_rejoin = _nothing  # whoever is called holds us: nothing must wait for the collector
         self._context.term()
+
+    def _tell(self, change: OfferBlocks | Retire) -> bool:
+        """Tell our replica, and the service."""
+        frames = pack_message(change)
+        with self._lock:
+            self._line.replica.add(change)
+            return self._line.send(frames)
 
     def _drain(self, seconds: float) -> None:
         current, gone = self._line.drain(time.perf_counter() + seconds)

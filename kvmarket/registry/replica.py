@@ -15,16 +15,14 @@ from kvmarket.errors import MessageError, TokenError
 from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolGone, PoolJoined, Retire, Snapshot
 from kvmarket.registry.offering import Offering, offering_of
 from kvmarket.registry.space import Space, slots_of
-from kvmarket.registry.tokens import Int64s
 
 SLICE_BLOCKS = 32  # put up in one step: some 50 us
 
 
-class OwnRetirement(NamedTuple):
-    """Slots that this engine retired; all of the pool when None."""
+class _Own(NamedTuple):
+    """What this engine itself offers or retires."""
 
-    pool: str
-    slots: Int64s | None
+    change: OfferBlocks | Retire
 
 
 class Replica:
@@ -36,7 +34,7 @@ class Replica:
         self.space = Space(block_size)
         self.synced = False  # whether a whole snapshot has come, and no number was missed since
         self._next = 0
-        self._queue: deque[Change | Snapshot | Offering | OwnRetirement] = deque()
+        self._queue: deque[Change | Snapshot | _Own] = deque()
         self._rest: Offering | None = None  # of the change under way
         self._building: Space | None = None  # from the parts of a snapshot; the old one answers meanwhile
 
@@ -64,9 +62,9 @@ class Replica:
             self._queue.extend(reply.changes)
         return self.synced
 
-    def add(self, own: Offering | OwnRetirement) -> None:
+    def add(self, own: OfferBlocks | Retire) -> None:
         """Queue what this engine itself offers or retires."""
-        self._queue.append(own)
+        self._queue.append(_Own(own))
 
     def step(self) -> list[str]:
         """Put a little of what was received into the space, in order; the pools that went with it.
@@ -79,16 +77,14 @@ class Replica:
             self._offer(self.space if offering.pool in self._own else space, offering)
             return []
         change = self._queue.popleft()
+        if isinstance(change, _Own):
+            change, space = change.change, self.space
+        elif isinstance(change, OfferBlocks | Retire) and change.pool in self._own:
+            return []
         try:
             match change:
                 case Snapshot():
                     return self._unfold(change)
-                case Offering():
-                    self._offer(self.space, change)
-                case OwnRetirement():
-                    self.space.retire(*change)
-                case OfferBlocks() | Retire() if change.pool in self._own:
-                    pass
                 case OfferBlocks():
                     self._offer(space, offering_of(change, space.block_size))
                 case PoolJoined():

@@ -9,7 +9,7 @@ import pytest
 
 from kvmarket.registry.messages import Changes, PoolGone, PoolJoined, Reply, Retire, Snapshot
 from kvmarket.registry.offering import Offering
-from kvmarket.registry.replica import SLICE_BLOCKS, OwnRetirement, Replica
+from kvmarket.registry.replica import SLICE_BLOCKS, Replica
 from kvmarket.registry.space import Space
 from kvmarket.registry.stream import SNAPSHOT_BYTES, Stream
 from tests.registry.test_space import SIZE, found, record
@@ -155,11 +155,11 @@ def test_a_snapshot_that_breaks_off_is_sent_again(net):
 def test_own_offers_need_no_service(net):
     mine = net.replicas[b"a"]
     net.settle()
-    mine.add(offering("pa", [1, 2, 3, 4], [0, 1]))
+    mine.add(offering("pa", [1, 2, 3, 4], [0, 1]).message())
     drain(mine)
     assert found(mine.space, [1, 2, 3, 4]) == [("pa", 0, 1), ("pa", 1, 1)]
-    mine.add(OwnRetirement("pa", np.array([1])))
-    mine.add(offering("pa", [1, 2, 9, 9], [0, 1], 2))
+    mine.add(Retire("pa", np.array([1]).tobytes()))
+    mine.add(offering("pa", [1, 2, 9, 9], [0, 1], 2).message())
     drain(mine)
     net.stream.add(Retire("pa", None))  # the echo of something from before
     net.settle()
