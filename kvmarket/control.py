@@ -90,6 +90,10 @@ class ControlHalf:
         generations = self._own(staged).generations
         return generations.read(generations.as_slots(slots))
 
+    def checked(self, slots: Sequence[int] | Slots) -> Slots:
+        """Slots of the engine's own pool as an array. Raises SlotError unless all are in range and none comes twice."""
+        return self.pool.generations.as_slots(slots)
+
     def still(self, slots: Slots, generations: UInt64s) -> int:
         """How many leading slots of the engine's own pool still have these generations."""
         return self.pool.generations.still(slots, generations)
@@ -185,8 +189,11 @@ class ControlHalf:
         Every earlier offer is dead when this returns, whatever happens to the message. Raises SlotError. Costs some 20
         us for 1,000 slots.
         """
+        self.take_down(self._own(staged).generations.as_slots(slots), staged=staged)
+
+    def take_down(self, ids: Slots, *, staged: bool = False) -> None:
+        """What `retire` does, for slots that were checked: they must be in range, and none may come twice."""
         pool = self._own(staged)
-        ids = pool.generations.as_slots(slots)
         pool.generations.raise_slots(ids)  # first, and without waiting for whoever holds the lock
         with self._lock:
             gone = pool.ledger.drop(ids)

@@ -81,6 +81,10 @@ class DataHalf:
         """
         ids = as_slots(block_ids)
         self.check(hit, len(ids), first)
+        return self.start(hit, ids, first)
+
+    def start(self, hit: Hit, ids: Slots, first: int = 0) -> Moved:
+        """What `fetch` does, for slots and a hit that were checked; `ids` are this data half's from now on."""
         pieces, copies, at = [], [], 0
         for run in hit.part(first, len(ids)):
             mapped = self._mapped.get(run.pool) or self._map(hit.pools[run.pool])

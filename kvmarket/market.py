@@ -166,8 +166,9 @@ class Market:
             raise MisuseError(f"hit is a {type(hit).__name__}; give what match() returned")
         ids = as_slots(block_ids)
         self._data.check(hit, len(ids), first)
-        self._control.retire(ids)
-        return self._data.fetch(hit, ids, first)
+        ids = self._control.checked(ids)
+        self._control.take_down(ids)
+        return self._data.start(hit, ids, first)
 
     def retire(self, block_ids: Sequence[int]) -> None:
         """Take the offers of these slots down, because they will be overwritten: dead when this returns.

@@ -14,6 +14,7 @@ from kvmarket.errors import SlotError
 Slots: TypeAlias = npt.NDArray[np.int64]
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
 Flags: TypeAlias = npt.NDArray[np.bool_]
+FEW, MANY = 32, 512  # ids; a list is checked fastest up to FEW, a table of all slots from MANY on
 
 
 def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
@@ -41,17 +42,36 @@ def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
 
 
 def check_slots(block_ids: Sequence[int] | npt.NDArray[Any], count: int) -> Slots:
-    """Block ids as an array. Raises SlotError unless all are integers of 0 <= id < count and no one comes twice."""
+    """Block ids as an array. Raises SlotError unless all are integers of 0 <= id < count and no one comes twice.
+
+    Costs some 3 us, and 3 ns an id for those beyond some hundreds (of an array).
+    """
     slots = as_slots(block_ids)
-    if len(slots) <= 8:  # numpy would take longer
+    if not _distinct(slots, count):
+        _refuse(np.sort(slots), count)
+    return slots
+
+
+def _distinct(slots: Slots, count: int) -> bool:
+    """Whether all are in range and no one comes twice, in the way that is fastest for so many."""
+    if len(slots) <= FEW:
         few = slots.tolist()
-        if not few or (min(few) >= 0 and max(few) < count and len(set(few)) == len(few)):
-            return slots
-    ordered = np.sort(slots)
+        return not few or (min(few) >= 0 and max(few) < count and len(set(few)) == len(few))
+    if len(slots) < MANY:
+        ordered = slots.copy()
+        ordered.sort()
+        return bool(ordered[0] >= 0 and ordered[-1] < count and (ordered[1:] != ordered[:-1]).all())
+    if slots.min() < 0 or slots.max() >= count:
+        return False
+    seen = np.zeros(count, np.bool_)
+    seen[slots] = True
+    return np.count_nonzero(seen) == len(slots)
+
+
+def _refuse(ordered: Slots, count: int) -> None:
+    """Raise SlotError for ids, in order, some of which are out of range or come twice."""
     if ordered[0] < 0 or ordered[-1] >= count:
         bad = ordered[0] if ordered[0] < 0 else ordered[-1]
         raise SlotError(f"block id {bad} is out of range; this pool has slots 0 to {count - 1}")
-    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(twice):
-        raise SlotError(f"block id {ordered[twice[0]]} is given twice in one call; each block needs a slot of its own")
-    return slots
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    raise SlotError(f"block id {twice[0]} is given twice in one call; each block needs a slot of its own")

@@ -103,9 +103,11 @@ class Space:
         """
         pool = self._pool(name)
         gone = pool.standing() if slots is None else pool.known(slots)
+        if not len(gone):
+            return gone
         if slots is not None:
             gone = np.sort(gone)
-            gone = gone[np.concatenate([np.ones(min(1, len(gone)), np.bool_), gone[1:] != gone[:-1]])]
+            gone = gone[np.concatenate([[True], gone[1:] != gone[:-1]])]
         self._take_down(pool, gone)
         return gone
 

@@ -46,9 +46,12 @@ class Pool:
             slot = int(slots[0])
             if 0 <= slot < len(self.generations):
                 return slots if self.generations[slot] else slots[:0]
-        if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(self.generations):
+        if len(slots) and int(slots.view(np.uint64).max()) >= len(self.generations):  # below zero too
             raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
-        offered: Int64s = slots[self.generations[slots] != 0]
+        standing = self.generations[slots]
+        if not standing.any():  # the slots of who reads, mostly
+            return slots[:0]
+        offered: Int64s = slots[standing != 0]
         return offered
 
     def runs(self, slots: Int64s) -> Iterator[Run]:
