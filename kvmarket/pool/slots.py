@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -32,12 +32,13 @@ def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
         raise SlotError(f"block_ids is a {type(block_ids).__name__}; give a list of integers")
     if isinstance(block_ids, range):
         return np.arange(block_ids.start, block_ids.stop, block_ids.step, dtype=np.int64)
-    if not set(map(type, block_ids)) <= {int}:
+    count = len(block_ids)
+    if list(map(type, block_ids)).count(int) < count:
         bad = next(slot for slot in block_ids if type(slot) is not int)
         raise SlotError(f"block id {bad!r} is a {type(bad).__name__}; give plain integers")
     try:
-        return np.frombuffer(array("q", block_ids), np.int64) if block_ids else np.empty(0, np.int64)
-    except OverflowError as error:
+        return np.frombuffer(bytearray(struct.pack(f"{count}q", *block_ids)), np.int64)
+    except struct.error as error:
         raise SlotError("a block id is beyond 64 bits; give ids of slots") from error
 
 
