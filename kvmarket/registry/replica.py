@@ -16,7 +16,7 @@ from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolGone, P
 from kvmarket.registry.offering import Offering, offering_of
 from kvmarket.registry.space import Space, slots_of
 
-SLICE_BLOCKS = 32  # put up in one step: some 50 us
+SLICE_BLOCKS = 64  # put up in one step: some 50 us
 
 
 class _Own(NamedTuple):

@@ -16,7 +16,7 @@ from kvmarket.errors import MessageError, MissingBlockError
 from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Retire
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.offering import Offering, array_of
-from kvmarket.registry.standing import Pool, Run
+from kvmarket.registry.standing import Pool, Run, distinct
 from kvmarket.registry.tokens import Int32s, Int64s
 from kvmarket.registry.tree import Place
 from kvmarket.registry.trie import PrefixTrie
@@ -74,7 +74,7 @@ class Space:
         pool = self._pool(offering.pool)
         slots, generations, epoch = offering.slots, offering.generations, offering.epoch
         old = pool.known(slots)
-        if len(slots) > 1 and not np.diff(np.sort(slots)).all():
+        if len(distinct(slots)) < len(slots):
             raise MessageError("an offer that names a slot twice")
         if len(old):
             epochs = pool.epochs[slots]
@@ -102,12 +102,7 @@ class Space:
         For a pool that is not known or has no such slots. Costs the removal of those, and some us.
         """
         pool = self._pool(name)
-        gone = pool.standing() if slots is None else pool.known(slots)
-        if not len(gone):
-            return gone
-        if slots is not None:
-            gone = np.sort(gone)
-            gone = gone[np.concatenate([[True], gone[1:] != gone[:-1]])]
+        gone = pool.standing() if slots is None else distinct(pool.known(slots))
         self._take_down(pool, gone)
         return gone
 
@@ -248,12 +243,13 @@ class Space:
         """Take down the offers of these slots, each of which has one."""
         if not len(slots):
             return
-        numbers = pool.tenancies[slots]
-        for number in set(numbers.tolist()):
+        numbers, offers = pool.tenancies[slots], slots | (pool.number << SLOT_BITS)
+        one = bool((numbers == numbers[0]).all())
+        for number in (int(numbers[0]),) if one else set(numbers.tolist()):
             tenancy = self._tenancies.get(number)
             if tenancy is None:  # all of it was evicted
                 continue
-            tenancy.trie.remove(slots[numbers == number] | (pool.number << SLOT_BITS))
+            tenancy.trie.remove(offers if one else offers[numbers == number], single=True)
             if not tenancy.trie:
                 del self._tenants[tenancy.tenant], self._tenancies[number]
         pool.generations[slots] = 0

@@ -62,3 +62,13 @@ class Pool:
             sums = checksums[start:end]
             found = sums if sums.any() else None
             yield Run(self.record.pool, int(epochs[start]), slots[start:end], generations[start:end], found)
+
+
+def distinct(slots: Int64s) -> Int64s:
+    """The slots, each once, in order. Costs some 3 us."""
+    if len(slots) < 2:
+        return slots
+    ordered = slots.copy()
+    ordered.sort()
+    new = ordered[1:] != ordered[:-1]
+    return ordered if new.all() else ordered[np.concatenate([[True], new])]

@@ -62,15 +62,23 @@ def as_offers(offers: Integers | Iterable[int]) -> Int64s:
     >>> as_offers({7})
     array([7])
     """
-    if not isinstance(offers, Sequence) and not hasattr(offers, "__array__"):
-        offers = list(offers)
-    try:
-        array = _flat(offers, "q", np.dtype(np.int64))
-    except (ValueError, OverflowError, TypeError) as error:
-        raise MisuseError(f"offers must be ints of 0 <= offer < 2**63: {error}; give a flat list of ints") from error
+    if isinstance(offers, np.ndarray) and offers.dtype == np.int64 and offers.ndim == 1 and offers.flags.c_contiguous:
+        array: Int64s = offers
+    else:
+        array = _as_int64s(offers)
     if array.size and int(array.min()) < 0:
         raise MisuseError(f"offers must be ints of 0 <= offer < 2**63, not {int(array.min())}; give other numbers")
     return array
+
+
+def _as_int64s(offers: Integers | Iterable[int]) -> Int64s:
+    """Make an array of what is none yet. Raises MisuseError."""
+    if not isinstance(offers, Sequence) and not hasattr(offers, "__array__"):
+        offers = list(offers)
+    try:
+        return _flat(offers, "q", np.dtype(np.int64))
+    except (ValueError, OverflowError, TypeError) as error:
+        raise MisuseError(f"offers must be ints of 0 <= offer < 2**63: {error}; give a flat list of ints") from error
 
 
 def _flat(values: Any, code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
