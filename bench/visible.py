@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 import kvmarket
 from bench import report
 from bench.engines import BLOCK, Child, Connection, await_all, join, market_address, prompt, wait_until
-from kvmarket.control import STEP_DRAIN_SECONDS
 
 PROMPT_BLOCKS, TAIL, STEP = 512, 64, 0.001
 BASE = PROMPT_BLOCKS - TAIL
@@ -65,7 +64,6 @@ class Engine:
     def __init__(self, pipe: Connection, who: int, plan: Plan, address: str) -> None:
         self.who, self.plan = who, plan
         self.market = join(address, BASE + RING)
-        self.market._control._drain_seconds = STEP_DRAIN_SECONDS  # as a scheduling thread does
         self.base = list(range(BASE))
         self.market.publish(prompt(BASE, who), self.base)
         self.published: list[float] = []  # moments, by offer
@@ -132,7 +130,7 @@ class Engine:
 
     def _match(self, tokens: NDArray[np.int32]) -> kvmarket.Hit:
         wall, cpu = perf_counter_ns(), thread_time_ns()
-        hit = self.market.match(tokens)
+        hit = self.market._control.match(tokens, own=False)  # as a scheduling thread does
         self.costs.append((perf_counter_ns() - wall, thread_time_ns() - cpu))
         self.looks.append(time.monotonic())
         return hit

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvmarket.registry import client
 from kvmarket.registry.node import OFFERS_PER_BLOCK
-from tests.model_engine import BLOCK, ModelEngine, matched, prompt
+from tests.model_engine import BLOCK, ModelEngine, matched, prompt, until
 
 
 def test_a_block_that_was_crowded_out_may_be_gone_on_from(market_address):
@@ -29,3 +30,19 @@ def test_tokens_may_be_reused_by_the_caller(market_address):
     assert control.match(tokens).blocks == 1
     assert control.match(given).blocks == 0
     engine.close()
+
+
+def test_news_comes_by_itself_however_much_an_engine_sends_meanwhile(market_address, monkeypatch):
+    """Sending uses the socket whose signs the watching thread waits for: none of them may get lost."""
+    monkeypatch.setattr(client, "WATCH_SECONDS", 60.0)  # else it looks for itself
+    busy, other = ModelEngine(market_address), ModelEngine(market_address)
+    control, tokens = busy.market._control, prompt(2 * BLOCK, 62)
+    control.match(tokens, own=False)
+    for number in range(200):
+        assert other.publish([number, *tokens[1:]], [number % 8, 8 + number % 8]) == 2
+        for slot in range(20, 26):
+            busy.publish([number, slot, *tokens[:BLOCK]][:BLOCK], [slot])
+        wanted = [number, *tokens[1:]]
+        until(lambda wanted=wanted: control.match(wanted, own=False).blocks == 2)
+    busy.close()
+    other.close()

@@ -17,7 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from kvmarket import counters
-from kvmarket.control import STEP_DRAIN_SECONDS, ControlHalf
+from kvmarket.control import ControlHalf
 from vllm_hook import compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
@@ -144,7 +144,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         fingerprint = facts.fingerprint(self._vllm_config, ranks)
         tenant = self._settings.tenant
         address = self._settings.address
-        return ControlHalf(layout, memories, fingerprint, tenant, address, drain_seconds=STEP_DRAIN_SECONDS)
+        return ControlHalf(layout, memories, fingerprint, tenant, address)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold; they are loaded asynchronously."""

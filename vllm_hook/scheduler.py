@@ -142,7 +142,6 @@ class SchedulerSide:
         if self._control is None:
             return self.plain_step()
         self._retire(self._new_pages(output))
-        self._control.drain()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [])
 
     def plain_step(self, written: list[Written] | None = None) -> StepMetadata:

@@ -66,7 +66,7 @@ def _distinct(slots: Slots, count: int) -> bool:
         return False
     seen = np.zeros(count, np.bool_)
     seen[slots] = True
-    return np.count_nonzero(seen) == len(slots)
+    return int(np.count_nonzero(seen)) == len(slots)
 
 
 def _refuse(ordered: Slots, count: int) -> None:

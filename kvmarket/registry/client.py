@@ -1,13 +1,14 @@
 """An engine's membership of a market, with a replica of what the service knows: a match asks nobody.
 
-The stream is drained on the thread that matches, a little at a time, so that no other thread holds the interpreter when
-a match is due; only where nobody has matched for a while does the watching thread do it. When the service dies, the
-watching thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what it still holds; the
-old replica answers until then.
+A thread of the market's own puts the stream into the replica as it comes, in turns so short that who matches meanwhile
+waits some 0.1 ms at most: news comes while the engine's own thread waits for its GPU, and costs that thread nothing.
+When the service dies, this thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what
+it still holds; the old replica answers until then.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 import time
@@ -24,8 +25,8 @@ from kvmarket.registry.offering import Offering
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 
-IDLE_SECONDS = 0.25  # a replica that was not current for so long is drained by the watching thread
-TURN_SECONDS = 0.001  # for so long at a time
+TURN_SECONDS = 50e-6  # so long at a time the watching thread holds the replica, and one step of it
+NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1
 AGAIN_SECONDS = 1.0  # no more often is all offered again to a service that missed something
 
@@ -42,7 +43,7 @@ class Client:
     ) -> None:
         """Join the market at `address`, starting its service if nobody has; know all that it knows.
 
-        Both callbacks run on the watching thread: `on_gone` hears of pools that have gone within some 0.1 s,
+        Both callbacks run on the watching thread: `on_gone` hears of pools that have gone,
         `on_rejoin` is called when all that stands must be offered again. Raises VersionError, AddressError,
         LayoutError, NamespaceError or RefusedError, each with what to do.
         """
@@ -52,11 +53,12 @@ class Client:
         self._closing = threading.Event()
         self._context = zmq.Context()
         self._gone: list[str] = []
-        self._current_at = 0.0  # when the replica last had all that had come
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             self._line = join_service(self._context, address, join, self._closing)
         except KVMarketError:
             self._context.destroy(linger=0)
+            os.close(self._wake)
             raise
         self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
         self._thread.start()
@@ -83,52 +85,46 @@ class Client:
     ) -> tuple[list[Run], list[PoolRecord]]:
         """The longest offered prefix, as `Space.match`, and for each run the record of its pool.
 
-        Before that, what has come of the stream is put into the replica, for at most some `seconds`.
+        Before that, for at most some `seconds`, what was received already or offered by this engine itself is put into
+        the replica; else the watching thread does it.
         """
         with self._lock:
-            self._drain(seconds)
-            space = self._line.replica.space
-            runs = space.match(tokens, tenant, first, without)
-            return runs, [space.pools[run.pool].record for run in runs]
-
-    def drain(self, seconds: float) -> None:
-        """Put what has come of the stream into the replica, for at most some `seconds`; never waits for more."""
-        with self._lock:
-            self._drain(seconds)
+            replica, end = self._line.replica, time.perf_counter() + seconds
+            while replica.pending and time.perf_counter() < end:
+                self._gone += replica.step()
+            runs = replica.space.match(tokens, tenant, first, without)
+            return runs, [replica.space.pools[run.pool].record for run in runs]
 
     def close(self) -> None:
         """Leave the market: the service takes everything of this engine down. May be called twice."""
         if self._closing.is_set():
             return
         self._closing.set()
+        os.eventfd_write(self._wake, 1)
         self._thread.join()
         with self._lock:
             self._line.leave()
         self._on_gone = self._on_rejoin = _nothing  # whoever is called holds us: nothing must wait for the collector
         self._context.term()
+        os.close(self._wake)
 
     def _tell(self, change: OfferBlocks | Retire) -> bool:
         """Tell our replica, and the service."""
         frames = pack_message(change)
         with self._lock:
             self._line.replica.add(change)
-            return self._line.send(frames)
-
-    def _drain(self, seconds: float) -> None:
-        current, gone = self._line.drain(time.perf_counter() + seconds)
-        self._gone += gone
-        if current:
-            self._current_at = time.monotonic()
+            sent = self._line.send(frames)
+            if self._line.readable():  # sending may have taken the sign of it that the watching thread waits for
+                os.eventfd_write(self._wake, 1)
+            return sent
 
     def _watch(self) -> None:
-        """Drain what nobody else does, say which pools have gone, and rejoin when the service dies."""
+        """Put in what comes, say which pools have gone, and rejoin when the service dies."""
         again_at = 0.0
         while not self._closing.is_set():
-            poll = select.poll()
-            poll.register(self._line.pidfd, select.POLLIN)
-            if poll.poll(WATCH_SECONDS * 1000) and not self._rejoin():
+            if self._died_meanwhile() and not self._rejoin():
                 return
-            self._catch_up()
+            self._put_in()
             with self._lock:
                 gone, self._gone = self._gone, []
                 missing = self._line.missing and time.monotonic() - again_at > AGAIN_SECONDS
@@ -140,12 +136,27 @@ class Client:
             if gone:
                 self._on_gone(gone)
 
-    def _catch_up(self) -> None:
-        """Drain a replica that was not current for a while, and let others have their turn in between."""
+    def _died_meanwhile(self) -> bool:
+        """Wait until something has come, or for a while; whether the service has died."""
+        poll = select.poll()
+        for fd in (self._line.pidfd, self._line.fd, self._wake):
+            poll.register(fd, select.POLLIN)
+        ready = dict(poll.poll(WATCH_SECONDS * 1000))
+        if self._wake in ready:
+            os.eventfd_read(self._wake)
+        return self._line.pidfd in ready
+
+    def _put_in(self) -> None:
+        """Put what has come into the replica, and let others have their turn in between."""
         end = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < end and time.monotonic() - self._current_at > IDLE_SECONDS:
-            self.drain(TURN_SECONDS)
-            time.sleep(TURN_SECONDS / 10)
+        while time.monotonic() < end:
+            with self._lock:
+                current, gone = self._line.drain(time.perf_counter() + TURN_SECONDS)
+                self._gone += gone
+            if current:
+                return
+            time.sleep(NAP_SECONDS)
+        os.eventfd_write(self._wake, 1)
 
     def _rejoin(self) -> bool:
         """Join anew after the service died, trying until it works or the client is closed."""

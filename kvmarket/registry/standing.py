@@ -68,7 +68,9 @@ def distinct(slots: Int64s) -> Int64s:
     """The slots, each once, in order. Costs some 3 us."""
     if len(slots) < 2:
         return slots
-    ordered = slots.copy()
+    ordered: Int64s = slots.copy()
     ordered.sort()
     new = ordered[1:] != ordered[:-1]
-    return ordered if new.all() else ordered[np.concatenate([[True], new])]
+    if not new.all():
+        ordered = ordered[np.concatenate([[True], new])]
+    return ordered

@@ -43,9 +43,6 @@ class FakeControl:
                 self.standing[slot] = (generation, self.epoch, prefix, tenant)
         return len(slots)
 
-    def drain(self) -> None:
-        """Nothing comes."""
-
     def match(self, tokens: Any, *, tenant: str, first: int, own: bool) -> Hit:
         self._call("match")
         assert not own
