@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from itertools import count
 
 from kvmarket import counters
-from kvmarket.errors import FingerprintError, KVMarketError, MisuseError, SlotError, TokenError
-from kvmarket.fingerprint import Fingerprint
+from kvmarket.errors import KVMarketError, SlotError, TokenError
+from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit, Offers, PoolDescriptor
 from kvmarket.own_pool import OwnPool
@@ -60,6 +61,7 @@ class ControlHalf:
         self._pools = [self.pool, self.staging] if self.staging else [self.pool]
         self._peers = Peers(self.avoid)
         self._gone: list[str] = []
+        self._promises = count(1)
         self._unreachable: set[str] = set()
         self._closed = False
         self._lock = threading.RLock()
@@ -170,6 +172,31 @@ class ControlHalf:
         blocks = sum(map(len, found))
         return Hit(blocks * self.block_size, blocks, first, tuple(found), pools)
 
+    def promise(self, tokens: Integers, *, tenant: str | None = None) -> int:
+        """Say that this engine has begun to compute the prefix `tokens`, and will offer it; a number for `settle`.
+
+        Others may wait for it instead of computing it too. A hint: nothing is fetched because of it. Raises TokenError.
+        Costs 10 us and 1 us a KiB.
+        """
+        array = as_tokens(tokens)
+        with self._lock:
+            number = next(self._promises)
+            self._client.promise(self.pool.id, self.tenant if tenant is None else tenant, array, number)
+        return number
+
+    def settle(self, number: int) -> None:
+        """A promise stands no longer: its blocks are on offer, or will not be. Call it behind their `offer`."""
+        with self._lock:
+            self._client.settle(self.pool.id, number)
+
+    def promised(self, tokens: Integers, *, tenant: str | None = None) -> int:
+        """How many leading whole blocks of `tokens` other engines are computing right now. Raises TokenError.
+
+        Costs some us.
+        """
+        owner = self.tenant if tenant is None else tenant
+        return self._client.promised(as_tokens(tokens), owner, {pool.id for pool in self._pools})
+
     def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
         """Before these slots are overwritten.
 
@@ -262,13 +289,3 @@ class ControlHalf:
             self._gone.extend(pools)
         if self._on_gone is not None:
             self._on_gone(pools)
-
-
-def check_identity(fingerprint: Fingerprint, tenant: str) -> None:
-    """Raise FingerprintError or MisuseError unless these can name who shares with whom."""
-    if not isinstance(fingerprint, Fingerprint):
-        raise FingerprintError(
-            f"fingerprint is a {type(fingerprint).__name__}; make it with Fingerprint.of(model=..., dtype=...)"
-        )
-    if not isinstance(tenant, str):
-        raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")

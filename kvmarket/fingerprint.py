@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import msgspec
 import xxhash
 
-from kvmarket.errors import FingerprintError
+from kvmarket.errors import FingerprintError, MisuseError
 
 
 class Fingerprint(msgspec.Struct, frozen=True):
@@ -56,3 +56,13 @@ def _canonical(value: object) -> str:
     if " at 0x" in text:
         raise FingerprintError(f"the fact {text} has no stable text; give its name or its fields instead")
     return f"{type(value).__module__}.{type(value).__qualname__}:{text!r}"
+
+
+def check_identity(fingerprint: Fingerprint, tenant: str) -> None:
+    """Raise FingerprintError or MisuseError unless these can name who shares with whom."""
+    if not isinstance(fingerprint, Fingerprint):
+        raise FingerprintError(
+            f"fingerprint is a {type(fingerprint).__name__}; make it with Fingerprint.of(model=..., dtype=...)"
+        )
+    if not isinstance(tenant, str):
+        raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from kvmarket import counters
-from kvmarket.control import ControlHalf, check_identity
+from kvmarket.control import ControlHalf
 from kvmarket.data import DataHalf, register_own, unregister_own
 from kvmarket.errors import ClosedError, KVMarketError, LayoutError, MisuseError, SlotError
-from kvmarket.fingerprint import Fingerprint
+from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.layout import PagedCache
 from kvmarket.moved import Moved
 from kvmarket.offer import Hit

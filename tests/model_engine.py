@@ -77,6 +77,14 @@ class ModelEngine:
             )
         return valid
 
+    def promise(self, tokens: list[int]) -> int:
+        """Say that these tokens are being computed."""
+        return self.market._control.promise(tokens)
+
+    def promised(self, tokens: list[int]) -> int:
+        """How many of these tokens' blocks others are computing."""
+        return self.market._control.promised(tokens)
+
     def close(self) -> None:
         """Leave."""
         self.market.close()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import msgspec
 
 from kvmarket.errors import LayoutError, MessageError, RefusedError
-from kvmarket.registry.messages import Join, MemberStatus, OfferBlocks, Retire
-from kvmarket.registry.offering import offering_of
-from kvmarket.registry.space import Space, slots_of
+from kvmarket.registry.messages import Join, MemberStatus, News
+from kvmarket.registry.news import put_in
+from kvmarket.registry.space import Space
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -73,19 +73,15 @@ class Book:
             del self._spaces[member.join.space]
         return member.join
 
-    def offer(self, name: str, offer: OfferBlocks) -> str:
-        """Put up the offers of `offer`; the space they are in. Raises MessageError. Costs as `Space.offer`."""
-        member = self._owner(name, offer.pool)
-        member.space.offer(offering_of(offer, member.join.block_size))
-        return member.join.space
+    def hear(self, name: str, news: News) -> str:
+        """Do what `name` says of one of its pools; the space that this changed. Raises MessageError.
 
-    def retire(self, name: str, retire: Retire) -> str:
-        """Take down offers of a pool of `name`; the space they were in. Slots without one are passed over.
-
-        Raises MessageError.
+        Costs as what `Space` does for it.
         """
-        member = self._owner(name, retire.pool)
-        member.space.retire(retire.pool, slots_of(retire))
+        if self._owners.get(news.pool, "") != name or not name:
+            raise MessageError(f"pool {news.pool} is not one of this engine")
+        member = self.members[name]
+        put_in(member.space, news)
         return member.join.space
 
     def status(self) -> tuple[MemberStatus, ...]:
@@ -96,8 +92,3 @@ class Book:
             offers = sum(len(pools[record.pool].standing()) for record in join.pools)
             rows.append(MemberStatus(join.process.pid, join.space, len(join.pools), offers))
         return tuple(rows)
-
-    def _owner(self, name: str, pool: str) -> Member:
-        if self._owners.get(pool, "") != name or not name:
-            raise MessageError(f"pool {pool} is not one of this engine")
-        return self.members[name]

@@ -20,7 +20,7 @@ from kvmarket import counters
 from kvmarket.errors import KVMarketError
 from kvmarket.registry.address import Address
 from kvmarket.registry.line import join_service
-from kvmarket.registry.messages import Join, OfferBlocks, PoolRecord, Retire, pack_message
+from kvmarket.registry.messages import Join, News, PoolRecord, Promise, Retire, Settle, pack_message
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
@@ -75,6 +75,19 @@ class Client:
         """Take the offers of these slots down, of the whole pool when None. As `offer`."""
         return self._tell(Retire(pool, None if slots is None else slots.tobytes()))
 
+    def promise(self, pool: str, tenant: str, tokens: Int32s, number: int) -> bool:
+        """Say that the prefix `tokens` is being computed, and will be on offer. As `offer`."""
+        return self._tell(Promise(pool, tenant, tokens.tobytes(), number))
+
+    def settle(self, pool: str, number: int) -> bool:
+        """Take back a promise, kept or not. As `offer`."""
+        return self._tell(Settle(pool, number))
+
+    def promised(self, tokens: Int32s, tenant: str, without: Collection[str]) -> int:
+        """How many leading whole blocks of `tokens` somebody is computing, in pools other than `without`."""
+        with self._lock:
+            return self._line.replica.space.promises.blocks(tokens, tenant, without)
+
     def speak(self) -> None:
         """To be called by `on_rejoin` before it offers: what was offered since we joined has not been sent."""
         with self._lock:
@@ -108,7 +121,7 @@ class Client:
         self._context.term()
         os.close(self._wake)
 
-    def _tell(self, change: OfferBlocks | Retire) -> bool:
+    def _tell(self, change: News) -> bool:
         """Tell our replica, and the service."""
         frames = pack_message(change)
         with self._lock:

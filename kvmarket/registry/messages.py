@@ -1,9 +1,8 @@
 """What travels between engines and the service: typed, bounded, never unpickled.
 
 Each message on the wire is two frames: the protocol, then one of these structs in msgpack. What engines send to change
-the market (`OfferBlocks`, `Retire`) goes on from the service to every engine of the space, in one numbered stream of
-`Changes`; whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their
-bytes in native order.
+the market (`News`) goes on from the service to every engine of the space, in one numbered stream of `Changes`; whoever
+joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes in native order.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import msgspec
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/3"
+PROTOCOL = b"kvmarket/4"
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -94,6 +93,25 @@ class Retire(msgspec.Struct, frozen=True, tag="retire"):
     slots: Words | None
 
 
+class Promise(msgspec.Struct, frozen=True, tag="promise"):
+    """The engine of `pool` has begun to compute the prefix `tokens` (int32), and will offer it, as it is minded now.
+
+    A hint. `number` names it among those of the pool.
+    """
+
+    pool: PoolId
+    tenant: Name
+    tokens: Tokens
+    number: Counter
+
+
+class Settle(msgspec.Struct, frozen=True, tag="settle"):
+    """A promise of `pool` stands no longer: what it promised is on offer, or will not be."""
+
+    pool: PoolId
+    number: Counter
+
+
 class PoolJoined(msgspec.Struct, frozen=True, tag="pool-joined"):
     """A pool of the space: offers of its slots may follow."""
 
@@ -106,7 +124,8 @@ class PoolGone(msgspec.Struct, frozen=True, tag="pool-gone"):
     pool: PoolId
 
 
-Change = OfferBlocks | Retire | PoolJoined | PoolGone
+News = OfferBlocks | Retire | Promise | Settle  # of a pool, by its engine
+Change = News | PoolJoined | PoolGone
 
 
 class Changes(msgspec.Struct, frozen=True, tag="changes"):
@@ -155,7 +174,7 @@ class Leave(msgspec.Struct, frozen=True, tag="leave"):
     """An engine leaves: everything of it is taken down."""
 
 
-Request = Join | OfferBlocks | Retire | Sync | AskStatus | Leave
+Request = Join | News | Sync | AskStatus | Leave
 Reply = Joined | Refused | Changes | Snapshot | Status
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

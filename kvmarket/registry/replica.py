@@ -12,17 +12,18 @@ from typing import NamedTuple
 
 from kvmarket import counters
 from kvmarket.errors import MessageError, TokenError
-from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolGone, PoolJoined, Retire, Snapshot
+from kvmarket.registry.messages import Change, Changes, News, OfferBlocks, PoolGone, PoolJoined, Snapshot
+from kvmarket.registry.news import put_in
 from kvmarket.registry.offering import Offering, offering_of
-from kvmarket.registry.space import Space, slots_of
+from kvmarket.registry.space import Space
 
 SLICE_BLOCKS = 64  # put up in one step: some 50 us
 
 
 class _Own(NamedTuple):
-    """What this engine itself offers or retires."""
+    """What this engine itself offers, retires or promises."""
 
-    change: OfferBlocks | Retire
+    change: News
 
 
 class Replica:
@@ -62,8 +63,8 @@ class Replica:
             self._queue.extend(reply.changes)
         return self.synced
 
-    def add(self, own: OfferBlocks | Retire) -> None:
-        """Queue what this engine itself offers or retires."""
+    def add(self, own: News) -> None:
+        """Queue what this engine itself offers, retires or promises."""
         self._queue.append(_Own(own))
 
     def step(self) -> list[str]:
@@ -79,7 +80,7 @@ class Replica:
         change = self._queue.popleft()
         if isinstance(change, _Own):
             change, space = change.change, self.space
-        elif isinstance(change, OfferBlocks | Retire) and change.pool in self._own:
+        elif not isinstance(change, PoolJoined | PoolGone | Snapshot) and change.pool in self._own:
             return []
         try:
             match change:
@@ -92,8 +93,8 @@ class Replica:
                 case PoolGone():
                     space.drop_pool(change.pool)
                     return [change.pool]
-                case Retire():
-                    space.retire(change.pool, slots_of(change))
+                case _:
+                    put_in(space, change)
         except (MessageError, TokenError) as error:
             counters.add("change_refused", reason=type(error).__name__)
         return []

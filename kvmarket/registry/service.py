@@ -35,10 +35,12 @@ from kvmarket.registry.messages import (
     OfferBlocks,
     PoolGone,
     PoolJoined,
+    Promise,
     Refused,
     Reply,
     Request,
     Retire,
+    Settle,
     Status,
     Sync,
     pack_message,
@@ -158,10 +160,8 @@ class Service:
         match request:
             case Join():
                 self._join(route, request)
-            case OfferBlocks():
-                self._streams[self._book.offer(member, request)].add(request)
-            case Retire():
-                self._streams[self._book.retire(member, request)].add(request)
+            case OfferBlocks() | Retire() | Promise() | Settle():
+                self._streams[self._book.hear(member, request)].add(request)
             case Sync():
                 self._sync(route, member)
             case AskStatus():

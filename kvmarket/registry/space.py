@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmarket.errors import MessageError, MissingBlockError
-from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Retire
+from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Promise
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.offering import Offering, array_of
+from kvmarket.registry.promises import Promises
 from kvmarket.registry.standing import Pool, Run, distinct
 from kvmarket.registry.tokens import Int32s, Int64s
 from kvmarket.registry.tree import Place
@@ -45,6 +46,7 @@ class Space:
         self._tenants: dict[str, _Tenancy] = {}
         self._tenancies: dict[int, _Tenancy] = {}
         self._numbers = count(1)
+        self.promises = Promises(block_size)
 
     @property
     def blocks(self) -> int:
@@ -62,6 +64,7 @@ class Space:
         pool = self.pools.get(name)
         if pool is not None:
             self._take_down(pool, pool.standing())
+            self.promises.drop(name)
             del self.pools[name], self._by_number[pool.number]
 
     def offer(self, offering: Offering) -> None:
@@ -103,8 +106,19 @@ class Space:
         """
         pool = self._pool(name)
         gone = pool.standing() if slots is None else distinct(pool.known(slots))
+        if slots is None:
+            self.promises.drop(name)
         self._take_down(pool, gone)
         return gone
+
+    def promise(self, promise: Promise) -> None:
+        """Note that somebody is computing a prefix.
+
+        Raises MessageError for a pool that is not known, or tokens that are no whole number of integers.
+        """
+        self._pool(promise.pool)
+        array_of(promise.tokens, np.dtype(np.int32))
+        self.promises.add(promise)
 
     def match(self, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> list[Run]:
         """The longest offered prefix from block `first` on, as runs in block order.
@@ -170,6 +184,7 @@ class Space:
             yield PoolJoined(pool.record)
         for offering in self.offerings():
             yield offering.message()
+        yield from self.promises
 
     def offerings(self, pools: Collection[str] | None = None) -> Iterator[Offering]:
         """All offers that stand (of these pools), older ones of a block before newer ones, prefixes before the rest.
@@ -253,10 +268,3 @@ class Space:
             if not tenancy.trie:
                 del self._tenants[tenancy.tenant], self._tenancies[number]
         pool.generations[slots] = 0
-
-
-def slots_of(message: Retire) -> Int64s | None:
-    """The slots that a retirement names. Raises MessageError when they are no whole number of integers."""
-    if message.slots is None:
-        return None
-    return array_of(message.slots, np.dtype(np.int64))

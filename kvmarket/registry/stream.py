@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolJoined, Reply, Retire, Snapshot
+from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolJoined, Promise, Reply, Retire, Snapshot
 
 CHANGES_BYTES = 1 << 18  # in one message, some: an engine decodes it on its scheduling thread
 SNAPSHOT_BYTES = 1 << 20
@@ -78,6 +78,8 @@ def _bytes(change: Change) -> int:
     match change:
         case OfferBlocks():
             return 128 + len(change.tokens) + 3 * len(change.slots)
+        case Promise():
+            return 128 + len(change.tokens)
         case Retire():
             return 128 + len(change.slots or b"")
         case PoolJoined():

@@ -18,7 +18,9 @@ from kvmarket.registry.messages import (
     PoolGone,
     PoolJoined,
     PoolRecord,
+    Promise,
     Retire,
+    Settle,
     Snapshot,
     pack_message,
 )
@@ -68,6 +70,8 @@ def made_up(chance: random.Random) -> list[Change]:
     return [
         OfferBlocks(pool, tenant, tokens, first, slots, chance.choice((1, 1, 1, 2, 0)), generations, sums, after),
         Retire(pool, slots if chance.random() < 0.9 else None),
+        Promise(pool, "", tokens, chance.randrange(4)),
+        Settle(pool, chance.randrange(4)),
     ]
 
 

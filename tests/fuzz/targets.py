@@ -35,9 +35,11 @@ from kvmarket.registry.messages import (
     PoolGone,
     PoolJoined,
     PoolRecord,
+    Promise,
     Reply,
     Request,
     Retire,
+    Settle,
     Snapshot,
     Sync,
     pack_message,
@@ -66,9 +68,8 @@ def offer(pool: str, slots: tuple[int, ...], generation: int) -> OfferBlocks:
 
 def state_of(space: Space) -> object:
     """All that counts of a space, to be compared."""
-    return space.blocks, {
-        name: (pool.generations.tobytes(), pool.epochs.tobytes()) for name, pool in space.pools.items()
-    }
+    pools = {name: (pool.generations.tobytes(), pool.epochs.tobytes()) for name, pool in space.pools.items()}
+    return space.blocks, pools, list(space.promises)
 
 
 class ServiceTarget:
@@ -116,6 +117,7 @@ class ServiceTarget:
             Join(Process.current(), "space", "g", BLOCK, (record("mine"), record("more"))),
             offer("mine", (3, 4, 5), 7), offer("mine", (0,), 9), Retire("mine", np.array([0, 2]).tobytes()),
             Retire("mine", None), Sync(), AskStatus(), Leave(),
+            Promise("mine", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("mine", 1),
         ]  # fmt: skip
         return [pack_message(each)[1] for each in requests]
 
@@ -173,6 +175,7 @@ class ReplicaTarget:
         changes = (
             PoolJoined(record("new")), offer("theirs", (3, 4), 6), offer("new", (0, 1), 1), offer("unknown", (0,), 1),
             Retire("theirs", np.array([1]).tobytes()), Retire("theirs", None), PoolGone("new"),
+            Promise("theirs", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("theirs", 1),
         )  # fmt: skip
         replies: list[Reply] = [Changes(2, (change,)) for change in changes]
         replies += [Changes(2, changes), Changes(1, ()), Snapshot(5, True, True, changes[:2])]

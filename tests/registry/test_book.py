@@ -18,7 +18,7 @@ def joining(*pools: str, space: str = "s", geometry: str = "g", process: Process
 
 
 def offer(book: Book, name: str, pool: str) -> str:
-    return book.offer(name, OfferBlocks(pool, "", bytes(8), 0, bytes(8), 1, np.array([1], np.uint64).tobytes()))
+    return book.hear(name, OfferBlocks(pool, "", bytes(8), 0, bytes(8), 1, np.array([1], np.uint64).tobytes()))
 
 
 @pytest.fixture
@@ -44,16 +44,16 @@ def test_only_the_owner_offers_and_retires(book):
         with pytest.raises(MessageError, match="not one of this engine"):
             offer(book, name, pool)
         with pytest.raises(MessageError, match="not one of this engine"):
-            book.retire(name, Retire(pool, None))
+            book.hear(name, Retire(pool, None))
     assert book.blocks == 0
 
 
 def test_retire_and_leave(book):
     offer(book, "a", "pa")
     offer(book, "b", "pb")
-    assert book.retire("b", Retire("pb", np.array([0]).tobytes())) == "s"
+    assert book.hear("b", Retire("pb", np.array([0]).tobytes())) == "s"
     with pytest.raises(MessageError):
-        book.retire("a", Retire("pa", b"123"))
+        book.hear("a", Retire("pa", b"123"))
     assert [row.offers for row in book.status()] == [1, 0]
     left = book.leave("a")
     assert left is not None
