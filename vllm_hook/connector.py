@@ -59,6 +59,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 tenant=self._settings.tenant,
                 offers=self._kv_transfer_config.is_kv_producer,
                 imports=self._kv_transfer_config.is_kv_consumer,
+                wait_tokens=self._settings.wait_tokens,
             )
 
     @property
@@ -147,8 +148,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return ControlHalf(layout, memories, fingerprint, tenant, address)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How many tokens beyond the local hit peers hold; they are loaded asynchronously."""
-        answer = (0, False)
+        """How many tokens beyond the local hit peers hold, loaded asynchronously; None: ask again."""
+        answer: tuple[int | None, bool] = (0, False)
         if self._scheduler:
             with Guard("get_num_new_matched_tokens", self._scheduler.fail):
                 answer = self._scheduler.match(request, num_computed_tokens)

@@ -10,6 +10,7 @@ import msgspec
 from kvmarket.errors import MisuseError
 from vllm_hook import compat
 
+WAIT_TOKENS = 2048  # prefilling so many takes about five times as long as importing them
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
 
@@ -17,13 +18,14 @@ _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config``: what an operator may set.
 
-    The market's address, this engine's tenant, how many SMs a fetch may take at a time, whether any failure policy will
-    do.
+    The market's address, this engine's tenant, how many SMs a fetch may take at a time, from how many tokens on a
+    request waits for a peer that is computing its prompt (0: never), whether any failure policy will do.
     """
 
     address: str | None = None
     tenant: str = ""
     programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    wait_tokens: Annotated[int, msgspec.Meta(ge=0)] = WAIT_TOKENS
     force: bool = False
 
 
@@ -34,7 +36,7 @@ def settings_of(transfer_config: Any) -> Settings:
         settings = msgspec.convert(dict(extra), Settings)
     except msgspec.ValidationError as error:
         raise MisuseError(
-            f"kv_connector_extra_config: {error}; known are address, tenant, programs and force"
+            f"kv_connector_extra_config: {error}; known are address, tenant, programs, wait_tokens and force"
         ) from error
     if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
         raise MisuseError(

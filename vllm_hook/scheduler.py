@@ -17,6 +17,7 @@ from vllm_hook import compat
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.steps import Steps, Written
 from vllm_hook.tracks import Track, track_of
+from vllm_hook.waits import Waits
 
 
 @dataclass(slots=True)
@@ -34,7 +35,14 @@ class SchedulerSide:
     """One engine's owner and planner. Inert until `join` has brought the control half of the market."""
 
     def __init__(
-        self, block_size: int, ranks: int, *, tenant: str = "", offers: bool = True, imports: bool = True
+        self,
+        block_size: int,
+        ranks: int,
+        *,
+        tenant: str = "",
+        offers: bool = True,
+        imports: bool = True,
+        wait_tokens: int = 0,
     ) -> None:
         self._block_size = block_size
         self._ranks = ranks
@@ -49,6 +57,7 @@ class SchedulerSide:
         self._found: dict[str, Hit] = {}  # matched, not allocated yet
         self._unsent: list[Load] = []
         self._flights: dict[str, _Flight] = {}
+        self._waits = Waits(block_size, wait_tokens)
 
     # ---- start and end
 
@@ -88,6 +97,7 @@ class SchedulerSide:
         self._steps.clear()
         self._flights.clear()
         self._found.clear()
+        self._waits.clear()
         for track in self._tracks.values():  # what they go on to compute rests on blocks from before
             track.refusal = track.refusal or reason
 
@@ -99,8 +109,11 @@ class SchedulerSide:
 
     # ---- requests
 
-    def match(self, request: Any, computed: int) -> tuple[int, bool]:
-        """How many tokens beyond the `computed` ones peers hold, and whether they are to be loaded."""
+    def match(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """How many tokens beyond the `computed` ones peers hold, and whether they are to be loaded.
+
+        None: ask again at the next step, a peer is computing them.
+        """
         control = self._control
         if control is None:
             return 0, False
@@ -111,7 +124,10 @@ class SchedulerSide:
         reason = self._no_import(track, computed)
         if reason or last <= first:
             return 0, False
-        hit = control.match(track.tokens(last * self._block_size), tenant=track.tenant, first=first, own=False)
+        tokens = track.tokens(last * self._block_size)
+        hit = control.match(tokens, tenant=track.tenant, first=first, own=False)
+        if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
+            return None, False
         if hit.blocks == 0:
             self._found.pop(request.request_id, None)
             return 0, False
@@ -125,6 +141,11 @@ class SchedulerSide:
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
+        if track and self._offers and not track.refusal:
+            at_hand = track.known + external // self._block_size
+            self._waits.begin(
+                self._control, request.request_id, track.tokens(request.num_tokens), track.tenant, at_hand
+            )
         self._retire(track.whole(slots) if track else slots)
         if external and track:
             self._take_off(track)
@@ -132,6 +153,7 @@ class SchedulerSide:
     def finished(self, request_id: str) -> None:
         """The request is over. What its steps in flight complete is still offered when they come back."""
         self._tracks.pop(request_id, None)
+        self._waits.over(request_id)
         self._found.pop(request_id, None)
         self._flights.pop(request_id, None)
 
@@ -169,6 +191,8 @@ class SchedulerSide:
         if done.ranks == self._ranks:
             for written in self._steps.through(done.step):
                 self._offer(written.track, written.first, written.slots, written.generations)
+        if self._control is not None:
+            self._waits.end(self._control)
 
     # ---- internals
 
@@ -268,3 +292,4 @@ class SchedulerSide:
         if count > 0:
             whole = tokens[: (first + count) * self._block_size]
             self._control.offer(whole, slots[:count], generations[:count], tenant=track.tenant, first=first)
+            self._waits.offered(self._control, track.request.request_id, first + count)

@@ -22,6 +22,8 @@ class FakeControl:
         self.log: list[str] = []
         self.standing: dict[int, tuple[int, int, tuple[int, ...], str]] = {}  # slot: generation, epoch, tokens, tenant
         self.found = 0
+        self.promises: dict[int, tuple[tuple[int, ...], str]] = {}
+        self.coming = 0  # blocks that others are computing
         self.broken: set[str] = set()
         self.closed = False
 
@@ -58,6 +60,18 @@ class FakeControl:
     def fail_closed(self, reason: str) -> None:
         self.log.append("fail_closed")
         self.epoch += 1
+
+    def promise(self, tokens: Any, *, tenant: str) -> int:
+        self._call("promise")
+        self.promises[len(self.log)] = (tuple(tokens), tenant)
+        return len(self.log)
+
+    def settle(self, number: int) -> None:
+        self._call("settle")
+        del self.promises[number]
+
+    def promised(self, tokens: Any, *, tenant: str) -> int:
+        return self.coming
 
     def avoid(self, pool: str) -> None:
         self._call(f"avoid {pool}")
