@@ -134,12 +134,18 @@ class Node:
         above.parent.children[above.head] = above
         return above
 
+    def append(self, data: bytes, offers: Int64s, stamps: Int64s | None) -> None:
+        """Append blocks. Cost: O(tokens of all)."""
+        self.tail += data
+        rows = max(len(self.offers), len(offers))
+        self.offers = np.concatenate((_tall(self.offers, rows), _tall(offers, rows)), axis=1)
+        if self.stamps is not None and stamps is not None:
+            self.stamps = np.concatenate((self.stamps, stamps))
+        self.holes = int(np.count_nonzero(self.offers[0] < 0))
+
     def absorb(self, child: Node) -> None:
         """Append the only child's blocks to this node and take over its children. Cost: O(tokens of both)."""
-        self.tail = self.tail + child.head + child.tail
-        rows = max(len(self.offers), len(child.offers))
-        stamps = None if self.stamps is None or child.stamps is None else np.concatenate((self.stamps, child.stamps))
-        self._set(np.concatenate((_tall(self.offers, rows), _tall(child.offers, rows)), axis=1), stamps)
+        self.append(child.head + child.tail, child.offers, child.stamps)
         self.children = child.children
         for grandchild in (self.children or {}).values():
             grandchild.parent = self

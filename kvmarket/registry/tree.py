@@ -92,6 +92,22 @@ class Tree:
         if self.cold is not None:
             self.cold.push(node)
 
+    def lengthen(self, node: Node, data: bytes, row: Int64s) -> bool:
+        """Append all blocks of `data` to a leaf; False, and nothing done, where it is none or has no room for them."""
+        if node.children is not None or node.number <= 0 or node.size + row.size > self.node_blocks:
+            return False
+        holes = node.holes
+        stamps = None if self.cold is None else np.full(row.size, self.clock, np.int64)
+        node.append(data, row[np.newaxis], stamps)
+        fresh = row.size - (node.holes - holes)
+        self.stored += row.size
+        self.held += fresh
+        self.pairs += fresh
+        self._note(row if fresh == row.size else row[row >= 0], node)
+        if self.cold is not None:
+            self.cold.push(node)
+        return True
+
     def split(self, node: Node, blocks: int) -> Node:
         """Cut a node in two; returns the upper one, of `blocks` blocks.
 

@@ -123,7 +123,9 @@ class PrefixTrie:
         while at < count:
             below = node.children and node.children.get(data[at * width : (at + 1) * width])
             if not below:
-                tree.grow(node, data[at * width :], row[at:])
+                fresh, last = data[at * width :], row[at:]
+                if not tree.lengthen(node, fresh, last):
+                    tree.grow(node, fresh, last)
                 break
             blocks = below.reach(data, at * width)
             if blocks < below.size and at + blocks < count:
