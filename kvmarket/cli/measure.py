@@ -1,7 +1,8 @@
 """``kvmarket doctor --measure``: how fast each way is between two devices, over CUDA IPC from a real second process.
 
 One buffer on either side is looked at in several layouts, so that a way is measured with what it is for: `pull` from
-pages to pages, `copy` from packed slots to packed slots, `staged` from packed slots to pages. Slots are random.
+pages to pages, `copy` from packed slots to packed slots, `staged` from packed slots to pages. Slots are random. Each
+way is measured by itself, and with two copies under way all the time.
 Started as ``python -m kvmarket.cli.measure``, this is the second process, which owns the source.
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -114,8 +117,8 @@ def _measured(
             fragment = table_of(there, here).length
             for size in sizes:
                 copy = _random_copy(there, here, size // here.layout.slot_bytes)
-                seconds = _median(partial(_move, moving, copy))
-                yield Rate(case.way, size, fragment, size / seconds)
+                yield Rate(case.way, size, fragment, size / _median(partial(_move, moving, copy)))
+                yield Rate(case.way, size, fragment, size / _behind_another(moving, copy), busy=True)
         finally:
             moving.close()
 
@@ -154,6 +157,18 @@ def _median(run: Callable[[], None]) -> float:
         run()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[WARM_UPS:])
+
+
+def _behind_another(mover: Mover, copy: Copy) -> float:
+    """Seconds that a copy takes where two are under way all the time."""
+    under_way, ends = deque([mover.start([copy]), mover.start([copy])]), []
+    for _ in range(WARM_UPS + RUNS):
+        under_way.popleft().finish()
+        ends.append(time.perf_counter())
+        under_way.append(mover.start([copy]))
+    for started in under_way:
+        started.finish()
+    return statistics.median(b - a for a, b in pairwise(ends[WARM_UPS - 1 :]))
 
 
 def own_memory(line: Line) -> None:

@@ -37,7 +37,7 @@ def measure_pairs() -> Iterator[Measured | Finding]:
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        todo, steps = pairs(), (len(cases_here()) + 1) * len(SIZES)
+        todo, steps = pairs(), (2 * len(cases_here()) + 1) * len(SIZES)
         bar = progress.add_task("", total=len(todo) * steps)
         for number, (reader, owner) in enumerate(todo):
             progress.update(bar, description=f"{reader} reads {owner}", completed=number * steps)
@@ -78,7 +78,7 @@ def _gpu_mover(own: SlotArray, way: str) -> Mover:
 
 
 def table_of_rates(measured: Measured) -> Table:
-    """One row per way and size of fragment, the ceiling last; one column per size."""
+    """One row per way and size of fragment, by itself and with two under way, the ceiling last; one column per size."""
     every = (*measured.rates, *measured.ceiling)
     sizes = sorted({rate.nbytes for rate in every})
     table = Table(title=f"{measured.reader} reads {measured.owner}, GB/s")
@@ -89,7 +89,8 @@ def table_of_rates(measured: Measured) -> Table:
     rows: dict[tuple[str, str], dict[int, float]] = {}
     for rate in every:
         fragment = "" if rate.way == CEILING else f"{rate.fragment >> 10} KiB"
-        rows.setdefault((rate.way, fragment), {})[rate.nbytes] = rate.rate
+        way = f"{rate.way}, two under way" if rate.busy else rate.way
+        rows.setdefault((way, fragment), {})[rate.nbytes] = rate.rate
     for (way, fragment), reached in rows.items():
         values = (f"{reached[size] / 1e9:.1f}" if size in reached else "" for size in sizes)
         table.add_row("one contiguous copy" if way == CEILING else way, fragment, *values)

@@ -21,12 +21,17 @@ SPARING = 0.95  # a way that takes no SM is taken when it is at least this fast,
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """What one way reached: bytes per second for copies of ``nbytes`` in all, in fragments of ``fragment`` bytes."""
+    """What one way reached: bytes per second for copies of ``nbytes`` in all, in fragments of ``fragment`` bytes.
+
+    One copy at a time, or, where it is ``busy``, behind another one: what a way does ahead of its first byte and behind
+    its last one costs nothing then.
+    """
 
     way: str
     nbytes: Annotated[int, msgspec.Meta(gt=0)]
     fragment: Annotated[int, msgspec.Meta(gt=0)]
     rate: float
+    busy: bool = False
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -37,10 +42,13 @@ class Table(msgspec.Struct, frozen=True):
     rates: tuple[Rate, ...]
 
 
-_TWO_H200 = (  # over NVLink, single fetches (call_p50) of bench/results/h200x2-transfer.json, in GB/s
+_TWO_H200 = (  # over NVLink, bench/results/h200x2-transfer.json, in GB/s: single fetches (call_p50), then two under way
     *(Rate("pull", n << 20, 65536, r * 1e9) for n, r in ((2, 37), (16, 177), (64, 259), (256, 333), (1024, 360))),
     *(Rate("copy", n << 20, 2 << 20, r * 1e9) for n, r in ((2, 40), (16, 130), (64, 252), (256, 336), (1024, 371))),
     *(Rate("staged", n << 20, 65536, r * 1e9) for n, r in ((16, 67), (64, 155), (256, 260), (1024, 319))),
+    *(Rate("pull", n << 20, 65536, r * 1e9, True) for n, r in ((16, 226), (64, 336), (256, 360), (1024, 370))),
+    *(Rate("copy", n << 20, 2 << 20, r * 1e9, True) for n, r in ((16, 156), (64, 373), (256, 391), (1024, 396))),
+    *(Rate("staged", n << 20, 65536, r * 1e9, True) for n, r in ((16, 59), (64, 161), (256, 383), (1024, 387))),
 )
 
 
@@ -51,28 +59,30 @@ class Choice:
         self._rates = tuple(rates)
         self._known = functools.lru_cache(maxsize=1024)(self._way)
 
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
+    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool, busy: bool = False) -> str:
         """The way for ``nbytes`` bytes in fragments of ``fragment`` bytes: "pull", "copy" or "staged".
 
         ``contiguous``: a slot is one range on both sides, so that it can be copied. ``packed``: the source is packed,
-        so that it can be staged. Costs less than 1 us where it was asked the same lately, else some 10.
+        so that it can be staged. ``busy``: another copy is under way. Costs less than 1 us where it was asked the same
+        lately, else some 10.
         """
-        return self._known(nbytes, fragment, contiguous, packed)
+        return self._known(nbytes, fragment, contiguous, packed, busy)
 
-    def _way(self, nbytes: int, fragment: int, contiguous: bool, packed: bool) -> str:
+    def _way(self, nbytes: int, fragment: int, contiguous: bool, packed: bool, busy: bool) -> str:
         ways = ["pull", *(["copy"] if contiguous else ["staged"] if packed else [])]
-        rates = {way: self._rate(way, nbytes, fragment) for way in ways}
+        rates = {way: self._rate(way, nbytes, fragment, busy) for way in ways}
         best = max(rates, key=lambda way: rates[way])
         if rates.get("copy", 0.0) >= SPARING * rates[best]:
             return "copy"
         return best
 
-    def _rate(self, way: str, nbytes: int, fragment: int) -> float:
+    def _rate(self, way: str, nbytes: int, fragment: int, busy: bool) -> float:
         """The rate of a way for so many bytes: between the two nearest sizes, of the nearest size of fragment.
 
-        Less than the smallest size takes as long as that.
+        Less than the smallest size takes as long as that. A table without busy rates says single ones.
         """
-        known = [rate for rate in self._rates if rate.way == way]
+        busy = busy and any(rate.busy for rate in self._rates)
+        known = [rate for rate in self._rates if rate.way == way and rate.busy == busy]
         if not known:
             return 0.0
         nearest = min({rate.fragment for rate in known}, key=lambda size: abs(math.log2(size / fragment)))
@@ -94,7 +104,7 @@ class Forced(Choice):
         super().__init__(())
         self._forced = way
 
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool) -> str:
+    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool, busy: bool = False) -> str:
         """That way."""
         return self._forced
 

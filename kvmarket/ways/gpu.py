@@ -142,7 +142,8 @@ class GpuMover:
             nbytes = len(copy.slots) * own.layout.slot_bytes
             flat = flat and not copy.summed  # the copy engine sums nothing
             choice, length = self.choice or link.choice, link.table.length
-            way = choice.way(nbytes, length, contiguous=flat, packed=packed and not self._no_ring)
+            busy = not copy_engine.idle(self._streams[0].cuda_stream)
+            way = choice.way(nbytes, length, contiguous=flat, packed=packed and not self._no_ring, busy=busy)
         if way == "copy":
             return CopyJob(copy, own, self._streams)
         if way == "staged" and (ring := self._ring or self._new_ring()):

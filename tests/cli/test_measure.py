@@ -56,9 +56,9 @@ def test_measures_memory_of_a_second_process(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     cpu = torch.device("cpu")
     found = list(measure(cpu, cpu, SIZES, lambda own, way: CpuMover(own)))
-    assert [(rate.way, rate.nbytes) for rate in found] == [
-        (way, size) for way in (CEILING, *(case.way for case in CASES)) for size in SIZES
-    ]
+    ceiling = [(CEILING, size, False) for size in SIZES]
+    every = [(case.way, size, busy) for case in CASES for size in SIZES for busy in (False, True)]
+    assert [(rate.way, rate.nbytes, rate.busy) for rate in found] == [*ceiling, *every]
     assert all(rate.rate > 1e6 for rate in found)
     text = shown(rates.Measured("here", "there", tuple(found[2:]), tuple(found[:2])))
     assert all(word in text for word in ("2 MiB", "8 MiB", "64 KiB", "4 KiB", "2048 KiB", "one contiguous copy"))
@@ -68,7 +68,7 @@ def check_measured(reader: str, owner: str) -> None:
     """Every case at two sizes, none faster than light."""
     here, there = torch.device(reader), torch.device(owner)
     found = list(measure(here, there, SIZES, rates._gpu_mover))
-    assert len(found) == len(SIZES) * (len(CASES) + 1)
+    assert len(found) == len(SIZES) * (2 * len(CASES) + 1)
     assert all(1e8 < rate.rate < 1e13 for rate in found)
 
 

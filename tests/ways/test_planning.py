@@ -56,6 +56,7 @@ def test_the_fastest_way_that_can_be_taken():
     late = Choice([Rate("pull", 1 << 20, 4096, 30.0), Rate("staged", 1 << 24, 4096, 60.0)])
     assert late.way(1 << 20, 4096, contiguous=False, packed=True) == "pull", "what was measured for more says no rate"
     assert choice.way(1 << 40, 4096, contiguous=False, packed=True) == "staged", "larger"
+    assert choice.way(1 << 30, 4096, contiguous=False, packed=True, busy=True) == "staged", "nothing busy was measured"
 
 
 def test_of_two_sizes_of_fragments_the_nearer_one_counts():
@@ -69,3 +70,12 @@ def test_the_built_in_table_knows_every_way(nbytes: int):
     assert BUILT_IN.way(nbytes, 65536, contiguous=False, packed=False) == "pull"
     assert BUILT_IN.way(nbytes, 65536, contiguous=False, packed=True) == "pull", "one fetch of packed slots at a time"
     assert BUILT_IN.way(nbytes, 2 << 20, contiguous=True, packed=True) in ("pull", "copy")
+    behind = BUILT_IN.way(nbytes, 65536, contiguous=False, packed=True, busy=True)
+    assert behind == ("staged" if nbytes >= 256 << 20 else "pull"), "its copies hide behind those of the one before"
+
+
+def test_a_copy_behind_another_goes_by_what_was_measured_so():
+    rates = [Rate("pull", 1 << 20, 4096, 9.0), Rate("staged", 1 << 20, 4096, 8.0)]
+    choice = Choice([*rates, Rate("pull", 1 << 20, 4096, 9.0, True), Rate("staged", 1 << 20, 4096, 10.0, True)])
+    assert choice.way(1 << 20, 4096, contiguous=False, packed=True) == "pull"
+    assert choice.way(1 << 20, 4096, contiguous=False, packed=True, busy=True) == "staged"
