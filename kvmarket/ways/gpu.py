@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,12 +23,22 @@ from kvmarket.ways.choice import Choice, load
 from kvmarket.ways.copy_way import CopyJob
 from kvmarket.ways.copying import FAILURES, Copy, Int64s, Started
 from kvmarket.ways.launching import LaunchThread
-from kvmarket.ways.pull_way import PullJob, Room
+from kvmarket.ways.pull_way import PullJob
+from kvmarket.ways.rooms import Rooms
 from kvmarket.ways.staged_way import Ring, StagedJob
 
 STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
 Job = PullJob | CopyJob | StagedJob
 T = TypeVar("T")
+
+
+class _Thread(threading.local):
+    """What a thread of the process has done already."""
+
+    ready = False  # whether it has had the context of a device
+
+
+_THREAD = _Thread()
 
 
 class Link(NamedTuple):
@@ -52,7 +63,7 @@ class GpuMover:
         self._links: WeakKeyDictionary[SlotArray, Link] = WeakKeyDictionary()
         self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
         self._ring: Ring | None = None
-        self._rooms: list[Room] = []
+        self._rooms = Rooms(own.device)
         self._events: list[torch.cuda.Event] = []  # free to be recorded again
         self._no_ring = False
         self._closed = False
@@ -116,10 +127,15 @@ class GpuMover:
             stream.synchronize()
 
     def _here(self, call: Callable[[], T]) -> T:
-        """Call with our device as the current one: a thread that never chose one would make a context on the first."""
-        if torch.cuda.current_device() == self._device.index:
+        """Call with our device as the current one, and with its context, which a new thread does not have.
+
+        The driver takes copies from a thread with a context only; torch alone would make one on the first GPU.
+        """
+        if _THREAD.ready and torch.cuda.current_device() == self._device.index:
             return call()
         with torch.cuda.device(self._device):
+            self._streams[0].query()  # from now on the context follows the current device
+            _THREAD.ready = True
             return call()
 
     def _event(self) -> torch.cuda.Event:
@@ -160,9 +176,7 @@ class GpuMover:
         return self._ring
 
     def _launch_there(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
-        with torch.cuda.device(self._device):
-            self._streams[0].query()  # gives this thread the device's context
-            self._launch(jobs, done)
+        self._here(lambda: self._launch(jobs, done))
 
     def _launch(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
         """Launch. If that fails, nothing that was launched may land later on: wait for it, then raise RuntimeError."""

@@ -8,26 +8,15 @@ import torch
 from kvmarket.kernels.pull import PROGRAMS, SUMMING_PROGRAMS
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout import SlotArray
-from kvmarket.ways import copy_engine
+from kvmarket.ways import rooms
 from kvmarket.ways.copying import Copy, Int64s
-from kvmarket.ways.sums import Sums
+from kvmarket.ways.rooms import LongRoom, Room, Rooms
 
 SHORT = 8 << 20  # bytes: a pull of so few takes as many SMs as it can, for some us
-FEW = 64  # blocks: so few ids the kernel reads from host memory, which saves a copy ahead of it
-UNITS = 4096  # so many sums it writes to host memory, which saves zeroing some ahead of it and a copy behind it
-
-
-class Room:
-    """Pinned host memory in which a short pull has its ids and leaves its sums; used again when it is done."""
-
-    def __init__(self) -> None:
-        host = torch.empty(2 * FEW + UNITS, dtype=torch.int64, pin_memory=True)
-        self.source_slots, self.slots, self.sums = (part.data_ptr() for part in host.split([FEW, FEW, UNITS]))
-        self.ids, self.found = host[: 2 * FEW].view(2, FEW).numpy(), host[2 * FEW :].numpy()  # they keep it alive
 
 
 class PullJob:
-    """A pull, ready to be launched. Ids and sums live as long as it does."""
+    """A pull, ready to be launched. It has a room until it is done."""
 
     threaded = False
 
@@ -38,9 +27,9 @@ class PullJob:
         run: Launcher,
         stream: torch.cuda.Stream,
         programs: int | None,
-        rooms: list[Room],
+        free: Rooms,
     ) -> None:
-        """``run`` pulls from this source. ``rooms`` are free: it takes one or makes one, and gives it back at the end.
+        """``run`` pulls from this source. ``free``: it takes a room of these, and gives it back at the end.
 
         A copy that is ``summed`` must be one that can be.
         """
@@ -48,49 +37,35 @@ class PullJob:
         self._blocks = blocks = len(copy.slots)
         if programs is None and blocks * own.layout.slot_bytes > SHORT:
             self._programs = SUMMING_PROGRAMS if copy.summed else PROGRAMS
-        self._rooms, self._room = rooms, _take(rooms) if blocks <= FEW else None
-        self._kind, self._sums = PER_BLOCK, None
-        self._total: int | None = None
+        self._free, self._summed = free, copy.summed
         self._found: Int64s | None = None
-        if self._room is None:
-            self._host = torch.empty((2, blocks), dtype=torch.int64, pin_memory=True)
-            ids = self._host.numpy()
-            self._ids = torch.empty((2, blocks), dtype=torch.int64, device=own.device)
-            self._source_slots, self._slots = (row.data_ptr() for row in self._ids)
-        else:
-            ids = self._room.ids
-            self._source_slots, self._slots = self._room.source_slots, self._room.slots
-        ids[0, :blocks], ids[1, :blocks] = copy.source_slots, copy.slots
-        if copy.summed and self._room and blocks * run.units <= UNITS:
-            self._kind, self._total = PER_UNIT, self._room.sums
-        elif copy.summed:
-            self._sums = Sums(blocks, own.device)
-            self._total = self._sums.device.data_ptr()
+        short = blocks <= rooms.FEW and not (copy.summed and blocks * run.units > rooms.UNITS)
+        room = free.short() if short else free.long(blocks)
+        self._room: Room | LongRoom | None = room
+        room.ids[:blocks], room.ids[blocks : 2 * blocks] = copy.source_slots, copy.slots
 
     def launch(self) -> None:
         """Launch it."""
-        stream, sums = self._stream, self._sums
-        if self._room is None:
-            copy_engine.copy_range(self._ids.data_ptr(), self._host.data_ptr(), self._host.nbytes, stream)
-        if sums:
-            sums.zero(stream)
-        self._run(self._source_slots, self._slots, self._blocks, self._programs, self._total, stream, self._kind)
-        if sums:
-            sums.bring(stream)
+        room, stream, blocks, kind = self._room, self._stream, self._blocks, PER_UNIT
+        assert room is not None, "it is launched before it is done"
+        if isinstance(room, LongRoom):
+            kind = PER_BLOCK
+            room.bring_ids(blocks, stream)
+            if self._summed:
+                room.zero_sums(blocks, stream)
+        ids, sums = room.source_slots, room.sums if self._summed else None
+        self._run(ids, ids + 8 * blocks, blocks, self._programs, sums, stream, kind)
+        if self._summed and isinstance(room, LongRoom):
+            room.bring_sums(blocks, stream)
 
     def finish(self) -> Int64s | None:
         """It is done: the sums of its blocks, if it was summed. Its room is another's from now on."""
         room, self._room = self._room, None  # given back once, whatever interrupts this
-        if room:
-            if self._kind == PER_UNIT:
+        if room is not None:
+            if self._summed and isinstance(room, LongRoom):
+                self._found = room.found[: self._blocks].copy()
+            elif self._summed:
                 shape = self._blocks, self._run.units
                 self._found = np.add.reduce(room.found[: shape[0] * shape[1]].reshape(shape), axis=1)
-            self._rooms.append(room)
-        return self._sums.found() if self._sums else self._found
-
-
-def _take(rooms: list[Room]) -> Room:
-    try:
-        return rooms.pop()  # atomic: no two pulls take the same
-    except IndexError:
-        return Room()
+            self._free.give_back(room)
+        return self._found

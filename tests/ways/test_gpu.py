@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from kvmarket.kernels import can_sum, pull_reference
 from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.layout import SlotArray
 from kvmarket.transport import enable_peer_access
-from kvmarket.ways import Copy, copy_engine, pull_way, staged_way
+from kvmarket.ways import Copy, copy_engine, rooms, staged_way
 from kvmarket.ways.choice import Forced
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, Shape, clone
@@ -54,11 +55,11 @@ def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyP
     array, target = case.arrays(layers=3, slots=SLOTS)
     monkeypatch.setattr(staged_way, "CHUNK_BYTES", 5 * array.layout.slot_bytes)
     monkeypatch.setattr(staged_way, "LAST_BYTES", array.layout.slot_bytes)
-    monkeypatch.setattr(pull_way, "FEW", 20)
+    monkeypatch.setattr(rooms, "FEW", 20)
     source, own, mover = movers(way, array, target, owner)
     expected = clone(target)
     for count, seed, most in ((1, 1, 4096), (SLOTS, 2, 4096), (17, 3, 4096), (0, 4, 4096), (23, 5, 0), (19, 6, 0)):
-        monkeypatch.setattr(pull_way, "UNITS", most)
+        monkeypatch.setattr(rooms, "UNITS", most)
         ids, places = slots(count, seed), slots(count, seed + 10)
         started = mover.start([Copy(source, ids, places, summed=way != "copy")])
         (sums,) = started.finish()
@@ -135,3 +136,23 @@ def test_a_launch_that_fails_is_said(way: str, case: Case, monkeypatch: pytest.M
 def test_the_driver_says_what_it_refused():
     with pytest.raises(TransportError, match="CUDA_ERROR"):
         copy_engine.fill_zero(1, 1, torch.cuda.Stream().cuda_stream)
+
+
+@pytest.mark.parametrize(("way", "case"), [("pull", FLAT[0]), ("copy", FLAT[0]), ("staged", PACKED[0])], ids=str)
+def test_a_thread_that_never_used_the_gpu_may_fetch(way: str, case: Case):
+    """The driver takes copies only from a thread that has the device's context; a new one has none."""
+    array, target = case.arrays(layers=3, slots=SLOTS)
+    expected = clone(target)
+    source, own, mover = movers(way, array, target, "cuda:0")
+    ids, places, found = slots(23, 1), slots(23, 2), []
+    pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
+
+    def fetch() -> None:
+        found.append(mover.start([Copy(source, ids, places, summed=False)]).finish())
+
+    thread = threading.Thread(target=fetch)
+    thread.start()
+    thread.join()
+    assert found == [[None]], "it raised"
+    assert_bitwise(on("cpu", own), expected)
+    mover.close()
