@@ -177,17 +177,28 @@ class ControlHalf:
         """
         self._client.drain(self._drain_seconds)
 
-    def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
+    def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """Before these slots are overwritten.
 
         Raise their generations, so that no reader takes their bytes, then take their offers down.
 
-        Every earlier offer is dead when this returns, whatever happens to the message. Raises SlotError. Costs some 20
-        us for 1,000 slots.
+        Every earlier offer is dead when this returns, whatever happens to the message. Without `take_down` dead offers
+        are still found and passed over until `take_down` is called, which must be before one of these slots is offered
+        again. Raises SlotError. Costs some 20 us for 1,000 slots, and what `take_down` does.
+        """
+        self._own(staged).generations.raise_slots(
+            self._own(staged).generations.as_slots(slots)
+        )  # first, without a lock
+        if take_down:
+            self.take_down(slots, staged=staged)
+
+    def take_down(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
+        """Take down what is on offer in these slots, which have been retired.
+
+        Never waits. Raises SlotError. Costs some us for each run of blocks that were on offer.
         """
         pool = self._own(staged)
         ids = pool.generations.as_slots(slots)
-        pool.generations.raise_slots(ids)  # first, and without waiting for whoever holds the lock
         with self._lock:
             gone = pool.ledger.drop(ids)
             if len(gone):

@@ -29,3 +29,17 @@ def test_tokens_may_be_reused_by_the_caller(market_address):
     assert control.match(tokens).blocks == 1
     assert control.match(given).blocks == 0
     engine.close()
+
+
+def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
+    engine, tokens = ModelEngine(market_address), np.array(prompt(BLOCK, 62), np.int32)
+    control = engine.market._control
+    assert control.offer(tokens, [0], control.generations([0])) == 1
+    control.retire([0], take_down=False)
+    assert control.match(tokens).blocks == 0
+    assert control.pool.ledger.slots().tolist() == [0], "taken down all the same"
+    control.take_down([0])
+    assert control.pool.ledger.slots().tolist() == []
+    assert control.offer(tokens, [0], control.generations([0])) == 1
+    assert control.match(tokens).blocks == 1
+    engine.close()
