@@ -197,20 +197,33 @@ class ControlHalf:
         owner = self.tenant if tenant is None else tenant
         return self._client.promised(as_tokens(tokens), owner, {pool.id for pool in self._pools})
 
-    def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
+    def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """Before these slots are overwritten.
 
         Raise their generations, so that no reader takes their bytes, then take their offers down.
 
-        Every earlier offer is dead when this returns, whatever happens to the message. Raises SlotError. Costs some 20
-        us for 1,000 slots.
+        Every earlier offer is dead when this returns, whatever happens to the message. Without `take_down` dead offers
+        are still found and passed over until `take_down` is called, which must be before one of these slots is offered
+        again. Raises SlotError. Costs some 20 us for 1,000 slots, and what `take_down` does.
         """
-        self.take_down(self._own(staged).generations.as_slots(slots), staged=staged)
+        self.retire_checked(self._own(staged).generations.as_slots(slots), staged=staged, take_down=take_down)
 
-    def take_down(self, ids: Slots, *, staged: bool = False) -> None:
+    def retire_checked(self, ids: Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """What `retire` does, for slots that were checked: they must be in range, and none may come twice."""
         pool = self._own(staged)
         pool.generations.raise_slots(ids)  # first, and without waiting for whoever holds the lock
+        if take_down:
+            self._take_down(pool, ids)
+
+    def take_down(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
+        """Take down what is on offer in these slots, which have been retired.
+
+        Never waits. Raises SlotError. Costs some us for each run of blocks that were on offer.
+        """
+        pool = self._own(staged)
+        self._take_down(pool, pool.generations.as_slots(slots))
+
+    def _take_down(self, pool: OwnPool, ids: Slots) -> None:
         with self._lock:
             gone = pool.ledger.drop(ids)
             if len(gone):

@@ -167,7 +167,7 @@ class Market:
         ids = as_slots(block_ids)
         self._data.check(hit, len(ids), first)
         ids = self._control.checked(ids)
-        self._control.take_down(ids)
+        self._control.retire_checked(ids)
         return self._data.start(hit, ids, first)
 
     def retire(self, block_ids: Sequence[int]) -> None:

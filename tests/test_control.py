@@ -46,3 +46,17 @@ def test_news_comes_by_itself_however_much_an_engine_sends_meanwhile(market_addr
         until(lambda wanted=wanted: control.match(wanted, own=False).blocks == 2)
     busy.close()
     other.close()
+
+
+def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
+    engine, tokens = ModelEngine(market_address), np.array(prompt(BLOCK, 62), np.int32)
+    control = engine.market._control
+    assert control.offer(tokens, [0], control.generations([0])) == 1
+    control.retire([0], take_down=False)
+    assert control.match(tokens).blocks == 0
+    assert control.pool.ledger.slots().tolist() == [0], "taken down all the same"
+    control.take_down([0])
+    assert control.pool.ledger.slots().tolist() == []
+    assert control.offer(tokens, [0], control.generations([0])) == 1
+    assert control.match(tokens).blocks == 1
+    engine.close()

@@ -94,8 +94,9 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """Requests whose load has ended, well or not."""
         if not self._worker:
             return None, None
+        metadata = self._connector_metadata
         with Guard("get_finished", self._worker.failed):
-            self._worker.poll()
+            self._worker.poll(metadata if isinstance(metadata, StepMetadata) else None)
         return None, self._worker.take_finished() or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:

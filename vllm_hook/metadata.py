@@ -23,11 +23,16 @@ class Load:
 
 @dataclass(frozen=True)
 class StepMetadata:
-    """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone."""
+    """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone.
+
+    `idle`: no tokens are scheduled, in this step or one in flight, so nothing is held up by a worker that looks out for
+    the end of a load.
+    """
 
     step: int
     loads: tuple[Load, ...] = ()
     gone: tuple[str, ...] = ()
+    idle: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The scheduler side: offers what finished steps wrote, retires what will be overwritten, plans imports. No tensors.
 
-It runs on the engine's scheduling thread. Everything is local memory, the market's offers too; nothing waits.
+It runs on the engine's scheduling thread. Everything is local memory, the market's offers too; nothing waits. What no
+request waits for is done while the device computes, or while loads are under way and nothing else is (chores.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
 from kvmarket.pool import UInt64s
 from vllm_hook import compat
+from vllm_hook.chores import Chores
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.steps import Steps, Written
 from vllm_hook.tracks import Track, track_of
@@ -56,6 +58,7 @@ class SchedulerSide:
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
         self._found: dict[str, Hit] = {}  # matched, not allocated yet
         self._unsent: list[Load] = []
+        self._chores = Chores()
         self._flights: dict[str, _Flight] = {}
         self._waits = Waits(block_size, wait_tokens)
 
@@ -79,6 +82,7 @@ class SchedulerSide:
     def close(self) -> None:
         """Leave the market: all offers are dead when this returns."""
         control, self._control = self._control, None
+        self._chores.clear()
         if control is not None:
             control.close()
 
@@ -95,6 +99,7 @@ class SchedulerSide:
         if self._control is not None:
             self._control.fail_closed(reason)
         self._steps.clear()
+        self._chores.clear()
         self._flights.clear()
         self._found.clear()
         self._waits.clear()
@@ -164,16 +169,21 @@ class SchedulerSide:
         if self._control is None:
             return self.plain_step()
         self._retire(self._new_pages(output))
-        return self.plain_step(list(self._completed(self._control, output)) if self._offers else [])
+        tokens = bool(output.num_scheduled_tokens)
+        if not self._unsent and (self._steps.computing or not tokens):
+            self._chores.run()
+        return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
-    def plain_step(self, written: list[Written] | None = None) -> StepMetadata:
+    def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
         """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
         loads, self._unsent = tuple(self._unsent), []
         gone = tuple(self._control.take_gone()) if self._control is not None else ()
-        return StepMetadata(self._steps.dispatch(written or []), loads, gone)
+        idle = not (tokens or self._steps.computing)
+        return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone, idle)
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer the blocks that it, and loads that ended with it, have completed."""
+        self._chores.run()  # where steps overlap the device computes the next one meanwhile
         bad = output.invalid_block_ids
         if bad:
             self._steps.discard(bad)
@@ -227,10 +237,11 @@ class SchedulerSide:
         self._flights[load.request_id] = _Flight(track, load.hit.first, slots, generations)
 
     def _arrived(self, flight: _Flight) -> None:
-        """Offer the leading blocks of a load that every rank has."""
+        """Offer the leading blocks of a load that every rank has, once its request's next step is on its way."""
         good = next((i for i, slot in enumerate(flight.slots) if slot in flight.bad), len(flight.slots))
         counters.add("vllm_tokens_imported", good * self._block_size)
-        self._offer(flight.track, flight.first, flight.slots[:good], flight.generations[:good])
+        slots, generations = flight.slots[:good], flight.generations[:good]
+        self._chores.add(lambda: self._offer(flight.track, flight.first, slots, generations))
 
     def _new_pages(self, output: Any) -> list[int]:
         """The pages that this step's requests got and that we have not seen before."""
@@ -277,11 +288,15 @@ class SchedulerSide:
         self._reused.append(block.block_id)
 
     def _retire(self, slots: Sequence[int]) -> None:
-        """Raise the generations of these pages and of those the pool reported: nothing has overwritten them yet."""
-        gone = list(dict.fromkeys([*self._reused, *slots]))
+        """Raise the generations of these pages and of those the pool reported: nothing has overwritten them yet.
+
+        Their offers are dead at once and taken down with the chores, which come before any further offer.
+        """
+        control, gone = self._control, list(dict.fromkeys([*self._reused, *slots]))
         self._reused.clear()
-        if gone and self._control is not None:
-            self._control.retire(gone)
+        if gone and control is not None:
+            control.retire(gone, take_down=False)
+            self._chores.add(lambda: control.take_down(gone))
 
     def _offer(self, track: Track, first: int, slots: list[int], generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""

@@ -29,21 +29,31 @@ class Steps:
 
     def __init__(self) -> None:
         self._next = 1
+        self._computing = 0  # the last step that has tokens
+        self._back = 0  # the last step that came back
         self._queue: deque[tuple[int, list[Written]]] = deque()
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def dispatch(self, written: list[Written]) -> int:
-        """Number the step that is about to be dispatched and keep what it completes."""
+    @property
+    def computing(self) -> bool:
+        """Whether a step with tokens is in flight: the device has something to do."""
+        return self._computing > self._back
+
+    def dispatch(self, written: list[Written], tokens: bool = True) -> int:
+        """Number the step that is about to be dispatched and keep what it completes; `tokens`: it computes any."""
         number = self._next
         self._next += 1
+        if tokens:
+            self._computing = number
         if written:
             self._queue.append((number, written))
         return number
 
     def through(self, number: int) -> Iterator[Written]:
         """Take out what steps up to `number` have completed: vLLM hands outputs back in the order of dispatch."""
+        self._back = max(self._back, number)
         while self._queue and self._queue[0][0] <= number:
             yield from self._queue.popleft()[1]
 

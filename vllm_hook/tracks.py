@@ -48,7 +48,8 @@ class Track:
         """
         have = len(self._tokens)
         if have < count:
-            self._tokens = np.concatenate([self._tokens, as_tokens(list(self.request.all_token_ids[have:count]))])
+            new = as_tokens(self.request.all_token_ids[have:count])
+            self._tokens = np.concatenate([self._tokens, new]) if have else new
         return self._tokens[:count]
 
 

@@ -51,11 +51,16 @@ class FakeControl:
         blocks = max(0, min(self.found, len(tokens) // BLOCK) - first)
         return Hit(blocks * BLOCK, blocks, first, (), {})
 
-    def retire(self, slots: Any) -> None:
-        assert len(set(slots)) == len(slots)
+    def retire(self, slots: Any, *, take_down: bool) -> None:
+        assert len(set(slots)) == len(slots) and not take_down
         self._call("retire")
         for slot in slots:
             self.generation[slot] += 1
+
+    def take_down(self, slots: Any) -> None:
+        self._call("take_down")
+        for slot in slots:
+            self.standing.pop(slot, None)  # whatever stands there now: too late is as wrong as never
 
     def fail_closed(self, reason: str) -> None:
         self.log.append("fail_closed")

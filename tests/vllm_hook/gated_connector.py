@@ -23,12 +23,12 @@ class GatedWorker(WorkerSide):
         else:
             super().start(step)
 
-    def poll(self) -> None:
+    def poll(self, step: StepMetadata | None = None) -> None:
         if self.held and not Path(os.environ["KVMARKET_TEST_GATE"]).exists():
             held, self.held = self.held, ()
             for step in held:
                 super().start(step)
-        super().poll()
+        super().poll(step)
 
 
 class GatedConnector(KVMarketConnector):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+
+import pytest
 
 from kvmarket.offer import Hit
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, StepDone, StepMetadata
-from vllm_hook.worker import WorkerSide
+from vllm_hook.worker import LOOKOUT_SECONDS, WorkerSide
 
 HIT = Hit(12, 3, 0, (), {})
 
@@ -15,8 +18,10 @@ HIT = Hit(12, 3, 0, (), {})
 class FakeMoved:
     def __init__(self) -> None:
         self.valid: list[bool] = []
+        self.looks = 0
 
     def done(self) -> bool:
+        self.looks += 1
         return bool(self.valid)
 
     def wait(self) -> int:
@@ -58,6 +63,23 @@ def test_loads_end_when_the_copy_has():
     assert side.take_finished() == {"a"} and side.take_bad() == set()
     side.poll()
     assert side.take_finished() == set(), "said twice"
+
+
+def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does():
+    side, data = worker()
+    first = StepMetadata(1, (Load("a", HIT, (4, 5, 6)),), idle=True)
+    side.start(first)
+    for looks, step in enumerate((first, None, StepMetadata(2)), 1):
+        side.poll(step)
+        assert data.moved[0].looks == looks, "waited"
+    start = time.monotonic()
+    side.poll(StepMetadata(3, idle=True))
+    assert LOOKOUT_SECONDS <= time.monotonic() - start < 1 and data.moved[0].looks > 5
+    sleep = time.sleep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda _: (sleep(0), setattr(data.moved[0], "valid", [True] * 3)))
+        side.poll(StepMetadata(4, idle=True))
+    assert side.take_finished() == {"a"}
 
 
 def test_loads_that_cannot_start_fail_at_once():
