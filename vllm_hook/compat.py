@@ -61,19 +61,22 @@ def watch_reuse(pool: Any, slots: Sequence[int], on_reuse: Callable[[Any], None]
     pool.unpin_blocks(blocks, on_reuse)
 
 
-def watch_reset(pool: Any, before: Callable[[], None]) -> None:
-    """Have `before` called ahead of every reset of the pool's prefix cache.
+def watch_reset(pool: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Have `before` called ahead of every reset of the pool's prefix cache, and `after` when it has been emptied.
 
     ``reset_prefix_cache()`` without ``reset_connector`` never calls a connector, so this one pool's method is wrapped.
     """
     reset = pool.reset_prefix_cache
 
     @functools.wraps(reset)
-    def reset_after(*args: object, **kwargs: object) -> object:
+    def watched_reset(*args: object, **kwargs: object) -> object:
         before()
-        return reset(*args, **kwargs)
+        emptied = reset(*args, **kwargs)
+        if emptied:
+            after()
+        return emptied
 
-    pool.reset_prefix_cache = reset_after
+    pool.reset_prefix_cache = watched_reset
 
 
 def prepare_cpu_worker() -> None:

@@ -17,13 +17,15 @@ _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config``: what an operator may set.
 
-    The market's address, this engine's tenant, how many SMs a fetch may take at a time, whether any failure policy will
+    The market's address, this engine's tenant, how many SMs a fetch may take at a time, whether engines on other models
+    of GPU (which compute slightly different KV) may share, those that say so too, and whether any failure policy will
     do.
     """
 
     address: str | None = None
     tenant: str = ""
     programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    any_gpu: bool = False
     force: bool = False
 
 
@@ -34,7 +36,7 @@ def settings_of(transfer_config: Any) -> Settings:
         settings = msgspec.convert(dict(extra), Settings)
     except msgspec.ValidationError as error:
         raise MisuseError(
-            f"kv_connector_extra_config: {error}; known are address, tenant, programs and force"
+            f"kv_connector_extra_config: {error}; known are {', '.join(Settings.__struct_fields__)}"
         ) from error
     if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
         raise MisuseError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit
 from kvmarket.transport import Memory
+from vllm_hook.weights import Names
 
 
 @dataclass(frozen=True)
@@ -23,25 +24,34 @@ class Load:
 
 @dataclass(frozen=True)
 class StepMetadata:
-    """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone."""
+    """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone.
+
+    `weights` are those that the loads' blocks were computed with.
+    """
 
     step: int
     loads: tuple[Load, ...] = ()
     gone: tuple[str, ...] = ()
+    weights: Names = ()
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """Workers to scheduler, with a step's output: which step it is, how many ranks say so, pools none can map."""
+    """Workers to scheduler, with a step's output: which step it is, how many ranks say so, pools none can map.
+
+    `weights` are those that the step computed with.
+    """
 
     step: int
     ranks: int = 1
     unreachable: tuple[str, ...] = ()
+    weights: Names = ()
 
     def aggregate(self, other: StepDone) -> StepDone:
         """Both ranks have come at least as far as the smaller number."""
         unreachable = self.unreachable + other.unreachable
-        return StepDone(min(self.step, other.step), self.ranks + other.ranks, unreachable)
+        weights = tuple(sorted(self.weights + other.weights))
+        return StepDone(min(self.step, other.step), self.ranks + other.ranks, unreachable, weights)
 
 
 @dataclass(frozen=True)
@@ -52,3 +62,4 @@ class RankMemory:
     layout: Layout | None
     facts: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
+    weights: Names = ()  # of the whole engine; filled in by its scheduler

@@ -34,6 +34,11 @@ class Steps:
     def __len__(self) -> int:
         return len(self._queue)
 
+    @property
+    def next(self) -> int:
+        """The number of the next step."""
+        return self._next
+
     def dispatch(self, written: list[Written]) -> int:
         """Number the step that is about to be dispatched and keep what it completes."""
         number = self._next
