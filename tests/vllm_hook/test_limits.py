@@ -22,7 +22,7 @@ def test_policy_must_be_recompute_unless_forced():
     assert limits.settings_of(transfer(address="/tmp/s", tenant="t")).tenant == "t"
 
 
-@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}])
+@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}, {"any_gpu": 1}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
     with pytest.raises(MisuseError, match="known are address, tenant, programs, any_gpu, force"):
         limits.settings_of(transfer(**extra))
