@@ -61,6 +61,8 @@ def _model_refusal(config: Any) -> str:
         return "pooling models write no KV that is used again"
     if config.speculative_config is not None:
         return "speculative decoding writes KV of tokens that may be rejected"
+    if getattr(config.model_config, "enable_sleep_mode", False):
+        return "sleep mode is on: memory that goes away in sleep cannot be shared with other processes"
     if getattr(config, "diffusion_config", None) is not None:
         return "diffusion models rewrite their KV"
     return ""

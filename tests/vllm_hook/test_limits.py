@@ -69,6 +69,7 @@ def groups(*specs: object) -> Any:
         ({}, [FullAttentionSpec()], ""),
         ({"model_config.runner_type": "pooling"}, [FullAttentionSpec()], "pooling"),
         ({"speculative_config": object()}, [FullAttentionSpec()], "speculative"),
+        ({"model_config.enable_sleep_mode": True}, [FullAttentionSpec()], "sleep mode"),
         ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], "pipeline_parallel_size is 2"),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
