@@ -40,6 +40,15 @@ def defers_block_free() -> bool:
     return hasattr(Scheduler, "_drain_deferred_frees")
 
 
+def transfer_config_of_engine() -> Any:
+    """The engine's own ``kv_transfer_config``: MultiConnector shows each of its connectors only that one's entry.
+
+    Known where a worker makes its connector; None elsewhere.
+    """
+    config = importlib.import_module("vllm.config").get_current_vllm_config_or_none()
+    return config.kv_transfer_config if config is not None else None
+
+
 def can_watch(pool: Any) -> bool:
     """Whether the block pool can say that it hands a page out again (0.30+)."""
     return hasattr(pool, "unpin_blocks")

@@ -45,7 +45,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        self._settings = limits.settings_of(self._kv_transfer_config)
+        self._settings = limits.settings_of(self._kv_transfer_config, compat.transfer_config_of_engine())
         self._refusal = limits.refusal(vllm_config, kv_cache_config)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None

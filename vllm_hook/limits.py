@@ -29,8 +29,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
-def settings_of(transfer_config: Any) -> Settings:
-    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen."""
+def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
+    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen.
+
+    `of_engine`: the whole engine's, where it is known; it decides what becomes of failed loads.
+    """
     extra: Mapping[str, object] = transfer_config.kv_connector_extra_config or {}
     try:
         settings = msgspec.convert(dict(extra), Settings)
@@ -38,12 +41,13 @@ def settings_of(transfer_config: Any) -> Settings:
         raise MisuseError(
             f"kv_connector_extra_config: {error}; known are {', '.join(Settings.__struct_fields__)}"
         ) from error
-    if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
-        raise MisuseError(
-            f'kv_load_failure_policy is "{transfer_config.kv_load_failure_policy}": a request would fail whenever a '
-            'peer reuses or loses a block in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config'
-            ' (under MultiConnector in the entry of this connector), or "force": true in kv_connector_extra_config'
-        )
+    for policy in (transfer_config.kv_load_failure_policy, (of_engine or transfer_config).kv_load_failure_policy):
+        if policy != "recompute" and not settings.force:
+            raise MisuseError(
+                f'kv_load_failure_policy is "{policy}": a request would fail whenever a peer reuses or loses a block '
+                'in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config (under MultiConnector '
+                'there and in the entry of this connector), or "force": true in kv_connector_extra_config'
+            )
     return settings
 
 

@@ -39,7 +39,12 @@ def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
         config["kv_connector_module_path"] = options.get("module", "vllm_hook.connector")
     if "beside" in options:  # another connector, under vLLM's own that has several
         several = {"connectors": [config, {"kv_role": "kv_both", **options["beside"]}]}
-        return {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_connector_extra_config": several}
+        return {
+            "kv_connector": "MultiConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": several,
+            "kv_load_failure_policy": config["kv_load_failure_policy"],
+        }
     return config
 
 

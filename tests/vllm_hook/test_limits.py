@@ -18,7 +18,11 @@ def transfer(policy: str = "recompute", **extra: object) -> Any:
 def test_policy_must_be_recompute_unless_forced():
     with pytest.raises(MisuseError, match="kv_load_failure_policy"):
         limits.settings_of(transfer("fail"))
-    assert limits.settings_of(transfer("fail", force=True)).force
+    with pytest.raises(MisuseError, match="under MultiConnector there and in the entry"):
+        limits.settings_of(transfer(), transfer("fail"))
+    with pytest.raises(MisuseError, match="kv_load_failure_policy"):
+        limits.settings_of(transfer("fail"), transfer())
+    assert limits.settings_of(transfer("fail", force=True), transfer("fail")).force
     assert limits.settings_of(transfer(address="/tmp/s", tenant="t")).tenant == "t"
 
 
