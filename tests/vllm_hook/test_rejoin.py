@@ -56,7 +56,8 @@ def test_steps_in_flight_when_weights_change_offer_nothing():
     assert market.live() == {1, 2}
     first, second, third = (market.dispatch(name, pages) for name, pages in [("b", [3]), ("c", [4]), ("d", [5])])
     market.back(first, NEW)
-    assert market.live() == set(), "offers of the old weights stand"
+    assert "fail_closed" in market.joined[0][1].log, "offers of the old weights stand until the market has been left"
+    assert market.live() == set() and len(market.side._steps) == 0
     market.back(second, NEW)
     market.back(third, NEW)
     market.settle(1)

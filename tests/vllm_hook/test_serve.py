@@ -34,7 +34,7 @@ pytestmark = [
 
 
 class Server:
-    """One ``vllm serve`` process."""
+    """One API server: what ``vllm serve`` starts, whose command line does not know vLLM's CPU build by its name."""
 
     def __init__(self, folder: Path, name: str, model: str) -> None:
         with socket.socket() as free:
@@ -47,7 +47,7 @@ class Server:
             "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": {"address": str(folder / "s")},
         }
-        arguments = ["serve", model, "--port", str(self.port), "--host", "127.0.0.1", "--skip-tokenizer-init"]
+        arguments = ["--model", model, "--port", str(self.port), "--host", "127.0.0.1", "--skip-tokenizer-init"]
         arguments += ["--kv-transfer-config", json.dumps(transfer), "--enable-prompt-tokens-details"]
         arguments += ["--dtype", "float32", "--block-size", str(BLOCK), "--max-model-len", "1024", "--enforce-eager"]
         arguments += ["--num-gpu-blocks-override", "64", "--max-num-seqs", "4"]
@@ -55,10 +55,9 @@ class Server:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, **CPU, "PYTHONPATH": os.pathsep.join(paths)}
         environment.pop("TRITON_INTERPRET", None)
-        main = "import sys; from vllm.entrypoints.cli.main import main; sys.exit(main())"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", main, *arguments],
+                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
                 stdout=log,
                 stderr=log,
                 env=environment,
