@@ -40,6 +40,15 @@ def defers_block_free() -> bool:
     return hasattr(Scheduler, "_drain_deferred_frees")
 
 
+def transfer_config_of_engine() -> Any:
+    """The engine's own ``kv_transfer_config``: MultiConnector shows each of its connectors only that one's entry.
+
+    Known where a worker makes its connector; None elsewhere.
+    """
+    config = importlib.import_module("vllm.config").get_current_vllm_config_or_none()
+    return config.kv_transfer_config if config is not None else None
+
+
 def can_watch(pool: Any) -> bool:
     """Whether the block pool can say that it hands a page out again (0.30+)."""
     return hasattr(pool, "unpin_blocks")
@@ -61,19 +70,22 @@ def watch_reuse(pool: Any, slots: Sequence[int], on_reuse: Callable[[Any], None]
     pool.unpin_blocks(blocks, on_reuse)
 
 
-def watch_reset(pool: Any, before: Callable[[], None]) -> None:
-    """Have `before` called ahead of every reset of the pool's prefix cache.
+def watch_reset(pool: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Have `before` called ahead of every reset of the pool's prefix cache, and `after` when it has been emptied.
 
     ``reset_prefix_cache()`` without ``reset_connector`` never calls a connector, so this one pool's method is wrapped.
     """
     reset = pool.reset_prefix_cache
 
     @functools.wraps(reset)
-    def reset_after(*args: object, **kwargs: object) -> object:
+    def watched_reset(*args: object, **kwargs: object) -> object:
         before()
-        return reset(*args, **kwargs)
+        emptied = reset(*args, **kwargs)
+        if emptied:
+            after()
+        return emptied
 
-    pool.reset_prefix_cache = reset_after
+    pool.reset_prefix_cache = watched_reset
 
 
 def prepare_cpu_worker() -> None:

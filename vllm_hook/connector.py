@@ -18,6 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvmarket import counters
 from kvmarket.control import ControlHalf
+from kvmarket.fingerprint import Fingerprint
 from vllm_hook import compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
@@ -35,7 +36,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
 
     Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
-    ``programs`` (SMs that a fetch may take at a time), ``force``.
+    ``programs`` (SMs that a fetch may take at a time), ``any_gpu`` (share with other models of GPU), ``force``.
     Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
     """
 
@@ -44,10 +45,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        self._settings = limits.settings_of(self._kv_transfer_config)
+        self._settings = limits.settings_of(self._kv_transfer_config, compat.transfer_config_of_engine())
         self._refusal = limits.refusal(vllm_config, kv_cache_config)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._fingerprint: Fingerprint | None = None  # of the engine as it started
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
         elif self._refusal:
@@ -83,6 +85,13 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         """What the scheduler must know of this rank."""
         return self._worker.handshake() if self._worker else None
 
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """A step begins in the worker."""
+        super().bind_connector_metadata(connector_metadata)
+        if self._worker:
+            with Guard("bind_connector_metadata", self._worker.refuse):
+                self._worker.begin()
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Start this step's loads; nothing waits."""
         metadata = self._connector_metadata
@@ -104,11 +113,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return self._worker.take_bad() if self._worker else set()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """Which step this output belongs to: the scheduler's sign that the step has come back."""
+        """Which step this output belongs to, and its weights: the scheduler's sign that the step has come back."""
         metadata = self._connector_metadata
         if not self._worker or not isinstance(metadata, StepMetadata):
             return None
-        return StepDone(metadata.step, unreachable=self._worker.take_unreachable())
+        return self._worker.done(metadata)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing: loads are asynchronous."""
@@ -143,7 +152,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
         layout, memories = facts.memory_of(ranks)
-        fingerprint = facts.fingerprint(self._vllm_config, ranks)
+        self._fingerprint = self._fingerprint or facts.fingerprint(self._vllm_config, ranks, self._settings.any_gpu)
+        fingerprint = facts.with_weights(self._fingerprint, ranks[0].weights)
         tenant = self._settings.tenant
         address = self._settings.address
         return ControlHalf(layout, memories, fingerprint, tenant, address)

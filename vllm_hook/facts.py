@@ -16,6 +16,7 @@ from kvmarket.transport import Memory
 from vllm_hook import compat
 from vllm_hook.metadata import RankMemory
 from vllm_hook.pages import Pages
+from vllm_hook.weights import Names
 
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
 
@@ -47,22 +48,36 @@ def memory_of(ranks: Sequence[RankMemory]) -> tuple[Layout, list[Memory]]:
     return layouts[0], memories
 
 
-def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory]) -> Fingerprint:
-    """Hash of everything that changes a byte of the KV cache, or the meaning of one."""
+def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> Fingerprint:
+    """Hash of everything that changes a byte of the KV cache, or the meaning of one.
+
+    With `any_gpu` GPUs of different compute capability do not differ; with and without it never agree.
+    """
     model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
     dummy = str(load.load_format) == "dummy"
+    of_ranks = dict(ranks[0].facts)
+    if any_gpu:
+        of_ranks["device"] = of_ranks["device"].split()[0]
     return Fingerprint.of(
         vllm=compat.version(),
         model=model.model,
         revision=model.revision,
+        code_revision=getattr(model, "code_revision", None),
+        implementation=str(getattr(model, "model_impl", "auto")),
         dtype=str(model.dtype),
-        config=_config(model.hf_config),
+        config=(config := _config(model.hf_config)),
+        rope_length=model.max_model_len if "longrope" in config else None,  # vLLM picks its long or short factors by it
         quantization=str(model.quantization),
         weights=f"dummy, seed {model.seed}" if dummy else weights_of(model.model, model.hf_config),
         kv_dtype=str(cache.cache_dtype),
         tensor_parallel=len(ranks),
-        **dict(ranks[0].facts),
+        **of_ranks,
     )
+
+
+def with_weights(started: Fingerprint, weights: Names) -> Fingerprint:
+    """The fingerprint of an engine that started as `started` and has these weights now."""
+    return Fingerprint.of(started=started.hex, weights=weights) if weights else started
 
 
 def weights_of(model: str, hf_config: Any) -> str:

@@ -19,31 +19,37 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config``: what an operator may set.
 
     The market's address, this engine's tenant, how many SMs a fetch may take at a time, from how many tokens on a
-    request waits for a peer that is computing its prompt (0: never), whether any failure policy will do.
+    request waits for a peer that is computing its prompt (0: never), whether engines on other models of GPU (which
+    compute slightly different KV) may share, those that say so too, and whether any failure policy will do.
     """
 
     address: str | None = None
     tenant: str = ""
     programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     wait_tokens: Annotated[int, msgspec.Meta(ge=0)] = WAIT_TOKENS
+    any_gpu: bool = False
     force: bool = False
 
 
-def settings_of(transfer_config: Any) -> Settings:
-    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen."""
+def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
+    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen.
+
+    `of_engine`: the whole engine's, where it is known; it decides what becomes of failed loads.
+    """
     extra: Mapping[str, object] = transfer_config.kv_connector_extra_config or {}
     try:
         settings = msgspec.convert(dict(extra), Settings)
     except msgspec.ValidationError as error:
         raise MisuseError(
-            f"kv_connector_extra_config: {error}; known are address, tenant, programs, wait_tokens and force"
+            f"kv_connector_extra_config: {error}; known are {', '.join(Settings.__struct_fields__)}"
         ) from error
-    if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
-        raise MisuseError(
-            f'kv_load_failure_policy is "{transfer_config.kv_load_failure_policy}": a request would fail whenever a '
-            'peer reuses or loses a block in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config'
-            ' (under MultiConnector in the entry of this connector), or "force": true in kv_connector_extra_config'
-        )
+    for policy in (transfer_config.kv_load_failure_policy, (of_engine or transfer_config).kv_load_failure_policy):
+        if policy != "recompute" and not settings.force:
+            raise MisuseError(
+                f'kv_load_failure_policy is "{policy}": a request would fail whenever a peer reuses or loses a block '
+                'in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config (under MultiConnector '
+                'there and in the entry of this connector), or "force": true in kv_connector_extra_config'
+            )
     return settings
 
 
@@ -61,6 +67,8 @@ def _model_refusal(config: Any) -> str:
         return "pooling models write no KV that is used again"
     if config.speculative_config is not None:
         return "speculative decoding writes KV of tokens that may be rejected"
+    if getattr(config.model_config, "enable_sleep_mode", False):
+        return "sleep mode is on: memory that goes away in sleep cannot be shared with other processes"
     if getattr(config, "diffusion_config", None) is not None:
         return "diffusion models rewrite their KV"
     return ""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit
 from kvmarket.transport import Memory
+from vllm_hook.weights import Names
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,34 @@ class Load:
 class StepMetadata:
     """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone.
 
-    `idle`: no tokens are scheduled, in this step or one in flight, so nothing is held up by a worker that looks out for
-    the end of a load.
+    `weights` are those that the loads' blocks were computed with. `idle`: no tokens are scheduled, in this step or one in
+    flight, so nothing is held up by a worker that looks out for the end of a load.
     """
 
     step: int
     loads: tuple[Load, ...] = ()
     gone: tuple[str, ...] = ()
+    weights: Names = ()
     idle: bool = False
 
 
 @dataclass(frozen=True)
 class StepDone:
-    """Workers to scheduler, with a step's output: which step it is, how many ranks say so, pools none can map."""
+    """Workers to scheduler, with a step's output: which step it is, how many ranks say so, pools none can map.
+
+    `weights` are those that the step computed with.
+    """
 
     step: int
     ranks: int = 1
     unreachable: tuple[str, ...] = ()
+    weights: Names = ()
 
     def aggregate(self, other: StepDone) -> StepDone:
         """Both ranks have come at least as far as the smaller number."""
         unreachable = self.unreachable + other.unreachable
-        return StepDone(min(self.step, other.step), self.ranks + other.ranks, unreachable)
+        weights = tuple(sorted(self.weights + other.weights))
+        return StepDone(min(self.step, other.step), self.ranks + other.ranks, unreachable, weights)
 
 
 @dataclass(frozen=True)
@@ -57,3 +64,4 @@ class RankMemory:
     layout: Layout | None
     facts: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
+    weights: Names = ()  # of the whole engine; filled in by its scheduler

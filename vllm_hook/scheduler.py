@@ -17,6 +17,7 @@ from kvmarket.pool import UInt64s
 from vllm_hook import compat
 from vllm_hook.chores import Chores
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
+from vllm_hook.rejoin import Rejoin
 from vllm_hook.steps import Steps, Written
 from vllm_hook.tracks import Track, track_of
 from vllm_hook.waits import Waits
@@ -52,6 +53,7 @@ class SchedulerSide:
         self._offers = offers
         self._imports = imports
         self._control: ControlHalf | None = None
+        self._rejoin: Rejoin | None = None
         self._pool: Any = None
         self._tracks: dict[str, Track] = {}
         self._steps = Steps()
@@ -67,7 +69,7 @@ class SchedulerSide:
     def bind_pool(self, pool: Any) -> None:
         """Take vLLM's block pool, and hear of every reset of its prefix cache before it happens."""
         self._pool = pool
-        compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"))
+        compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), self._emptied)
 
     def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
         """Start to take part, with the memory of all tensor-parallel ranks; returns why not, or nothing."""
@@ -77,6 +79,7 @@ class SchedulerSide:
             reason = f"{len(memories)} of {self._ranks} ranks share their memory"
         if not reason:
             self._control = connect(memories)
+            self._rejoin = Rejoin(memories, connect)
         return reason
 
     def close(self) -> None:
@@ -85,6 +88,8 @@ class SchedulerSide:
         self._chores.clear()
         if control is not None:
             control.close()
+        if self._rejoin is not None:
+            self._rejoin.close()
 
     def fail(self, reason: str) -> None:
         """Something on the owner's side went wrong: kill all offers first, then forget what we believed to know.
@@ -166,6 +171,8 @@ class SchedulerSide:
 
     def dispatch(self, output: Any) -> StepMetadata:
         """The step is about to be dispatched: retire the pages it may overwrite, remember the blocks it completes."""
+        if self._control is None and self._rejoin is not None:
+            self._control = self._rejoin.take()
         if self._control is None:
             return self.plain_step()
         self._retire(self._new_pages(output))
@@ -179,10 +186,14 @@ class SchedulerSide:
         loads, self._unsent = tuple(self._unsent), []
         gone = tuple(self._control.take_gone()) if self._control is not None else ()
         idle = not (tokens or self._steps.computing)
-        return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone, idle)
+        weights = self._rejoin.weights if self._rejoin is not None else ()
+        return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone, weights, idle)
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer the blocks that it, and loads that ended with it, have completed."""
+        done = output.kv_connector_worker_meta
+        if isinstance(done, StepDone) and done.ranks == self._ranks:
+            self._heed_weights(done)
         self._chores.run()  # where steps overlap the device computes the next one meanwhile
         bad = output.invalid_block_ids
         if bad:
@@ -192,7 +203,6 @@ class SchedulerSide:
         for request_id in output.finished_recving or ():
             if request_id in self._flights:
                 self._arrived(self._flights.pop(request_id))
-        done = output.kv_connector_worker_meta
         if not isinstance(done, StepDone):
             return
         for pool in done.unreachable:
@@ -205,6 +215,18 @@ class SchedulerSide:
             self._waits.end(self._control)
 
     # ---- internals
+
+    def _emptied(self) -> None:
+        """The engine's prefix cache has been emptied."""
+        if self._rejoin is not None:
+            self._rejoin.emptied(self._steps.next)
+
+    def _heed_weights(self, done: StepDone) -> None:
+        """Leave the market when a step computed with other weights than those that the market knows."""
+        if self._rejoin is not None and self._rejoin.changed(done.step, done.weights):
+            self.fail("weights changed")
+            control, self._control = self._control, None
+            self._rejoin.leave(control, done.step, done.weights)
 
     def _no_import(self, track: Track, computed: int) -> str:
         """Why a request is not asked about at the market; counted where that is a limit of ours."""

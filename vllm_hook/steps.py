@@ -41,6 +41,11 @@ class Steps:
         """Whether a step with tokens is in flight: the device has something to do."""
         return self._computing > self._back
 
+    @property
+    def next(self) -> int:
+        """The number of the next step."""
+        return self._next
+
     def dispatch(self, written: list[Written], tokens: bool = True) -> int:
         """Number the step that is about to be dispatched and keep what it completes; `tokens`: it computes any."""
         number = self._next

@@ -11,9 +11,13 @@ import torch
 from kvmarket import counters
 from kvmarket.data import DataHalf
 from kvmarket.moved import Moved
-from vllm_hook import compat, facts
-from vllm_hook.metadata import Load, RankMemory, StepMetadata
+from vllm_hook import changes, compat, facts
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.pages import Pages
+from vllm_hook.weights import RankWeights, name_for, names_of
+
+GONE = "a peer's blocks were gone, or could not be read"
+OTHER_WEIGHTS = "the weights were changed before the blocks were there"
 
 LOOKOUT_SECONDS = 0.002  # an engine core with nothing but loads under way sleeps for 1 ms between its steps
 LOOK_SECONDS = 50e-6
@@ -29,8 +33,11 @@ class WorkerSide:
         self._refusal = refusal
         self._pages: Pages | None = None
         self._data: DataHalf | None = None
+        self._rank = 0
+        self._weights = self.make_weights()
+        self._computing_with = ""  # the name of the weights of the step under way
         self._unstarted: list[Load] = []
-        self._moving: list[tuple[Load, Moved]] = []
+        self._moving: list[tuple[Load, Moved, str]] = []  # and the weights that the blocks were computed with
         self._unreachable: list[str] = []
         self._finished: set[str] = set()
         self._bad: set[int] = set()
@@ -43,11 +50,16 @@ class WorkerSide:
             return
         self._pages = Pages(kv_caches, self._kv_cache_config)
         self._data = self.make_data_half(self._pages)
+        changes.watch(self._vllm_config.parallel_config, self._weights)
 
     def make_data_half(self, pages: Pages) -> DataHalf:
         """The data half of the market over these pages."""
-        rank = facts.rank_of(self._vllm_config)
-        return DataHalf(pages.cache, rank, on_unreachable=self._unreachable.append, programs=self._programs)
+        self._rank = facts.rank_of(self._vllm_config)
+        return DataHalf(pages.cache, self._rank, on_unreachable=self._unreachable.append, programs=self._programs)
+
+    def make_weights(self) -> RankWeights:
+        """What names this rank's weights."""
+        return RankWeights()
 
     def refuse(self, reason: str) -> None:
         """Take no part, for this reason."""
@@ -61,18 +73,30 @@ class WorkerSide:
         known = facts.of_worker(self._vllm_config, self._pages)
         return RankMemory(self._data.memory, self._pages.cache.layout, known)
 
+    def begin(self) -> None:
+        """A step begins: it computes with the weights as they are now."""
+        self._computing_with = self._weights.name()
+
+    def done(self, step: StepMetadata) -> StepDone:
+        """What the scheduler must hear of this step, once it has been launched."""
+        weights = names_of(self._rank, self._computing_with)
+        return StepDone(step.step, unreachable=self.take_unreachable(), weights=weights)
+
     def start(self, step: StepMetadata) -> None:
         """Start the step's loads; returns at once."""
         self._unstarted.extend(step.loads)  # first: whatever raises, they will be ended
         if step.gone and self._data is not None:
             self._data.forget(step.gone)
+        weights = name_for(self._rank, step.weights)
         while self._unstarted:
             load = self._unstarted[0]
             if load.hit is None or self._data is None:
                 self._end(self._unstarted.pop(0), 0)
+            elif weights != self._computing_with:
+                self._end(self._unstarted.pop(0), 0, OTHER_WEIGHTS)
             else:
                 moved = self._data.fetch(load.hit, load.slots)
-                self._moving.append((self._unstarted.pop(0), moved))
+                self._moving.append((self._unstarted.pop(0), moved, weights))
 
     def poll(self, step: StepMetadata | None = None) -> None:
         """Look which loads have ended.
@@ -90,11 +114,13 @@ class WorkerSide:
         moving, self._moving = self._moving, []
         try:
             while moving:
-                load, moved = moving[-1]
-                if moved.done():
-                    self._end(load, moved.wait())
+                load, moved, weights = moving[-1]
+                if not moved.done():
+                    self._moving.append(moving[-1])
+                elif weights != self._computing_with:
+                    self._end(load, 0, OTHER_WEIGHTS)
                 else:
-                    self._moving.append((load, moved))
+                    self._end(load, moved.wait())
                 moving.pop()
         finally:
             self._moving.extend(moving)
@@ -126,11 +152,9 @@ class WorkerSide:
             self._data.close()
             self._data = None
 
-    def _end(self, load: Load, good: int) -> None:
+    def _end(self, load: Load, good: int, reason: str = GONE) -> None:
         """A load is over: all pages beyond the first `good` ones are bad."""
         self._bad.update(load.slots[good:])
         self._finished.add(load.request_id)
         if good < len(load.slots):
-            counters.add(
-                "vllm_blocks_lost", len(load.slots) - good, reason="a peer's blocks were gone, or could not be read"
-            )
+            counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)

@@ -21,7 +21,6 @@ CPU = {
     "OMP_NUM_THREADS": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
-    "PYTHONHASHSEED": "0",
     "TORCHDYNAMO_DISABLE": "1",  # 0.26 would compile its sampler: a minute of g++ for each engine
 }
 
@@ -30,15 +29,22 @@ def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
     """vLLM's ``kv_transfer_config`` for this engine; None for one without a connector."""
     if options.get("address") is None:
         return None
-    extra = {"address": options["address"], **options.get("extra", {})}
     config = {
         "kv_connector": options.get("connector", "KVMarketConnector"),
         "kv_role": options.get("role", "kv_both"),
-        "kv_connector_extra_config": extra,
+        "kv_connector_extra_config": {"address": options["address"], **options.get("extra", {})},
         "kv_load_failure_policy": options.get("policy", "recompute"),
     }
     if options.get("module", "vllm_hook.connector"):
         config["kv_connector_module_path"] = options.get("module", "vllm_hook.connector")
+    if "beside" in options:  # another connector, under vLLM's own that has several
+        several = {"connectors": [config, {"kv_role": "kv_both", **options["beside"]}]}
+        return {
+            "kv_connector": "MultiConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": several,
+            "kv_load_failure_policy": config["kv_load_failure_policy"],
+        }
     return config
 
 
@@ -47,7 +53,16 @@ class Engine:
 
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
+        from vllm.v1.core.sched.scheduler import Scheduler
 
+        preempt = Scheduler._preempt_request
+
+        def counted(*args: Any, **kwargs: Any) -> None:
+            self.preempted += 1
+            preempt(*args, **kwargs)
+
+        self.preempted = 0
+        Scheduler._preempt_request = counted
         if not options.get("module", True):  # by name alone, as vLLM's plugin loader would have it
             from vllm_hook.plugin import register
 
@@ -63,7 +78,12 @@ class Engine:
         )
 
     def generate(
-        self, prompts: list[list[int]], tokens: int = 1, salt: str | None = None, temperature: float = 0.0
+        self,
+        prompts: list[list[int]],
+        tokens: int = 1,
+        salt: str | None = None,
+        temperature: float = 0.0,
+        adapter: str | None = None,
     ) -> dict[str, Any]:
         """Run prompts together; per prompt the tokens that follow and how many of its own were not computed here."""
         from vllm import SamplingParams
@@ -73,7 +93,12 @@ class Engine:
         if salt is not None:
             requests = [{**request, "cache_salt": salt} for request in requests]
         start = time.perf_counter()
-        outputs = self.llm.generate(requests, sampling, use_tqdm=False)
+        lora = None
+        if adapter is not None:
+            from vllm.lora.request import LoRARequest
+
+            lora = LoRARequest("adapter", 1, adapter)
+        outputs = self.llm.generate(requests, sampling, use_tqdm=False, lora_request=lora)
         return {
             "ms": 1e3 * (time.perf_counter() - start),
             "tokens": [list(output.outputs[0].token_ids) for output in outputs],
@@ -98,6 +123,21 @@ class Engine:
     def reset(self) -> dict[str, Any]:
         """Empty the engine's own prefix cache, in the way that never calls the connector."""
         return {"reset": self.llm.reset_prefix_cache()}
+
+    def reload(self, path: str) -> dict[str, Any]:
+        """Load other weights in place; the prefix cache stays as it is."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
+        return {}
+
+    def nap(self, level: int) -> dict[str, Any]:
+        """Send the engine to sleep and wake it up."""
+        self.llm.sleep(level)
+        self.llm.wake_up()
+        return {}
+
+    def preemptions(self) -> dict[str, Any]:
+        """How many requests were preempted so far."""
+        return {"preempted": self.preempted}
 
     def counters(self) -> dict[str, Any]:
         """The counters of kvmarket in this process."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 VOCAB = 997
 BLOCK = 32
 
 
-def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0) -> str:
+def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0, seed: int = 0) -> str:
     """Build and save the model; float32, so that greedy tokens do not hang on how a prefill was cut up."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=128,
@@ -28,6 +29,24 @@ def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0) 
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    return str(folder)
+
+
+def save_tiny_adapter(folder: Path, layers: int = 3) -> str:
+    """Save a LoRA adapter for the model, strong enough to change what it says."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(1)
+    folder.mkdir()
+    names = [f"base_model.model.model.layers.{i}.self_attn.{name}_proj" for i in range(layers) for name in "qv"]
+    tensors = {}
+    for name in names:
+        tensors[f"{name}.lora_A.weight"] = torch.randn(8, 128)
+        tensors[f"{name}.lora_B.weight"] = torch.randn(128 if name.endswith("q_proj") else 64, 8)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return str(folder)
 
 

@@ -1,109 +1,17 @@
-"""Real vLLM engines in processes of their own: what is imported, and whether the tokens stay what they would be.
-
-The engines are started once and used by all tests, in order; the last test kills one of them. On a machine with GPUs
-they run there, with CUDA graphs: the importing engine on another GPU than the first one where there are two.
-"""
+"""Real vLLM engines in processes of their own: what is imported, and whether the tokens stay what they would be."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import random
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-import torch
 
-from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
-from tests.vllm_hook.processes import HERE, EngineProcess
+from tests.vllm_hook.model import BLOCK, VOCAB
+from tests.vllm_hook.node import Node, whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-VISIBLE = 0.3  # seconds after which an offer has surely reached the market
-
-
-@dataclass
-class Node:
-    """The engines of one node: `a` and `b`; `c` with a gate; `other` has another model; `plain` no connector."""
-
-    a: EngineProcess
-    b: EngineProcess
-    c: EngineProcess
-    other: EngineProcess
-    plain: EngineProcess
-    gate: Path
-    random: random.Random
-
-    def prompt(self, tokens: int) -> list[int]:
-        return [self.random.randrange(VOCAB) for _ in range(tokens)]
-
-    def offered(self, engine: EngineProcess, *prompts: list[int], **more: object) -> dict[str, list[list[int]]]:
-        """Have the prompts prefilled and their blocks offered."""
-        answer = engine.generate(list(prompts), **more)
-        time.sleep(VISIBLE)
-        return answer
-
-    def churn(self, engine: EngineProcess) -> None:
-        """Overwrite every page of the engine."""
-        for _ in range(3):
-            engine.generate([self.prompt(15 * BLOCK) for _ in range(4)])
-
-    def agrees(self, engine: EngineProcess, prompts: list[list[int]], cached: list[int], **more: object) -> None:
-        """Assert what the engine reports as cached, and that 32 greedy tokens are those of the plain engine."""
-        answer = engine.generate(prompts, 32, **more)
-        assert answer["cached"] == cached, engine.ask("counters")
-        assert answer["tokens"] == self.plain.generate(prompts, 32)["tokens"]
-
-
-def whole(tokens: int) -> int:
-    return tokens // BLOCK * BLOCK
-
-
-@pytest.fixture(scope="module", params=["here", "0.26"])
-def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    python = sys.executable
-    if request.param == "0.26":
-        python = os.environ.get("KVMARKET_VLLM026_PYTHON", "")
-        if not python:
-            pytest.skip("vLLM 0.26: KVMARKET_VLLM026_PYTHON names no interpreter that has it")
-    elif importlib.util.find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp")))
-        model, model2 = save_tiny_llama(folder / "one"), save_tiny_llama(folder / "two", rope_theta=20000.0)
-        address, gate = str(folder / "s"), folder / "gate"
-
-        gpus = torch.cuda.device_count()
-
-        def start(name: str, gpu: int = 0, **more: object) -> EngineProcess:
-            llm = llm_options(gpus)
-            options = {"model": model, "address": address, "llm": llm, "gpu": gpus > 0, "path": [str(HERE)], **more}
-            env = {"KVMARKET_TEST_GATE": str(gate)}
-            if gpus:
-                env["CUDA_VISIBLE_DEVICES"] = str(gpu % gpus)
-            return stack.enter_context(EngineProcess(folder / f"{name}.log", options, python, env))
-
-        engines = [
-            start("a"),
-            start("b", 1, module=""),
-            start("c", 0, module="gated_connector", connector="GatedConnector"),
-            start("other", 1, model=model2),
-            start("plain", 1, address=None),
-        ]
-        for engine in engines:
-            engine.wait()
-        if request.param == "0.26":
-            assert engines[0].vllm.startswith("0.26")
-        yield Node(*engines, gate, random.Random(7))
 
 
 def test_second_engine_imports_the_whole_blocks_of_a_shared_prefix(node: Node):
-    for _ in range(7):
+    for _ in range(4):
         shared = [node.prompt(node.random.randrange(1, 400)) for _ in range(3)]
         node.offered(node.a, *([*prefix, 1, *node.prompt(20)] for prefix in shared))
         prompts = [[*prefix, 2, *node.prompt(30)] for prefix in shared]
@@ -139,20 +47,48 @@ def test_churned_pages_are_a_miss(node: Node):
     node.agrees(node.b, [prompt], [0])
 
 
-def test_reset_of_the_prefix_cache_takes_all_offers_down(node: Node):
+def test_pages_that_another_connector_watches_are_retired_too(node: Node):
+    prompt, repeated = node.prompt(300), node.prompt(300)
+    node.offered(node.c, prompt, repeated)
+    node.offered(node.c, repeated)  # a hit: the other connector takes the place of our watcher
+    node.agrees(node.b, [prompt], [whole(299)])
+    node.churn(node.c)
+    node.agrees(node.a, [[*repeated, 1]], [0])
+
+
+def test_preempted_requests(node: Node):
+    before = node.b.ask("preemptions")["preempted"]
+    prompts = [node.prompt(9 * BLOCK + 20) for _ in range(6)]  # with their output they need more pages than there are
+    node.offered(node.a, *prompts[:3])
+    answer = node.b.generate(prompts, 3 * BLOCK)
+    assert node.b.ask("preemptions")["preempted"] > before
+    assert answer["tokens"] == node.plain.generate(prompts, 3 * BLOCK)["tokens"]
+    continued = [[*prompt, *tokens, 4] for prompt, tokens in zip(prompts, answer["tokens"], strict=True)]
+    for prompt in continued:
+        node.agrees(node.c, [prompt])
+
+
+def test_aborts_with_a_step_in_flight(node: Node):
+    for steps in range(1, 5):
+        prompt = node.prompt(24 * BLOCK)
+        node.c.ask("abort", prompt=prompt, tokens=40, steps=steps)
+        node.offered(node.a, [1])
+        (cached,) = node.agrees(node.b, [prompt])
+        assert cached <= 23 * BLOCK
+
+
+def test_abort_while_a_load_waits(node: Node):
     prompt = node.prompt(300)
     node.offered(node.a, prompt)
-    assert node.a.ask("reset")["reset"]
-    node.agrees(node.b, [prompt], [0])
-
-
-def test_salts_are_kept_apart(node: Node):
-    prompt = node.prompt(200)
-    node.offered(node.a, prompt, salt="x")
-    node.agrees(node.b, [prompt], [0], salt="y")
-    node.agrees(node.c, [prompt], [whole(199)], salt="x")
-    node.offered(node.a, unsalted := node.prompt(200))
-    node.agrees(node.b, [unsalted], [0], salt="x")
+    node.gate.touch()
+    node.c.ask("abort", prompt=prompt, tokens=8, steps=4)
+    assert node.waiting().exists()
+    node.agrees(node.c, [node.prompt(100)], [0])
+    node.gate.unlink()
+    node.waiting().unlink()
+    node.agrees(node.c, [[*prompt, 6]], [whole(300)])
+    node.churn(node.c)
+    node.agrees(node.b, [[*prompt, 7]], [whole(300)])
 
 
 def test_one_token_changed_in_the_first_block(node: Node):
@@ -160,37 +96,3 @@ def test_one_token_changed_in_the_first_block(node: Node):
     node.offered(node.a, prompt)
     at = node.random.randrange(BLOCK)
     node.agrees(node.b, [[*prompt[:at], (prompt[at] + 1) % VOCAB, *prompt[at + 1 :]]], [0])
-
-
-def test_other_model_never_hits(node: Node):
-    prompt = node.prompt(200)
-    node.offered(node.a, prompt)
-    assert node.other.generate([prompt])["cached"] == [0]
-    node.agrees(node.b, [prompt], [whole(199)])
-
-
-def test_aborts_with_a_step_in_flight(node: Node):
-    prompts = [node.prompt(24 * BLOCK) for _ in range(4)]
-    for steps, prompt in enumerate(prompts, 1):
-        node.a.ask("abort", prompt=prompt, tokens=40, steps=steps)
-        time.sleep(VISIBLE)
-        answer = node.b.generate([prompt], 32)
-        assert answer["cached"][0] <= 23 * BLOCK
-        assert answer["tokens"] == node.plain.generate([prompt], 32)["tokens"]
-
-
-def test_first_engine_killed_while_the_second_waits_for_a_load(node: Node):
-    prompt = node.prompt(300)
-    node.offered(node.a, prompt)
-    node.gate.touch()
-    node.c.tell("generate", prompts=[prompt], tokens=32)
-    waiting, end = node.gate.with_suffix(".waiting"), time.monotonic() + 60
-    while not waiting.exists():
-        assert time.monotonic() < end, "the load never started"
-        time.sleep(0.01)
-    node.a.kill()
-    node.gate.unlink()
-    assert node.c.answer()["tokens"] == node.plain.generate([prompt], 32)["tokens"]
-    time.sleep(1.0)
-    node.agrees(node.b, [prompt], [whole(299)])  # from c, which has it by now however it came
-    node.agrees(node.c, [node.prompt(100)], [0])

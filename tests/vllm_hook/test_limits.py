@@ -18,13 +18,17 @@ def transfer(policy: str = "recompute", **extra: object) -> Any:
 def test_policy_must_be_recompute_unless_forced():
     with pytest.raises(MisuseError, match="kv_load_failure_policy"):
         limits.settings_of(transfer("fail"))
-    assert limits.settings_of(transfer("fail", force=True)).force
+    with pytest.raises(MisuseError, match="under MultiConnector there and in the entry"):
+        limits.settings_of(transfer(), transfer("fail"))
+    with pytest.raises(MisuseError, match="kv_load_failure_policy"):
+        limits.settings_of(transfer("fail"), transfer())
+    assert limits.settings_of(transfer("fail", force=True), transfer("fail")).force
     assert limits.settings_of(transfer(address="/tmp/s", tenant="t")).tenant == "t"
 
 
-@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}])
+@pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}, {"any_gpu": 1}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
-    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens and force"):
+    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, any_gpu, force"):
         limits.settings_of(transfer(**extra))
 
 
@@ -69,6 +73,7 @@ def groups(*specs: object) -> Any:
         ({}, [FullAttentionSpec()], ""),
         ({"model_config.runner_type": "pooling"}, [FullAttentionSpec()], "pooling"),
         ({"speculative_config": object()}, [FullAttentionSpec()], "speculative"),
+        ({"model_config.enable_sleep_mode": True}, [FullAttentionSpec()], "sleep mode"),
         ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], "pipeline_parallel_size is 2"),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),

@@ -98,3 +98,34 @@ def test_loads_that_cannot_start_fail_at_once():
 def test_ranks_are_counted():
     both = StepDone(4, unreachable=("p",)).aggregate(StepDone(5))
     assert both == StepDone(4, 2, ("p",))
+
+
+class FakeWeights:
+    current = ""
+
+    def name(self) -> str:
+        return self.current
+
+
+def test_loads_fail_where_the_weights_are_not_those_of_the_blocks():
+    side, data = worker()
+    weights = FakeWeights()
+    side._weights = weights  # type: ignore[assignment]
+    side._rank = 1
+    side.begin()
+    side.start(StepMetadata(1, (Load("a", HIT, (4, 5, 6)),), weights=((0, "new"),)))
+    assert len(data.moved) == 1, "another rank's weights are no matter of this one"
+    assert side.done(StepMetadata(1)) == StepDone(1)
+    weights.current = "new"
+    assert side.done(StepMetadata(1)) == StepDone(1), "they were changed after the step had begun"
+    side.begin()
+    data.moved[0].valid = [True] * 3
+    side.poll()
+    assert side.take_finished() == {"a"} and side.take_bad() == {4, 5, 6}, "they were changed while it was loaded"
+    side.start(StepMetadata(2, (Load("b", HIT, (7,)),)))
+    assert side.take_finished() == {"b"} and side.take_bad() == {7}
+    assert side.done(StepMetadata(2)) == StepDone(2, weights=((1, "new"),))
+    side.start(StepMetadata(3, (Load("c", HIT, (8,)),), weights=((1, "new"),)))
+    data.moved[1].valid = [True]
+    side.poll()
+    assert side.take_finished() == {"c"} and side.take_bad() == set()

@@ -1,0 +1,30 @@
+"""Requests whose blocks depend on more than their tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmarket import counters
+from tests.vllm_hook.fakes import admit, back, joined, request, step_of
+
+
+@pytest.mark.parametrize(
+    ("trait", "reason"),
+    [
+        ({"lora_request": object()}, "LoRA"),
+        ({"mm_features": [object()]}, "multimodal"),
+        ({"prompt_embeds": object()}, "prompt embeds"),
+        ({"prompt_token_ids": None}, "prompt embeds"),
+        ({"resumable": True}, "streaming input"),
+    ],
+)
+def test_requests_whose_blocks_are_of_more_than_tokens_are_never_offered(trait: dict[str, object], reason: str):
+    side, control = joined()
+    refused = f"vllm_import_refused{{{reason}}}"
+    before = counters.snapshot().get(refused, 0)
+    admit(side, request("a", 8, **trait), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    assert control.live() == {} and counters.snapshot()[refused] == before + 1
+    admit(side, request("b", 8), [3, 4])
+    side.returned(back(side.dispatch(step_of(new={"b": ([3, 4], 0, 8)})).step))
+    assert set(control.live()) == {3, 4}, "others pay for it"

@@ -1,0 +1,208 @@
+"""Weights that change: named by what they hold, and heard of however they are changed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_hook import changes, facts
+from vllm_hook.metadata import StepDone
+from vllm_hook.weights import CHUNK_WORDS, CacheWeights, RankWeights, checksum_of, have_names
+
+NEW, NEWER = ((0, "new"),), ((0, "newer"),)
+
+
+class Model(torch.nn.Module):
+    def __init__(self, **tensors: torch.Tensor) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(name, torch.nn.Parameter(tensor, requires_grad=False))
+
+    def load_weights(self, by: float) -> str:
+        for parameter in self.parameters():
+            parameter.data.add_(by)
+        return "loaded"
+
+
+class Worker:
+    """vLLM's worker, as far as weights go."""
+
+    def __init__(self, model: Model | None = None) -> None:
+        self.model = model or Model(weight=torch.ones(3))
+
+    def get_model(self) -> Model:
+        return self.model
+
+    def compile_or_warm_up_model(self) -> None:
+        """Nothing to compile."""
+
+    def reload_weights(self, by: float) -> None:
+        self.model.weight.data.add_(by)
+
+    def execute_model(self) -> str:
+        return "output"
+
+
+class NoWorker:
+    def get_model(self) -> Model:
+        raise RuntimeError("out of memory, say")
+
+
+class Extension:
+    def set_from_trainer(self, by: float) -> float:
+        self.model.weight.data.add_(by)  # type: ignore[attr-defined]
+        return by
+
+    @staticmethod
+    def hello() -> str:
+        return "hello"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
+def test_every_byte_of_the_weights_counts(dtype: torch.dtype):
+    values = torch.arange(23, dtype=torch.uint8).repeat(torch.empty((), dtype=dtype).element_size())
+    sums = {checksum_of(Model(w=values.view(dtype)))}
+    for at in range(len(values)):
+        changed = values.clone()
+        changed[at] ^= 1
+        sums.add(checksum_of(Model(w=changed.view(dtype))))
+    assert len(sums) == 1 + len(values)
+
+
+def test_weights_are_told_apart_by_name_place_and_shape():
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    models = [
+        Model(a=one, b=two),
+        Model(a=two, b=one),
+        Model(a=one, c=two),
+        Model(a=one.flip(0), b=two),
+        Model(a=one[None], b=two),
+        Model(a=one, b=two.view(torch.int32)),
+        Model(a=one),
+    ]
+    buffered, derived = Model(a=one), Model(a=one)
+    buffered.register_buffer("c", two + 1)
+    derived.b = two
+    assert len({checksum_of(model) for model in [*models, buffered, derived]}) == len(models) + 2
+    derived.kv_cache = torch.rand(3)
+    again = Model(a=one)
+    again.b = two.clone()
+    assert checksum_of(again) == checksum_of(derived), "the KV cache is no weight"
+
+
+def test_words_far_apart_are_told_apart():
+    far = torch.zeros(CHUNK_WORDS + 5, dtype=torch.int32)
+    first, second = far.clone(), far.clone()
+    first[2] = second[CHUNK_WORDS + 2] = 7
+    assert len({checksum_of(Model(w=each)) for each in (far, first, second)}) == 3
+
+
+def test_weights_that_are_set_back_have_their_old_name():
+    worker, weights = Worker(), RankWeights()
+    assert weights.name() == ""
+    weights.changing(worker)
+    assert weights.name() == "", "a look at the weights changes nothing"
+    weights.changing(worker)
+    worker.reload_weights(1)
+    changed = weights.name()
+    assert changed and have_names(((0, changed),))
+    worker.reload_weights(-1)
+    assert weights.name() == changed, "nobody has said that they change"
+    weights.changing(worker)
+    assert weights.name() == ""
+    other, same = RankWeights(), Worker()
+    other.changing(same)
+    same.reload_weights(1)
+    assert other.name() == changed, "equal weights have equal names in every process"
+
+
+def test_hidden_or_unreadable_weights_have_a_name_of_their_own():
+    names = set()
+    for worker in (Worker(Model(weight=torch.empty(0))), NoWorker()):
+        weights = RankWeights()
+        for _ in range(2):
+            weights.changing(worker)
+            names.add(weights.name())
+            assert weights.name() in names
+    assert len(names) == 4 and not any(have_names(((0, name),)) for name in names)
+
+
+@pytest.fixture
+def heard() -> tuple[type[Worker], RankWeights]:
+    """A worker class of the test's own, with an extension, and the weights that hear of it."""
+
+    class Extended(Worker, Extension):
+        pass
+
+    module = sys.modules[__name__]
+    module.Extended = Extended  # type: ignore[attr-defined]
+    weights = RankWeights()
+    config = SimpleNamespace(worker_cls=f"{__name__}.Extended", worker_extension_cls=f"{__name__}.Extension")
+    changes.watch(config, weights)
+    changes.watch(config, weights)
+    return Extended, weights
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda worker: worker.reload_weights(1),
+        lambda worker: worker.set_from_trainer(1),
+        lambda worker: worker.get_model().load_weights(1),
+    ],
+    ids=["by the worker", "by the operator's extension", "into the model"],
+)
+def test_changes_are_heard_of(heard: tuple[type[Any], RankWeights], change: Callable[[Any], object]):
+    worker_class, weights = heard
+    worker = worker_class()
+    worker.compile_or_warm_up_model()
+    assert worker.execute_model() == "output" and worker.hello() == "hello"
+    assert weights.name() == ""
+    change(worker)
+    assert weights.name()
+    assert worker.set_from_trainer(2) == 2 and worker.get_model().load_weights(0) == "loaded"
+
+
+def test_a_worker_outlives_its_connector(heard: tuple[type[Any], RankWeights]):
+    worker_class, weights = heard
+    worker = worker_class()
+    worker.compile_or_warm_up_model()
+    del heard, weights
+    worker.reload_weights(1)
+    assert worker.get_model().load_weights(1) == "loaded"
+
+
+def test_a_cache_is_of_one_kind_of_weights_only_since_it_was_emptied():
+    cached = CacheWeights()
+    assert not cached.only(()), "no step has shown it"
+    cached.computed(1, ())
+    cached.computed(2, NEW)
+    assert not cached.only(NEW) and not cached.only(())
+    cached.emptied(4)
+    cached.computed(3, ())
+    assert not cached.only(NEW)
+    cached.computed(4, NEW)
+    assert cached.only(NEW)
+    cached.computed(5, NEWER)
+    assert not cached.only(NEW) and not cached.only(NEWER)
+
+
+def test_weights_are_part_of_the_fingerprint():
+    started = facts.Fingerprint.of(model="m")
+    kinds = [(), NEW, NEWER, ((1, "new"),), ((0, "new"), (1, "new"))]
+    assert len({facts.with_weights(started, weights) for weights in kinds}) == len(kinds)
+    assert facts.with_weights(started, ()) == started
+
+
+def test_ranks_say_what_they_computed_with_in_any_order():
+    one, two, three = StepDone(4, weights=NEW), StepDone(4, weights=((1, "x"),)), StepDone(4)
+    assert (
+        one.aggregate(two)
+        == two.aggregate(one)
+        == one.aggregate(three).aggregate(two).__class__(4, 2, (), (*NEW, (1, "x")))
+    )
