@@ -40,6 +40,13 @@ def defers_block_free() -> bool:
     return hasattr(Scheduler, "_drain_deferred_frees")
 
 
+def tells_stages_apart() -> bool:
+    """Whether a connector hears of which pipeline stage a worker is (0.26, and maybe some earlier ones)."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")
+
+
 def can_watch(pool: Any) -> bool:
     """Whether the block pool can say that it hands a page out again (0.30+)."""
     return hasattr(pool, "unpin_blocks")

@@ -55,7 +55,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         else:
             self._scheduler = SchedulerSide(
                 kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
-                vllm_config.parallel_config.tensor_parallel_size,
+                vllm_config.parallel_config.tensor_parallel_size * vllm_config.parallel_config.pipeline_parallel_size,
                 tenant=self._settings.tenant,
                 offers=self._kv_transfer_config.is_kv_producer,
                 imports=self._kv_transfer_config.is_kv_consumer,
@@ -126,13 +126,19 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 self._scheduler.bind_pool(gpu_block_pool)
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        """Every rank's memory is known: join the market."""
+        """The memory of every rank of an engine without pipeline stages is known: join the market."""
+        self.set_xfer_handshake_metadata_pp_aware({(0, rank): memory for rank, memory in metadata.items()})
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """The memory of every rank, by pipeline stage and rank in it, is known: join the market."""
         if not self._scheduler:
             return
-        ranks = {rank: memory for rank, memory in metadata.items() if isinstance(memory, RankMemory)}
+        known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
         reason = "it could not join the market"
         with Guard("join", self._scheduler.fail):
-            reason = self._scheduler.join(ranks, self.connect)
+            reason = self._scheduler.join(dict(enumerate(known)), self.connect)
         if reason:
             self._off(reason)
         else:
@@ -140,11 +146,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
-        layout, memories = facts.memory_of(ranks)
         fingerprint = facts.fingerprint(self._vllm_config, ranks)
         tenant = self._settings.tenant
         address = self._settings.address
-        return ControlHalf(layout, memories, fingerprint, tenant, address, drain_seconds=STEP_DRAIN_SECONDS)
+        stages = facts.stages_of(ranks)
+        return ControlHalf(stages, fingerprint, tenant, address, drain_seconds=STEP_DRAIN_SECONDS)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold; they are loaded asynchronously."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ import torch
 
 from kvmarket.errors import LayoutError
 from kvmarket.fingerprint import Fingerprint
-from kvmarket.layout import Layout
-from kvmarket.transport import Memory
+from kvmarket.offer import Stage
 from vllm_hook import compat
 from vllm_hook.metadata import RankMemory
 from vllm_hook.pages import Pages
@@ -20,11 +20,19 @@ from vllm_hook.pages import Pages
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
 
 
-def rank_of(vllm_config: Any) -> int:
-    """This worker's rank in its tensor-parallel group."""
+def stage_of() -> int:
+    """This worker's pipeline stage."""
+    from vllm.distributed.parallel_state import get_pp_group
+
+    return int(get_pp_group().rank_in_group)
+
+
+def rank_of() -> int:
+    """This worker's rank in its engine: the tensor-parallel ranks of one pipeline stage after another."""
     from vllm.distributed.parallel_state import get_tp_group
 
-    return int(get_tp_group().rank_in_group)
+    group = get_tp_group()
+    return stage_of() * int(group.world_size) + int(group.rank_in_group)
 
 
 def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
@@ -36,21 +44,25 @@ def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
     )
 
 
-def memory_of(ranks: Sequence[RankMemory]) -> tuple[Layout, list[Memory]]:
-    """The layout that all ranks have, and each rank's memory, by rank. Raises LayoutError when ranks differ."""
-    layouts = [rank.layout for rank in ranks if rank.layout is not None]
-    memories = [rank.memory for rank in ranks if rank.memory is not None]
-    if len(layouts) != len(ranks) or len(memories) != len(ranks):
-        raise LayoutError("a rank has no memory to share; see its log for why")
-    if any(layout != layouts[0] for layout in layouts) or any(rank.facts != ranks[0].facts for rank in ranks):
-        raise LayoutError("the ranks of this engine have different KV caches; such engines are not supported")
-    return layouts[0], memories
+def stages_of(ranks: Sequence[RankMemory]) -> list[Stage]:
+    """The memory of all ranks, by rank, as the stages of a pool. Raises LayoutError when ranks of a stage differ."""
+    stages = []
+    for _, group in itertools.groupby(ranks, key=lambda rank: rank.stage):
+        first, *others = members = list(group)
+        memories = tuple(rank.memory for rank in members if rank.memory is not None)
+        if first.layout is None or len(memories) != len(members):
+            raise LayoutError("a rank has no memory to share; see its log for why")
+        if any((other.layout, other.facts) != (first.layout, first.facts) for other in others):
+            raise LayoutError("tensor-parallel ranks with different KV caches are not supported; use equal devices")
+        stages.append(Stage(first.layout, memories))
+    return stages
 
 
 def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory]) -> Fingerprint:
     """Hash of everything that changes a byte of the KV cache, or the meaning of one."""
     model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
     dummy = str(load.load_format) == "dummy"
+    stages = {rank.stage: rank.facts for rank in ranks}
     return Fingerprint.of(
         vllm=compat.version(),
         model=model.model,
@@ -60,8 +72,9 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory]) -> Fingerprint:
         quantization=str(model.quantization),
         weights=f"dummy, seed {model.seed}" if dummy else weights_of(model.model, model.hf_config),
         kv_dtype=str(cache.cache_dtype),
-        tensor_parallel=len(ranks),
-        **dict(ranks[0].facts),
+        tensor_parallel=len(ranks) // len(stages),
+        pipeline_parallel=len(stages),
+        stages=repr(list(stages.values())),
     )
 
 

@@ -66,11 +66,17 @@ def _model_refusal(config: Any) -> str:
 
 def _parallel_refusal(config: Any) -> str:
     parallel = config.parallel_config
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+    if parallel.pipeline_parallel_size > 1 and not compat.tells_stages_apart():
+        return "it does not tell its pipeline stages apart; use vLLM 0.26 or newer, or pipeline_parallel_size=1"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             return f"{name} is {getattr(parallel, name)}; only 1 is supported"
-    if config.scheduler_config.async_scheduling and not compat.defers_block_free():
-        return "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False"
+    overlapping = config.scheduler_config.async_scheduling or parallel.pipeline_parallel_size > 1
+    if overlapping and not compat.defers_block_free():
+        return (
+            "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False and "
+            "pipeline_parallel_size=1"
+        )
     return ""
 
 

@@ -58,7 +58,7 @@ class SchedulerSide:
         compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"))
 
     def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
-        """Start to take part, with the memory of all tensor-parallel ranks; returns why not, or nothing."""
+        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing."""
         memories = [ranks[rank] for rank in sorted(ranks)]
         reason = next((memory.refusal for memory in memories if memory.refusal), "")
         if not reason and len(memories) != self._ranks:

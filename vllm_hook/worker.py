@@ -42,8 +42,7 @@ class WorkerSide:
 
     def make_data_half(self, pages: Pages) -> DataHalf:
         """The data half of the market over these pages."""
-        rank = facts.rank_of(self._vllm_config)
-        return DataHalf(pages.cache, rank, on_unreachable=self._unreachable.append, programs=self._programs)
+        return DataHalf(pages.cache, facts.rank_of(), on_unreachable=self._unreachable.append, programs=self._programs)
 
     def refuse(self, reason: str) -> None:
         """Take no part, for this reason."""
@@ -55,7 +54,7 @@ class WorkerSide:
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
-        return RankMemory(self._data.memory, self._pages.cache.layout, known)
+        return RankMemory(self._data.memory, self._pages.cache.layout, known, stage=facts.stage_of())
 
     def start(self, step: StepMetadata) -> None:
         """Start the step's loads; returns at once."""

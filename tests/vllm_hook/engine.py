@@ -42,6 +42,22 @@ def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
     return config
 
 
+def rank_counters(worker: Any) -> dict[str, int]:
+    """The counters of kvmarket in a worker's process; runs there."""
+    from kvmarket import counters
+
+    return dict(counters.snapshot())
+
+
+def make_stage_buffers(worker: Any) -> None:
+    """Make the buffers that a pipeline stage receives into; vLLM 0.32 on a CPU leaves it out in eager mode."""
+    runner = worker.model_runner
+    if runner.intermediate_tensors is None:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
+
+
 class Engine:
     """The engine and the commands it knows: each public method is one."""
 
@@ -61,6 +77,8 @@ class Engine:
             kv_transfer_config=transfer_config(options),
             **options.get("llm", {}),
         )
+        if options.get("llm", {}).get("pipeline_parallel_size", 1) > 1 and not options.get("gpu"):
+            self.llm.collective_rpc(make_stage_buffers)
 
     def generate(
         self, prompts: list[list[int]], tokens: int = 1, salt: str | None = None, temperature: float = 0.0
@@ -104,6 +122,10 @@ class Engine:
         from kvmarket import counters
 
         return dict(counters.snapshot())
+
+    def ranks(self) -> dict[str, Any]:
+        """The counters of kvmarket in each worker, by rank."""
+        return {"ranks": self.llm.collective_rpc(rank_counters)}
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ def groups(*specs: object) -> Any:
         ({}, [FullAttentionSpec()], ""),
         ({"model_config.runner_type": "pooling"}, [FullAttentionSpec()], "pooling"),
         ({"speculative_config": object()}, [FullAttentionSpec()], "speculative"),
-        ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], "pipeline_parallel_size is 2"),
+        ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], ""),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
         ({"cache_config.cache_dtype": "int8_per_token_head"}, [FullAttentionSpec()], "KV cache dtype"),
@@ -80,6 +80,7 @@ def groups(*specs: object) -> Any:
 )
 def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], specs: list[object], reason: str):
     monkeypatch.setattr(compat, "defers_block_free", lambda: True)
+    monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
     assert reason in limits.refusal(config(**changes), groups(*specs))
     assert bool(reason) == bool(limits.refusal(config(**changes), groups(*specs)))
 
@@ -87,4 +88,17 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], s
 def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compat, "defers_block_free", lambda: False)
     assert "0.24" in limits.refusal(config(), groups(FullAttentionSpec()))
-    assert not limits.refusal(config(**{"scheduler_config.async_scheduling": False}), groups(FullAttentionSpec()))
+    one_at_a_time = {"scheduler_config.async_scheduling": False}
+    assert not limits.refusal(config(**one_at_a_time), groups(FullAttentionSpec()))
+    monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
+    pipelined = {**one_at_a_time, "parallel_config.pipeline_parallel_size": 2}
+    assert "0.24" in limits.refusal(config(**pipelined), groups(FullAttentionSpec()))
+
+
+def test_versions_that_do_not_tell_pipeline_stages_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compat, "defers_block_free", lambda: True)
+    monkeypatch.setattr(compat, "tells_stages_apart", lambda: False)
+    assert "0.26" in limits.refusal(
+        config(**{"parallel_config.pipeline_parallel_size": 2}), groups(FullAttentionSpec())
+    )
+    assert not limits.refusal(config(), groups(FullAttentionSpec()))
