@@ -1,7 +1,8 @@
 """The KV connector for stock vLLM: `KVMarketConnector`.
 
-Scheduler side: scheduler.py (tracks.py, steps.py); worker side: worker.py (pages.py). connector.py delegates to them,
-guarded by guard.py. facts.py says what must agree, limits.py what is refused, compat.py what differs between versions.
+Scheduler side: scheduler.py (tracks.py, steps.py, drafts.py); worker side: worker.py (pages.py). connector.py delegates
+to them, guarded by guard.py. facts.py says what must agree, limits.py what is refused, compat.py what differs between
+versions.
 """
 
 from __future__ import annotations

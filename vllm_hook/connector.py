@@ -59,6 +59,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 tenant=self._settings.tenant,
                 offers=self._kv_transfer_config.is_kv_producer,
                 imports=self._kv_transfer_config.is_kv_consumer,
+                speculates=vllm_config.speculative_config is not None,
             )
 
     @property

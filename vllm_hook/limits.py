@@ -9,6 +9,7 @@ import msgspec
 
 from kvmarket.errors import MisuseError
 from vllm_hook import compat
+from vllm_hook.drafts import WITHOUT_KV
 
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
@@ -57,8 +58,12 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
 def _model_refusal(config: Any) -> str:
     if config.model_config.runner_type == "pooling":
         return "pooling models write no KV that is used again"
-    if config.speculative_config is not None:
-        return "speculative decoding writes KV of tokens that may be rejected"
+    speculative = config.speculative_config
+    if speculative is not None and speculative.method not in WITHOUT_KV:
+        return (
+            f"speculative decoding by {speculative.method}: its drafter has KV of its own, which depends on tokens "
+            f"beyond a block; supported are {', '.join(WITHOUT_KV)}"
+        )
     if getattr(config, "diffusion_config", None) is not None:
         return "diffusion models rewrite their KV"
     return ""

@@ -14,6 +14,7 @@ from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
 from kvmarket.pool import UInt64s
 from vllm_hook import compat
+from vllm_hook.drafts import open_block, sure_part
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.steps import Steps, Written
 from vllm_hook.tracks import Track, track_of
@@ -34,9 +35,17 @@ class SchedulerSide:
     """One engine's owner and planner. Inert until `join` has brought the control half of the market."""
 
     def __init__(
-        self, block_size: int, ranks: int, *, tenant: str = "", offers: bool = True, imports: bool = True
+        self,
+        block_size: int,
+        ranks: int,
+        *,
+        tenant: str = "",
+        offers: bool = True,
+        imports: bool = True,
+        speculates: bool = False,
     ) -> None:
         self._block_size = block_size
+        self._speculates = speculates
         self._ranks = ranks
         self._tenant = tenant
         self._offers = offers
@@ -169,6 +178,8 @@ class SchedulerSide:
                 self._control.avoid(pool)
         if done.ranks == self._ranks:
             for written in self._steps.through(done.step):
+                if self._speculates:
+                    written = sure_part(written, self._block_size)
                 self._offer(written.track, written.first, written.slots, written.generations)
 
     # ---- internals
@@ -238,6 +249,8 @@ class SchedulerSide:
             if track is None or track.refusal:
                 continue
             first = computed[request_id] // self._block_size
+            if self._speculates:
+                first = open_block(track, first)
             end = (computed[request_id] + scheduled) // self._block_size
             if end > first:
                 slots = track.slots[first:end]

@@ -39,7 +39,6 @@ class MambaSpec:
 def config(**changes: object) -> Any:
     values: dict[str, Any] = {
         "model_config.runner_type": "generate",
-        "speculative_config": None,
         "parallel_config.pipeline_parallel_size": 1,
         "scheduler_config.async_scheduling": True,
         "cache_config.enable_prefix_caching": True,
@@ -56,6 +55,7 @@ def config(**changes: object) -> Any:
                 setattr(at, parent, SimpleNamespace())
             at = getattr(at, parent)
         setattr(at, name, value)
+    root.speculative_config = getattr(root, "speculative_config", None)
     return root
 
 
@@ -68,7 +68,9 @@ def groups(*specs: object) -> Any:
     [
         ({}, [FullAttentionSpec()], ""),
         ({"model_config.runner_type": "pooling"}, [FullAttentionSpec()], "pooling"),
-        ({"speculative_config": object()}, [FullAttentionSpec()], "speculative"),
+        ({"speculative_config.method": "ngram"}, [FullAttentionSpec()], ""),
+        ({"speculative_config.method": "eagle"}, [FullAttentionSpec()], "speculative decoding by eagle"),
+        ({"speculative_config.method": "draft_model"}, [FullAttentionSpec()], "drafter has KV of its own"),
         ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], ""),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
