@@ -123,6 +123,12 @@ class Engine:
 
         return dict(counters.snapshot())
 
+    def drafts(self) -> dict[str, Any]:
+        """How many draft tokens were proposed and accepted so far; the engine needs ``disable_log_stats=False``."""
+        values = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
+        names = {name: f"vllm:spec_decode_num_{name}_tokens" for name in ("draft", "accepted")}
+        return {name: values[metric] for name, metric in names.items()}
+
     def ranks(self) -> dict[str, Any]:
         """The counters of kvmarket in each worker, by rank."""
         return {"ranks": self.llm.collective_rpc(rank_counters)}
