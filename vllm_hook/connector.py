@@ -35,7 +35,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
 
     Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
-    ``programs`` (SMs that a fetch may take at a time), ``force``.
+    ``programs`` (SMs that a fetch may take at a time), ``block_outermost`` (ask for that KV layout), ``force``.
     Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
     """
 
@@ -66,6 +66,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def requires_kv_delivery(self) -> bool:
         """A best-effort cache: what is lost is computed again."""
         return False
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        """The KV cache layout that suits fetches best: a preference, not a requirement."""
+        return limits.layout_asked_for(vllm_config)
 
     def make_worker(self) -> WorkerSide:
         """The worker side of one rank."""

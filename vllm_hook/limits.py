@@ -13,18 +13,21 @@ from vllm_hook.drafts import WITHOUT_KV
 
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
+_LARGEST_UNCUT = 64  # tokens of a block
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config``: what an operator may set.
 
-    The market's address, this engine's tenant, how many SMs a fetch may take at a time, whether any failure policy will
-    do.
+    The market's address, this engine's tenant, how many SMs a fetch may take at a time, whether to ask vLLM for the
+    layout in which a block is one range of memory (under MultiConnector all connectors must ask for the same one, or
+    for none), whether any failure policy will do.
     """
 
     address: str | None = None
     tenant: str = ""
     programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    block_outermost: bool = True
     force: bool = False
 
 
@@ -35,7 +38,7 @@ def settings_of(transfer_config: Any) -> Settings:
         settings = msgspec.convert(dict(extra), Settings)
     except msgspec.ValidationError as error:
         raise MisuseError(
-            f"kv_connector_extra_config: {error}; known are address, tenant, programs and force"
+            f"kv_connector_extra_config: {error}; known are address, tenant, programs, block_outermost and force"
         ) from error
     if transfer_config.kv_load_failure_policy != "recompute" and not settings.force:
         raise MisuseError(
@@ -44,6 +47,18 @@ def settings_of(transfer_config: Any) -> Settings:
             ' (under MultiConnector in the entry of this connector), or "force": true in kv_connector_extra_config'
         )
     return settings
+
+
+def layout_asked_for(vllm_config: Any) -> str | None:
+    """The KV cache layout to ask vLLM for; it takes another one where the attention backend cannot read this one.
+
+    None, no preference, where the operator says so; where the version has no such layout; and for blocks of more than
+    64 tokens, which some backends can read only in parts that this layout does not allow.
+    """
+    extra: Mapping[str, object] = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+    if not extra.get("block_outermost", True) or vllm_config.cache_config.block_size > _LARGEST_UNCUT:
+        return None
+    return compat.block_outermost_layout()
 
 
 def refusal(vllm_config: Any, kv_cache_config: Any) -> str:

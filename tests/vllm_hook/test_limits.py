@@ -24,7 +24,7 @@ def test_policy_must_be_recompute_unless_forced():
 
 @pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
-    with pytest.raises(MisuseError, match="known are address, tenant, programs and force"):
+    with pytest.raises(MisuseError, match="known are address, tenant, programs, block_outermost and force"):
         limits.settings_of(transfer(**extra))
 
 
