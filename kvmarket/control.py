@@ -13,8 +13,7 @@ from itertools import count
 from kvmarket import counters
 from kvmarket.errors import KVMarketError, SlotError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
-from kvmarket.layout import Layout
-from kvmarket.offer import Hit, Offers, PoolDescriptor
+from kvmarket.offer import Hit, Offers, PoolDescriptor, Stage
 from kvmarket.own_pool import OwnPool
 from kvmarket.peers import Peers
 from kvmarket.pool import Generations, Slots, UInt64s, leading
@@ -23,7 +22,7 @@ from kvmarket.registry.client import Client
 from kvmarket.registry.messages import Join
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
-from kvmarket.transport import Memory, ShmMemory
+from kvmarket.transport import ShmMemory
 
 DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
 
@@ -36,16 +35,15 @@ class ControlHalf:
 
     def __init__(
         self,
-        layout: Layout,
-        ranks: Sequence[Memory],
+        stages: Sequence[Stage],
         fingerprint: Fingerprint,
         tenant: str = "",
         address: str | os.PathLike[str] | None = None,
-        staging: tuple[Layout, Sequence[Memory]] | None = None,
+        staging: Sequence[Stage] | None = None,
         generations: Generations | None = None,
         on_gone: Callable[[Sequence[str]], None] | None = None,
     ) -> None:
-        """Join the market at `address` with the pool that `layout` and `ranks` describe, and a staging pool if any.
+        """Join the market at `address` with the pool that `stages` make up, and a staging pool if any.
 
         `generations`: those of the memory, where several markets share it. `on_gone` hears of pools that have gone, on
         a thread of the market's own. Starts the market's service if nobody has, which costs about a second; else this
@@ -53,11 +51,11 @@ class ControlHalf:
         geometry), AddressError, VersionError, NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
-        self.layout, self.tenant = layout, tenant
-        self.block_size = layout.block_size
-        self.pool = OwnPool(layout, ranks, generations)
+        self.tenant = tenant
+        self.block_size = stages[0].layout.block_size
+        self.pool = OwnPool(stages, generations)
         self._on_gone = on_gone
-        self.staging = OwnPool(*staging) if staging else None
+        self.staging = OwnPool(staging) if staging else None
         self._pools = [self.pool, self.staging] if self.staging else [self.pool]
         self._peers = Peers(self.avoid)
         self._gone: list[str] = []
@@ -65,12 +63,12 @@ class ControlHalf:
         self._unreachable: set[str] = set()
         self._closed = False
         self._lock = threading.RLock()
-        kind = "shm" if isinstance(ranks[0], ShmMemory) else "cuda"
+        kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
         join = Join(
             self.pool.descriptor.generations.owner,
-            f"{fingerprint.hex}/{kind}/{len(ranks)}",
-            layout.geometry(),
-            layout.block_size,
+            f"{fingerprint.hex}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",
+            " | ".join(stage.layout.geometry() for stage in stages),
+            self.block_size,
             tuple(pool.record() for pool in self._pools),
         )
         try:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from kvmarket import counters
-from kvmarket.errors import SlotError, TransportError
+from kvmarket.errors import SlotError
 from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Hit, PoolDescriptor
@@ -153,8 +153,13 @@ class DataHalf:
                 f"give at most {hit.blocks - first} block ids"
             )
         for name, pool in hit.pools.items():
-            if name not in self._mapped and pool.layout.geometry() != self.cache.layout.geometry():
+            if name not in self._mapped and not self._fits(pool):
                 raise SlotError("the hit comes from a market of another geometry; match and fetch with the same market")
+
+    def _fits(self, pool: PoolDescriptor) -> bool:
+        """Whether the pool has memory for our rank, of our geometry."""
+        ranks = pool.ranks
+        return self._rank < len(ranks) and ranks[self._rank][0].geometry() == self.cache.layout.geometry()
 
     def _map(self, descriptor: PoolDescriptor) -> MappedPool | None:
         """The mapping of a pool, made on first use, while nobody waits but who needs the same pool.
@@ -180,9 +185,9 @@ class DataHalf:
 
     def _new_mapping(self, descriptor: PoolDescriptor) -> MappedPool | None:
         try:
-            generations = GenerationReader(descriptor.generations, descriptor.layout.slots)
+            generations = GenerationReader(descriptor.generations, descriptor.slots)
             array = self._array_of(descriptor)
-            memory = self._memory_of(descriptor)
+            _, memory = descriptor.ranks[self._rank]
             self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
         except FAILURES as error:
             counters.add("pool_unreachable", reason=type(error).__name__)  # without what differs for every process
@@ -196,15 +201,11 @@ class DataHalf:
         """The pool's slots: mapped, or, where it belongs to this very process, as they are."""
         own = _own_arrays.get(descriptor.pool)
         if own is None:
-            return SlotArray(descriptor.layout, map_memory(self._memory_of(descriptor), self.cache.device))
+            layout, memory = descriptor.ranks[self._rank]
+            return SlotArray(layout, map_memory(memory, self.cache.device))
         if own.device != self.cache.device:
             enable_peer_access(own.segments[0], self.cache.device)
         return own
-
-    def _memory_of(self, descriptor: PoolDescriptor) -> Memory:
-        if self._rank >= len(descriptor.ranks):
-            raise TransportError(f"a pool of {len(descriptor.ranks)} ranks has no memory for rank {self._rank}")
-        return descriptor.ranks[self._rank]
 
 
 def mover_of(own: SlotArray, programs: int | None) -> Mover:

@@ -18,7 +18,7 @@ from kvmarket.errors import ClosedError, KVMarketError, LayoutError, MisuseError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.layout import PagedCache
 from kvmarket.moved import Moved
-from kvmarket.offer import Hit
+from kvmarket.offer import Hit, Stage
 from kvmarket.pending import Pending
 from kvmarket.pool import Slots, StagingPool, UInt64s, as_slots
 from kvmarket.pool.owners import acquire
@@ -82,14 +82,13 @@ class Market:
         self._staging = StagingPool(cache, staging_bytes) if staging_bytes else None
         self._checksums = checksums
         self._data = DataHalf(cache, on_unreachable=self._avoid, programs=programs)
-        staging = (self._staging.slots.layout, [self._staging.memory]) if self._staging else None
+        staging = [Stage(self._staging.slots.layout, (self._staging.memory,))] if self._staging else None
         self._pid = os.getpid()
         self._staging_turn = threading.Lock()
         try:
             generations = acquire(cache)
             self._control = ControlHalf(
-                cache.layout,
-                [self._data.memory],
+                [Stage(cache.layout, (self._data.memory,))],
                 fingerprint,
                 tenant,
                 address,

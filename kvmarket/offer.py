@@ -5,31 +5,67 @@ All of it travels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
+from kvmarket.errors import LayoutError
 from kvmarket.layout import Layout
 from kvmarket.pool.slots import Slots, UInt64s
 from kvmarket.shared_file import Process, SharedFile
 from kvmarket.transport import Memory
 
 
-class PoolDescriptor(msgspec.Struct, frozen=True):
-    """A pool as other engines see it.
+class Stage(msgspec.Struct, frozen=True):
+    """Ranks of a pool whose slots lie alike: the tensor-parallel ranks of a pipeline stage, which has its own layers.
 
-    How its slots lie, where its generations are, and its memory, one entry per tensor-parallel rank.
+    How their slots lie, and each one's memory.
+    """
+
+    layout: Layout
+    ranks: Annotated[tuple[Memory, ...], msgspec.Meta(min_length=1)]
+
+
+class PoolDescriptor(msgspec.Struct, frozen=True):
+    """A pool as other engines see it: where its generations are, and its stages, one unless the engine is pipelined.
+
+    The ranks of a pool are those of its stages, one stage after another. Raises LayoutError if the stages disagree
+    about how many slots there are or how many tokens a block has.
     """
 
     pool: str
-    layout: Layout
     generations: SharedFile
-    ranks: tuple[Memory, ...]
+    stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+
+    @property
+    def slots(self) -> int:
+        """How many slots every rank has."""
+        return self.stages[0].layout.slots
 
     @property
     def processes(self) -> tuple[Process, ...]:
         """The processes that the pool dies with."""
-        return (self.generations.owner, *(memory.owner for memory in self.ranks))
+        return (self.generations.owner, *(memory.owner for _, memory in self.ranks))
+
+    @property
+    def ranks(self) -> tuple[tuple[Layout, Memory], ...]:
+        """Per rank how its slots lie, and where."""
+        return tuple((stage.layout, memory) for stage in self.stages for memory in stage.ranks)
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raise LayoutError unless the stages hold the same blocks: a slot is one place in all of them."""
+    sizes = {(stage.layout.slots, stage.layout.block_size) for stage in stages}
+    if len(sizes) != 1:
+        raise LayoutError(
+            f"stages of {' and '.join(f'{slots} slots of {tokens} tokens' for slots, tokens in sorted(sizes))}; "
+            "give every rank of an engine a cache of the same slots and block size"
+        )
 
 
 @dataclass(frozen=True, eq=False)

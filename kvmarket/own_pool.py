@@ -7,24 +7,26 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvmarket.layout import Layout
 from kvmarket.ledger import Ledger
-from kvmarket.offer import PoolDescriptor
+from kvmarket.offer import PoolDescriptor, Stage, check_stages
 from kvmarket.pool import Generations
 from kvmarket.pool.owners import release
 from kvmarket.registry.messages import PoolRecord
-from kvmarket.transport import Memory
 
 
 class OwnPool:
     """One of this engine's pools: its descriptor, the generations it alone writes, and what it has on offer."""
 
-    def __init__(self, layout: Layout, ranks: Sequence[Memory], generations: Generations | None = None) -> None:
-        """A new pool with a new id; its generations are new too unless they are given, shared with other markets."""
-        self.generations = generations or Generations(layout.slots)
+    def __init__(self, stages: Sequence[Stage], generations: Generations | None = None) -> None:
+        """A new pool with a new id; its generations are new too unless they are given, shared with other markets.
+
+        Raises LayoutError for stages that do not hold the same blocks.
+        """
+        check_stages(stages)  # before anything is made that would have to be closed
+        self.generations = generations or Generations(stages[0].layout.slots)
         self._epoch = self.generations.epoch
-        self.descriptor = PoolDescriptor(uuid.uuid4().hex, layout, self.generations.file, tuple(ranks))
-        self.ledger = Ledger(self.record(), layout.block_size)
+        self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages))
+        self.ledger = Ledger(self.record(), stages[0].layout.block_size)
 
     def standing(self) -> Ledger:
         """The ledger; empty when somebody has raised the epoch, which killed all that was in it."""
@@ -53,5 +55,5 @@ class OwnPool:
     def record(self) -> PoolRecord:
         """The pool as the registry sees it."""
         return PoolRecord(
-            self.id, self.descriptor.layout.slots, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor)
+            self.id, self.descriptor.slots, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor)
         )

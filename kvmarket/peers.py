@@ -70,6 +70,6 @@ def _nobody(pool: str) -> None:
 
 def _meet(record: PoolRecord) -> Peer:
     descriptor = _descriptors.decode(record.description)
-    if descriptor.pool != record.pool or descriptor.layout.slots != record.slots:
+    if descriptor.pool != record.pool or descriptor.slots != record.slots:
         raise LayoutError(f"pool {record.pool} is not the one that is described; its offers are ignored")
     return Peer(descriptor, GenerationReader(descriptor.generations, record.slots))

@@ -176,7 +176,7 @@ def test_a_dead_owners_memory_is_let_go(engine, peer):
     until(lambda: engine.market.match(tokens).blocks == 4)
     assert engine.take(tokens, [0, 1, 2, 3]) == 4
     inodes = {
-        str(file.inode) for memory in engine.market.match(tokens).pools.values() for file in memory.ranks[0].files
+        str(file.inode) for pool in engine.market.match(tokens).pools.values() for file in pool.stages[0].ranks[0].files
     }
 
     def mapped() -> bool:

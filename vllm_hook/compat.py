@@ -49,6 +49,23 @@ def transfer_config_of_engine() -> Any:
     return config.kv_transfer_config if config is not None else None
 
 
+def tells_stages_apart() -> bool:
+    """Whether a connector hears of which pipeline stage a worker is (0.26, and maybe some earlier ones)."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+
+    return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")
+
+
+def block_outermost_layout() -> str | None:
+    """The name of the layout in which a block of all layers is one range of memory (0.30+); None before."""
+    try:
+        module = importlib.import_module("vllm.v1.kv_cache_layout")
+    except ImportError:
+        return None
+    name = "BLHNC"
+    return name if hasattr(module.KVCacheLayout, name) else None
+
+
 def can_watch(pool: Any) -> bool:
     """Whether the block pool can say that it hands a page out again (0.30+)."""
     return hasattr(pool, "unpin_blocks")

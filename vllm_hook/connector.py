@@ -36,7 +36,9 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
 
     Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
-    ``programs`` (SMs that a fetch may take at a time), ``any_gpu`` (share with other models of GPU), ``force``.
+    ``programs`` (SMs that a fetch may take at a time), ``wait_tokens`` (from how many on a request waits for a peer
+    that computes them), ``any_gpu`` (share with other models of GPU), ``block_outermost`` (ask for that KV layout),
+    ``force``.
     Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
     """
 
@@ -57,17 +59,23 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         else:
             self._scheduler = SchedulerSide(
                 kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
-                vllm_config.parallel_config.tensor_parallel_size,
+                vllm_config.parallel_config.tensor_parallel_size * vllm_config.parallel_config.pipeline_parallel_size,
                 tenant=self._settings.tenant,
                 offers=self._kv_transfer_config.is_kv_producer,
                 imports=self._kv_transfer_config.is_kv_consumer,
                 wait_tokens=self._settings.wait_tokens,
+                speculates=vllm_config.speculative_config is not None,
             )
 
     @property
     def requires_kv_delivery(self) -> bool:
         """A best-effort cache: what is lost is computed again."""
         return False
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
+        """The KV cache layout that suits fetches best: a preference, not a requirement."""
+        return limits.layout_asked_for(vllm_config)
 
     def make_worker(self) -> WorkerSide:
         """The worker side of one rank."""
@@ -137,13 +145,19 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 self._scheduler.bind_pool(gpu_block_pool)
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        """Every rank's memory is known: join the market."""
+        """The memory of every rank of an engine without pipeline stages is known: join the market."""
+        self.set_xfer_handshake_metadata_pp_aware({(0, rank): memory for rank, memory in metadata.items()})
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """The memory of every rank, by pipeline stage and rank in it, is known: join the market."""
         if not self._scheduler:
             return
-        ranks = {rank: memory for rank, memory in metadata.items() if isinstance(memory, RankMemory)}
+        known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
         reason = "it could not join the market"
         with Guard("join", self._scheduler.fail):
-            reason = self._scheduler.join(ranks, self.connect)
+            reason = self._scheduler.join(dict(enumerate(known)), self.connect)
         if reason:
             self._off(reason)
         else:
@@ -151,12 +165,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
-        layout, memories = facts.memory_of(ranks)
         self._fingerprint = self._fingerprint or facts.fingerprint(self._vllm_config, ranks, self._settings.any_gpu)
         fingerprint = facts.with_weights(self._fingerprint, ranks[0].weights)
         tenant = self._settings.tenant
         address = self._settings.address
-        return ControlHalf(layout, memories, fingerprint, tenant, address)
+        return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold, loaded asynchronously; None: ask again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ import torch
 
 from kvmarket.errors import LayoutError
 from kvmarket.fingerprint import Fingerprint
-from kvmarket.layout import Layout
-from kvmarket.transport import Memory
+from kvmarket.offer import Stage
 from vllm_hook import compat
 from vllm_hook.metadata import RankMemory
 from vllm_hook.pages import Pages
@@ -21,11 +21,19 @@ from vllm_hook.weights import Names
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
 
 
-def rank_of(vllm_config: Any) -> int:
-    """This worker's rank in its tensor-parallel group."""
+def stage_of() -> int:
+    """This worker's pipeline stage."""
+    from vllm.distributed.parallel_state import get_pp_group
+
+    return int(get_pp_group().rank_in_group)
+
+
+def rank_of() -> int:
+    """This worker's rank in its engine: the tensor-parallel ranks of one pipeline stage after another."""
     from vllm.distributed.parallel_state import get_tp_group
 
-    return int(get_tp_group().rank_in_group)
+    group = get_tp_group()
+    return stage_of() * int(group.world_size) + int(group.rank_in_group)
 
 
 def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
@@ -37,15 +45,18 @@ def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
     )
 
 
-def memory_of(ranks: Sequence[RankMemory]) -> tuple[Layout, list[Memory]]:
-    """The layout that all ranks have, and each rank's memory, by rank. Raises LayoutError when ranks differ."""
-    layouts = [rank.layout for rank in ranks if rank.layout is not None]
-    memories = [rank.memory for rank in ranks if rank.memory is not None]
-    if len(layouts) != len(ranks) or len(memories) != len(ranks):
-        raise LayoutError("a rank has no memory to share; see its log for why")
-    if any(layout != layouts[0] for layout in layouts) or any(rank.facts != ranks[0].facts for rank in ranks):
-        raise LayoutError("the ranks of this engine have different KV caches; such engines are not supported")
-    return layouts[0], memories
+def stages_of(ranks: Sequence[RankMemory]) -> list[Stage]:
+    """The memory of all ranks, by rank, as the stages of a pool. Raises LayoutError when ranks of a stage differ."""
+    stages = []
+    for _, group in itertools.groupby(ranks, key=lambda rank: rank.stage):
+        first, *others = members = list(group)
+        memories = tuple(rank.memory for rank in members if rank.memory is not None)
+        if first.layout is None or len(memories) != len(members):
+            raise LayoutError("a rank has no memory to share; see its log for why")
+        if any((other.layout, other.facts) != (first.layout, first.facts) for other in others):
+            raise LayoutError("tensor-parallel ranks with different KV caches are not supported; use equal devices")
+        stages.append(Stage(first.layout, memories))
+    return stages
 
 
 def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> Fingerprint:
@@ -55,9 +66,7 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = F
     """
     model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
     dummy = str(load.load_format) == "dummy"
-    of_ranks = dict(ranks[0].facts)
-    if any_gpu:
-        of_ranks["device"] = of_ranks["device"].split()[0]
+    stages = {rank.stage: _of_rank(rank, any_gpu) for rank in ranks}
     return Fingerprint.of(
         vllm=compat.version(),
         model=model.model,
@@ -70,14 +79,20 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = F
         quantization=str(model.quantization),
         weights=f"dummy, seed {model.seed}" if dummy else weights_of(model.model, model.hf_config),
         kv_dtype=str(cache.cache_dtype),
-        tensor_parallel=len(ranks),
-        **of_ranks,
+        tensor_parallel=len(ranks) // len(stages),
+        pipeline_parallel=len(stages),
+        stages=repr(list(stages.values())),
     )
 
 
 def with_weights(started: Fingerprint, weights: Names) -> Fingerprint:
     """The fingerprint of an engine that started as `started` and has these weights now."""
     return Fingerprint.of(started=started.hex, weights=weights) if weights else started
+
+
+def _of_rank(rank: RankMemory, any_gpu: bool) -> list[tuple[str, str]]:
+    """What only a worker knows, without the model of its GPU where that does not count."""
+    return [(name, known.split()[0] if any_gpu and name == "device" else known) for name, known in rank.facts]
 
 
 def weights_of(model: str, hf_config: Any) -> str:

@@ -9,10 +9,12 @@ import msgspec
 
 from kvmarket.errors import MisuseError
 from vllm_hook import compat
+from vllm_hook.drafts import WITHOUT_KV
 
 WAIT_TOKENS = 2048  # prefilling so many takes about five times as long as importing them
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
+_LARGEST_UNCUT = 64  # tokens of a block
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -20,7 +22,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The market's address, this engine's tenant, how many SMs a fetch may take at a time, from how many tokens on a
     request waits for a peer that is computing its prompt (0: never), whether engines on other models of GPU (which
-    compute slightly different KV) may share, those that say so too, and whether any failure policy will do.
+    compute slightly different KV) may share, those that say so too, whether to ask vLLM for the layout in which a block
+    is one range of memory (under MultiConnector all connectors must ask for the same one, or for none), and whether any
+    failure policy will do.
     """
 
     address: str | None = None
@@ -28,6 +32,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     wait_tokens: Annotated[int, msgspec.Meta(ge=0)] = WAIT_TOKENS
     any_gpu: bool = False
+    block_outermost: bool = True
     force: bool = False
 
 
@@ -53,6 +58,18 @@ def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
     return settings
 
 
+def layout_asked_for(vllm_config: Any) -> str | None:
+    """The KV cache layout to ask vLLM for; it takes another one where the attention backend cannot read this one.
+
+    None, no preference, where the operator says so; where the version has no such layout; and for blocks of more than
+    64 tokens, which some backends can read only in parts that this layout does not allow.
+    """
+    extra: Mapping[str, object] = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+    if not extra.get("block_outermost", True) or vllm_config.cache_config.block_size > _LARGEST_UNCUT:
+        return None
+    return compat.block_outermost_layout()
+
+
 def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
     """Why this configuration cannot take part in the market yet; empty when it can."""
     return (
@@ -65,8 +82,12 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
 def _model_refusal(config: Any) -> str:
     if config.model_config.runner_type == "pooling":
         return "pooling models write no KV that is used again"
-    if config.speculative_config is not None:
-        return "speculative decoding writes KV of tokens that may be rejected"
+    speculative = config.speculative_config
+    if speculative is not None and speculative.method not in WITHOUT_KV:
+        return (
+            f"speculative decoding by {speculative.method}: its drafter has KV of its own, which depends on tokens "
+            f"beyond a block; supported are {', '.join(WITHOUT_KV)}"
+        )
     if getattr(config.model_config, "enable_sleep_mode", False):
         return "sleep mode is on: memory that goes away in sleep cannot be shared with other processes"
     if getattr(config, "diffusion_config", None) is not None:
@@ -76,11 +97,17 @@ def _model_refusal(config: Any) -> str:
 
 def _parallel_refusal(config: Any) -> str:
     parallel = config.parallel_config
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+    if parallel.pipeline_parallel_size > 1 and not compat.tells_stages_apart():
+        return "it does not tell its pipeline stages apart; use vLLM 0.26 or newer, or pipeline_parallel_size=1"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             return f"{name} is {getattr(parallel, name)}; only 1 is supported"
-    if config.scheduler_config.async_scheduling and not compat.defers_block_free():
-        return "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False"
+    overlapping = config.scheduler_config.async_scheduling or parallel.pipeline_parallel_size > 1
+    if overlapping and not compat.defers_block_free():
+        return (
+            "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False and "
+            "pipeline_parallel_size=1"
+        )
     return ""
 
 

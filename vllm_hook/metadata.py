@@ -26,8 +26,8 @@ class Load:
 class StepMetadata:
     """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone.
 
-    `weights` are those that the loads' blocks were computed with. `idle`: no tokens are scheduled, in this step or one in
-    flight, so nothing is held up by a worker that looks out for the end of a load.
+    `weights` are those that the loads' blocks were computed with. `idle`: no tokens are scheduled, in this step or one
+    in flight, so nothing is held up by a worker that looks out for the end of a load.
     """
 
     step: int
@@ -58,10 +58,14 @@ class StepDone:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part."""
+    """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part.
+
+    `stage` is its pipeline stage.
+    """
 
     memory: Memory | None
     layout: Layout | None
     facts: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
     weights: Names = ()  # of the whole engine; filled in by its scheduler
+    stage: int = 0

@@ -16,6 +16,7 @@ from kvmarket.offer import Hit
 from kvmarket.pool import UInt64s
 from vllm_hook import compat
 from vllm_hook.chores import Chores
+from vllm_hook.drafts import open_block, sure_part
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.rejoin import Rejoin
 from vllm_hook.steps import Steps, Written
@@ -46,8 +47,10 @@ class SchedulerSide:
         offers: bool = True,
         imports: bool = True,
         wait_tokens: int = 0,
+        speculates: bool = False,
     ) -> None:
         self._block_size = block_size
+        self._speculates = speculates
         self._ranks = ranks
         self._tenant = tenant
         self._offers = offers
@@ -72,7 +75,7 @@ class SchedulerSide:
         compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), self._emptied)
 
     def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
-        """Start to take part, with the memory of all tensor-parallel ranks; returns why not, or nothing."""
+        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing."""
         memories = [ranks[rank] for rank in sorted(ranks)]
         reason = next((memory.refusal for memory in memories if memory.refusal), "")
         if not reason and len(memories) != self._ranks:
@@ -210,6 +213,8 @@ class SchedulerSide:
                 self._control.avoid(pool)
         if done.ranks == self._ranks:
             for written in self._steps.through(done.step):
+                if self._speculates:
+                    written = sure_part(written, self._block_size)
                 self._offer(written.track, written.first, written.slots, written.generations)
         if self._control is not None:
             self._waits.end(self._control)
@@ -294,6 +299,8 @@ class SchedulerSide:
             if track is None or track.refusal:
                 continue
             first = computed[request_id] // self._block_size
+            if self._speculates:
+                first = open_block(track, first)
             end = (computed[request_id] + scheduled) // self._block_size
             if end > first:
                 slots = track.slots[first:end]

@@ -13,19 +13,24 @@ from kvmarket.registry.tokens import Int32s, as_tokens
 
 @dataclass(slots=True)
 class Track:
-    """One request. `slots` are all its pages in order; `known` of them are not news to us any more."""
+    """One request. `slots` are all its pages in order; `known` of them are not news to us any more.
+
+    `open`: its first block that is not sure yet, where it speculates (see drafts.py).
+    """
 
     request: Any
     tenant: str
     refusal: str = ""
     imported: bool = False
     known: int = 0
+    open: int | None = None
     slots: list[int] = field(default_factory=list)
     _tokens: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
 
     def restart(self, local: int) -> None:
         """The request will be given pages anew, the first `local` of them by a hit in the engine's own prefix cache."""
         self.known = local
+        self.open = None
         self.slots = []
 
     def whole(self, slots: Sequence[int]) -> list[int]:

@@ -54,7 +54,7 @@ class WorkerSide:
 
     def make_data_half(self, pages: Pages) -> DataHalf:
         """The data half of the market over these pages."""
-        self._rank = facts.rank_of(self._vllm_config)
+        self._rank = facts.rank_of()
         return DataHalf(pages.cache, self._rank, on_unreachable=self._unreachable.append, programs=self._programs)
 
     def make_weights(self) -> RankWeights:
@@ -71,7 +71,7 @@ class WorkerSide:
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
-        return RankMemory(self._data.memory, self._pages.cache.layout, known)
+        return RankMemory(self._data.memory, self._pages.cache.layout, known, stage=facts.stage_of())
 
     def begin(self) -> None:
         """A step begins: it computes with the weights as they are now."""

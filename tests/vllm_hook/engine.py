@@ -48,6 +48,22 @@ def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
     return config
 
 
+def rank_counters(worker: Any) -> dict[str, int]:
+    """The counters of kvmarket in a worker's process; runs there."""
+    from kvmarket import counters
+
+    return dict(counters.snapshot())
+
+
+def make_stage_buffers(worker: Any) -> None:
+    """Make the buffers that a pipeline stage receives into; vLLM 0.32 on a CPU leaves it out in eager mode."""
+    runner = worker.model_runner
+    if runner.intermediate_tensors is None:
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.model_config.dtype, device=runner.device
+        )
+
+
 class Engine:
     """The engine and the commands it knows: each public method is one."""
 
@@ -76,6 +92,8 @@ class Engine:
             kv_transfer_config=transfer_config(options),
             **options.get("llm", {}),
         )
+        if options.get("llm", {}).get("pipeline_parallel_size", 1) > 1 and not options.get("gpu"):
+            self.llm.collective_rpc(make_stage_buffers)
 
     def generate(
         self,
@@ -144,6 +162,16 @@ class Engine:
         from kvmarket import counters
 
         return dict(counters.snapshot())
+
+    def drafts(self) -> dict[str, Any]:
+        """How many draft tokens were proposed and accepted so far; the engine needs ``disable_log_stats=False``."""
+        values = {metric.name: getattr(metric, "value", 0) for metric in self.llm.get_metrics()}
+        names = {name: f"vllm:spec_decode_num_{name}_tokens" for name in ("draft", "accepted")}
+        return {name: values[metric] for name, metric in names.items()}
+
+    def ranks(self) -> dict[str, Any]:
+        """The counters of kvmarket in each worker, by rank."""
+        return {"ranks": self.llm.collective_rpc(rank_counters)}
 
 
 def main() -> None:

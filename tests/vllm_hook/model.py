@@ -9,14 +9,19 @@ VOCAB = 997
 BLOCK = 32
 
 
-def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0, seed: int = 0) -> str:
-    """Build and save the model; float32, so that greedy tokens do not hang on how a prefill was cut up."""
+def save_tiny_llama(
+    folder: Path, layers: int = 3, rope_theta: float = 10000.0, vocab: int = VOCAB, spread: float = 0.2, seed: int = 0
+) -> str:
+    """Build and save the model; float32, so that greedy tokens do not hang on how a prefill was cut up.
+
+    With few tokens in its vocabulary and weights of a small `spread` it repeats itself now and then.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=layers,
@@ -25,7 +30,7 @@ def save_tiny_llama(folder: Path, layers: int = 3, rope_theta: float = 10000.0, 
         head_dim=32,
         max_position_embeddings=4096,
         rope_theta=rope_theta,
-        initializer_range=0.2,
+        initializer_range=spread,
         tie_word_embeddings=False,
     )
     LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)

@@ -28,7 +28,7 @@ def test_policy_must_be_recompute_unless_forced():
 
 @pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}, {"any_gpu": 1}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
-    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, any_gpu, force"):
+    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, any_gpu, block_outermost"):
         limits.settings_of(transfer(**extra))
 
 
@@ -43,7 +43,6 @@ class MambaSpec:
 def config(**changes: object) -> Any:
     values: dict[str, Any] = {
         "model_config.runner_type": "generate",
-        "speculative_config": None,
         "parallel_config.pipeline_parallel_size": 1,
         "scheduler_config.async_scheduling": True,
         "cache_config.enable_prefix_caching": True,
@@ -60,6 +59,7 @@ def config(**changes: object) -> Any:
                 setattr(at, parent, SimpleNamespace())
             at = getattr(at, parent)
         setattr(at, name, value)
+    root.speculative_config = getattr(root, "speculative_config", None)
     return root
 
 
@@ -72,9 +72,11 @@ def groups(*specs: object) -> Any:
     [
         ({}, [FullAttentionSpec()], ""),
         ({"model_config.runner_type": "pooling"}, [FullAttentionSpec()], "pooling"),
-        ({"speculative_config": object()}, [FullAttentionSpec()], "speculative"),
+        ({"speculative_config.method": "ngram"}, [FullAttentionSpec()], ""),
+        ({"speculative_config.method": "eagle"}, [FullAttentionSpec()], "speculative decoding by eagle"),
+        ({"speculative_config.method": "draft_model"}, [FullAttentionSpec()], "drafter has KV of its own"),
         ({"model_config.enable_sleep_mode": True}, [FullAttentionSpec()], "sleep mode"),
-        ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], "pipeline_parallel_size is 2"),
+        ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], ""),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
         ({"cache_config.cache_dtype": "int8_per_token_head"}, [FullAttentionSpec()], "KV cache dtype"),
@@ -85,6 +87,7 @@ def groups(*specs: object) -> Any:
 )
 def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], specs: list[object], reason: str):
     monkeypatch.setattr(compat, "defers_block_free", lambda: True)
+    monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
     assert reason in limits.refusal(config(**changes), groups(*specs))
     assert bool(reason) == bool(limits.refusal(config(**changes), groups(*specs)))
 
@@ -92,4 +95,17 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], s
 def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compat, "defers_block_free", lambda: False)
     assert "0.24" in limits.refusal(config(), groups(FullAttentionSpec()))
-    assert not limits.refusal(config(**{"scheduler_config.async_scheduling": False}), groups(FullAttentionSpec()))
+    one_at_a_time = {"scheduler_config.async_scheduling": False}
+    assert not limits.refusal(config(**one_at_a_time), groups(FullAttentionSpec()))
+    monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
+    pipelined = {**one_at_a_time, "parallel_config.pipeline_parallel_size": 2}
+    assert "0.24" in limits.refusal(config(**pipelined), groups(FullAttentionSpec()))
+
+
+def test_versions_that_do_not_tell_pipeline_stages_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compat, "defers_block_free", lambda: True)
+    monkeypatch.setattr(compat, "tells_stages_apart", lambda: False)
+    assert "0.26" in limits.refusal(
+        config(**{"parallel_config.pipeline_parallel_size": 2}), groups(FullAttentionSpec())
+    )
+    assert not limits.refusal(config(), groups(FullAttentionSpec()))
