@@ -135,6 +135,7 @@ class ControlHalf:
                     offering = offering.going_on(before)
                 ledger.add(offering)
                 self._client.offer(offering)
+                counters.add("blocks_offered", live - old)
             return live
 
     def check_news(self, tokens: Integers, slots: Slots, generations: UInt64s) -> None:
@@ -177,6 +178,10 @@ class ControlHalf:
         """
         self._client.drain(self._drain_seconds)
 
+    def peers(self) -> int:
+        """How many other engines could exchange blocks with this one, as far as is known now."""
+        return self._client.peers()
+
     def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
         """Before these slots are overwritten.
 
@@ -192,6 +197,7 @@ class ControlHalf:
             gone = pool.ledger.drop(ids)
             if len(gone):
                 self._client.retire(pool.id, gone)
+                counters.add("blocks_retired", len(gone))
 
     def fail_closed(self, reason: str) -> None:
         """Raise the epoch of every pool: all offers of this engine are dead when this returns.

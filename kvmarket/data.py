@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class DataHalf:
         fewer blocks are valid. Raises SlotError for ids that do not fit, before anything is launched. Costs some 50
         us, and the mapping of a pool seen for the first time.
         """
+        begun = time.perf_counter()
         ids = as_slots(block_ids)
         self.check(hit, len(ids), first)
         pieces, copies, at = [], [], 0
@@ -96,10 +98,12 @@ class DataHalf:
                 counters.add("fetch_cut", reason="a block was retired before it could be fetched")
                 break
         try:
-            moved = Moved(len(ids), pieces, self.mover.start(copies))
+            started = self.mover.start(copies)
         except FAILURES as error:  # out of memory, say; nothing of it will land any more
             counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
             moved = Moved(len(ids), [], None)
+        else:
+            moved = Moved(len(ids), pieces, started, self.slots.layout.slot_bytes, begun)
         with self._lock:
             if len(self._flying) >= FLYING:
                 self._prune()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvmarket.registry.node import OFFERS_PER_BLOCK
-from tests.model_engine import BLOCK, ModelEngine, matched, prompt
+from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 
 def test_a_block_that_was_crowded_out_may_be_gone_on_from(market_address):
@@ -29,3 +29,13 @@ def test_tokens_may_be_reused_by_the_caller(market_address):
     assert control.match(tokens).blocks == 1
     assert control.match(given).blocks == 0
     engine.close()
+
+
+def test_peers_are_the_engines_of_the_same_space(own_address):
+    one = ModelEngine(own_address)
+    assert one.market._control.peers() == 0
+    child = Peer(own_address)
+    until(lambda: one.market._control.peers() == 1)
+    child.kill()
+    until(lambda: one.market._control.peers() == 0)
+    one.close()

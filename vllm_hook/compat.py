@@ -21,7 +21,7 @@ def tested_version() -> str:
     """The version of vLLM, and a remark when the hook was never tested with it."""
     found = version()
     tested = ".".join(found.split(".")[:2]) in TESTED
-    return found if tested else f"{found}, not tested (tested: {', '.join(TESTED)})"
+    return f"{found} (tested)" if tested else f"{found} (not tested: tested are {', '.join(TESTED)})"
 
 
 def hit_source() -> Any:

@@ -46,9 +46,13 @@ class StepDone:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part."""
+    """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part.
+
+    `ways`: how it fetches, in words for the log.
+    """
 
     memory: Memory | None
     layout: Layout | None
     facts: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
+    ways: str = ""

@@ -16,6 +16,7 @@ from kvmarket.pool import UInt64s
 from vllm_hook import compat
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.steps import Steps, Written
+from vllm_hook.summary import Summary
 from vllm_hook.tracks import Track, track_of
 
 
@@ -42,6 +43,7 @@ class SchedulerSide:
         self._offers = offers
         self._imports = imports
         self._control: ControlHalf | None = None
+        self._ways = ""
         self._pool: Any = None
         self._tracks: dict[str, Track] = {}
         self._steps = Steps()
@@ -65,6 +67,7 @@ class SchedulerSide:
             reason = f"{len(memories)} of {self._ranks} ranks share their memory"
         if not reason:
             self._control = connect(memories)
+            self._ways = memories[0].ways
         return reason
 
     def close(self) -> None:
@@ -92,10 +95,11 @@ class SchedulerSide:
             track.refusal = track.refusal or reason
 
     def describe(self) -> str:
-        """What is on, in a few words for the engine's log."""
-        roles = [name for name, on in (("offers", self._offers), ("imports", self._imports)) if on]
-        seen = "watched and tracked" if self._pool is not None and compat.can_watch(self._pool) else "tracked"
-        return f"{' and '.join(roles)}, {self._ranks} rank(s), {self._block_size} tokens a block, reuse of pages {seen}"
+        """What is on, and why what is not on is not, in one line for the engine's log."""
+        watched = self._pool is not None and compat.can_watch(self._pool)
+        peers = self._control.peers() if self._control is not None else 0
+        roles = self._offers, self._imports
+        return str(Summary(*roles, watched, self._ranks, self._block_size, self._ways, peers))
 
     # ---- requests
 
@@ -125,6 +129,9 @@ class SchedulerSide:
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
+        if track and track.hit:
+            counters.add("vllm_tokens_local", track.hit * self._block_size)
+            track.hit = 0
         self._retire(track.whole(slots) if track else slots)
         if external and track:
             self._take_off(track)
@@ -196,7 +203,7 @@ class SchedulerSide:
         """Remember the load just planned, to offer its blocks when it has landed. One import per request, ever."""
         track.imported = True
         load = self._unsent[-1]
-        if self._control is None or load.hit is None or not self._offers:
+        if self._control is None or load.hit is None:
             return
         slots = list(load.slots)
         generations = self._control.generations(slots)
@@ -262,7 +269,7 @@ class SchedulerSide:
 
     def _offer(self, track: Track, first: int, slots: list[int], generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
-        if self._control is None or not slots:
+        if self._control is None or not self._offers or not slots:
             return
         tokens = track.tokens((first + len(slots)) * self._block_size)
         count = len(tokens) // self._block_size - first

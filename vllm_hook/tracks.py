@@ -13,19 +13,23 @@ from kvmarket.registry.tokens import Int32s, as_tokens
 
 @dataclass(slots=True)
 class Track:
-    """One request. `slots` are all its pages in order; `known` of them are not news to us any more."""
+    """One request. `slots` are all its pages in order; `known` of them are not news to us any more.
+
+    `hit` of them its own engine's prefix cache had when it was last looked up; 0 when that has been counted.
+    """
 
     request: Any
     tenant: str
     refusal: str = ""
     imported: bool = False
     known: int = 0
+    hit: int = 0
     slots: list[int] = field(default_factory=list)
     _tokens: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
 
     def restart(self, local: int) -> None:
         """The request will be given pages anew, the first `local` of them by a hit in the engine's own prefix cache."""
-        self.known = local
+        self.known = self.hit = local
         self.slots = []
 
     def whole(self, slots: Sequence[int]) -> list[int]:

@@ -30,6 +30,7 @@ class WorkerSide:
         self._unreachable: list[str] = []
         self._finished: set[str] = set()
         self._bad: set[int] = set()
+        self._seconds: list[float] = []
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
@@ -55,7 +56,7 @@ class WorkerSide:
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
-        return RankMemory(self._data.memory, self._pages.cache.layout, known)
+        return RankMemory(self._data.memory, self._pages.cache.layout, known, ways=self._data.mover.describe())
 
     def start(self, step: StepMetadata) -> None:
         """Start the step's loads; returns at once."""
@@ -65,7 +66,8 @@ class WorkerSide:
         while self._unstarted:
             load = self._unstarted[0]
             if load.hit is None or self._data is None:
-                self._end(self._unstarted.pop(0), 0)
+                reason = "offers were taken down before the load" if load.hit is None else "the worker takes no part"
+                self._end(self._unstarted.pop(0), 0, reason)
             else:
                 moved = self._data.fetch(load.hit, load.slots)
                 self._moving.append((self._unstarted.pop(0), moved))
@@ -78,6 +80,8 @@ class WorkerSide:
                 load, moved = moving[-1]
                 if moved.done():
                     self._end(load, moved.wait())
+                    if moved.seconds:
+                        self._seconds.append(moved.seconds)
                 else:
                     self._moving.append((load, moved))
                 moving.pop()
@@ -87,7 +91,7 @@ class WorkerSide:
     def failed(self, reason: str) -> None:
         """Something raised while loads were started: those that were not are computed instead."""
         while self._unstarted:
-            self._end(self._unstarted.pop(), 0)
+            self._end(self._unstarted.pop(), 0, "the load could not be started")
 
     def take_finished(self) -> set[str]:
         """The requests whose load has ended since the last call."""
@@ -105,17 +109,20 @@ class WorkerSide:
         bad, self._bad = self._bad, set()
         return bad
 
+    def take_seconds(self) -> list[float]:
+        """How long each fetch took that ended since the last call."""
+        seconds, self._seconds = self._seconds, []
+        return seconds
+
     def close(self) -> None:
         """Let go of peers' memory and of our own."""
         if self._data is not None:
             self._data.close()
             self._data = None
 
-    def _end(self, load: Load, good: int) -> None:
-        """A load is over: all pages beyond the first `good` ones are bad."""
+    def _end(self, load: Load, good: int, reason: str = "a peer's blocks were gone, or could not be read") -> None:
+        """A load is over: all pages beyond the first `good` ones are bad, for this reason."""
         self._bad.update(load.slots[good:])
         self._finished.add(load.request_id)
         if good < len(load.slots):
-            counters.add(
-                "vllm_blocks_lost", len(load.slots) - good, reason="a peer's blocks were gone, or could not be read"
-            )
+            counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)

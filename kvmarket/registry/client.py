@@ -96,6 +96,13 @@ class Client:
         with self._lock:
             self._drain(seconds)
 
+    def peers(self) -> int:
+        """How many other engines' pools are in the space, counted by the process that they die with first."""
+        own = {record.pool for record in self._join.pools}
+        with self._lock:
+            pools = self._line.replica.space.pools
+            return len({pool.record.processes[0] for name, pool in pools.items() if name not in own})
+
     def close(self) -> None:
         """Leave the market: the service takes everything of this engine down. May be called twice."""
         if self._closing.is_set():

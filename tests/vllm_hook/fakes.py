@@ -22,6 +22,7 @@ class FakeControl:
         self.log: list[str] = []
         self.standing: dict[int, tuple[int, int, tuple[int, ...], str]] = {}  # slot: generation, epoch, tokens, tenant
         self.found = 0
+        self.found_peers = 0
         self.broken: set[str] = set()
         self.closed = False
 
@@ -61,6 +62,9 @@ class FakeControl:
     def fail_closed(self, reason: str) -> None:
         self.log.append("fail_closed")
         self.epoch += 1
+
+    def peers(self) -> int:
+        return self.found_peers
 
     def avoid(self, pool: str) -> None:
         self._call(f"avoid {pool}")

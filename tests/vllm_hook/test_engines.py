@@ -7,9 +7,7 @@ they run there, with CUDA graphs: the importing engine on another GPU than the f
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ import torch
 
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.processes import HERE, EngineProcess
+from tests.vllm_hook.versions import INSTALLED, interpreters
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 VISIBLE = 0.3  # seconds after which an offer has surely reached the market
@@ -64,14 +63,10 @@ def whole(tokens: int) -> int:
     return tokens // BLOCK * BLOCK
 
 
-@pytest.fixture(scope="module", params=["here", "0.26"])
+@pytest.fixture(scope="module", params=interpreters())
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    python = sys.executable
-    if request.param == "0.26":
-        python = os.environ.get("KVMARKET_VLLM026_PYTHON", "")
-        if not python:
-            pytest.skip("vLLM 0.26: KVMARKET_VLLM026_PYTHON names no interpreter that has it")
-    elif importlib.util.find_spec("vllm") is None:
+    python = interpreters()[request.param]
+    if request.param == INSTALLED and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp")))
@@ -97,8 +92,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
         ]
         for engine in engines:
             engine.wait()
-        if request.param == "0.26":
-            assert engines[0].vllm.startswith("0.26")
+        assert request.param in (INSTALLED, engines[0].vllm)
         yield Node(*engines, gate, random.Random(7))
 
 

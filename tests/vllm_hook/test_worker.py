@@ -13,6 +13,8 @@ HIT = Hit(12, 3, 0, (), {})
 
 
 class FakeMoved:
+    seconds = 0.0
+
     def __init__(self) -> None:
         self.valid: list[bool] = []
 
@@ -50,8 +52,9 @@ def test_loads_end_when_the_copy_has():
     side.start(StepMetadata(1, (Load("a", HIT, (4, 5, 6)), Load("b", HIT, (7, 8, 9))), ("gone",)))
     side.poll()
     assert side.take_finished() == set() and data.gone == ["gone"]
-    data.moved[1].valid = [True, False, True]
+    data.moved[1].valid, data.moved[1].seconds = [True, False, True], 0.25
     side.poll()
+    assert side.take_seconds() == [0.25] and side.take_seconds() == []
     assert side.take_finished() == {"b"} and side.take_bad() == {8, 9}, "only leading blocks count"
     data.moved[0].valid = [True] * 3
     side.poll()
@@ -66,6 +69,7 @@ def test_loads_that_cannot_start_fail_at_once():
     with Guard("test", side.failed):
         side.start(StepMetadata(1, (Load("a", HIT, (4, 5)), Load("b", HIT, (6, 7)))))
     assert side.take_finished() == {"a", "b"} and side.take_bad() == {4, 5, 6, 7}
+    assert side.take_seconds() == []
     side.start(StepMetadata(2, (Load("c", None, (8,)),)))
     assert side.take_finished() == {"c"} and side.take_bad() == {8}
     side.refuse("no memory")
