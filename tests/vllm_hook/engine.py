@@ -99,6 +99,17 @@ class Engine:
         """Empty the engine's own prefix cache, in the way that never calls the connector."""
         return {"reset": self.llm.reset_prefix_cache()}
 
+    def metrics(self) -> dict[str, Any]:
+        """Each metric of kvmarket on this process' page, its samples summed; needs disable_log_stats=False."""
+        from prometheus_client import generate_latest
+
+        lines = [line for line in generate_latest().decode().splitlines() if line.startswith("kvmarket_")]
+        found: dict[str, float] = {}
+        for sample, value in (line.rsplit(" ", 1) for line in lines):
+            name = sample.split("{")[0]
+            found[name] = found.get(name, 0.0) + float(value)
+        return found
+
     def counters(self) -> dict[str, Any]:
         """The counters of kvmarket in this process."""
         from kvmarket import counters

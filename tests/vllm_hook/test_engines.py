@@ -85,7 +85,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
 
         engines = [
             start("a"),
-            start("b", 1, module=""),
+            start("b", 1, module="", llm={**llm_options(gpus), "disable_log_stats": False}),
             start("c", 0, module="gated_connector", connector="GatedConnector"),
             start("other", 1, model=model2),
             start("plain", 1, address=None),
@@ -104,6 +104,16 @@ def test_second_engine_imports_the_whole_blocks_of_a_shared_prefix(node: Node):
         node.agrees(node.b, prompts, [whole(len(prefix)) for prefix in shared])
     counters = node.b.ask("counters")
     assert counters["vllm_tokens_imported"] == counters["vllm_tokens_asked"] > 0
+
+
+def test_metrics_page_agrees_with_the_counters(node: Node):
+    counters, page = node.b.ask("counters"), node.b.ask("metrics")
+    assert page["kvmarket_imported_tokens_total"] == counters["vllm_tokens_imported"] > 0
+    assert page["kvmarket_matched_tokens_total"] == counters["vllm_tokens_asked"]
+    assert page["kvmarket_fetched_bytes_total"] == counters["bytes_fetched"] > 0
+    assert page["kvmarket_fetched_blocks_total"] * BLOCK == page["kvmarket_imported_tokens_total"]
+    assert page["kvmarket_offered_blocks_total"] == counters["blocks_offered"] > 0
+    assert page["kvmarket_fetch_seconds_count"] > 0 and page["kvmarket_fetch_seconds_sum"] > 0
 
 
 def test_chunked_prefill_is_offered_and_one_token_is_left_to_compute(node: Node):
