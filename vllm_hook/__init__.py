@@ -1,7 +1,8 @@
 """The KV connector for stock vLLM: `KVMarketConnector`.
 
 Scheduler side: scheduler.py (tracks.py, steps.py); worker side: worker.py (pages.py). connector.py delegates to them,
-guarded by guard.py. facts.py says what must agree, limits.py what is refused, compat.py what differs between versions.
+guarded by guard.py. facts.py says what must agree, limits.py what is refused, compat.py what differs between versions;
+summary.py is the line in the log, metrics.py what is on vLLM's page, which stats.py collects and prom.py registers.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class MarketStats(KVConnectorStats):  # type: ignore[misc]
 class Interval:
     """What the counters of this process have gained since somebody last asked.
 
-    Scheduler and worker may be one process: there is one Interval for all (`OF_PROCESS`), so nothing is told twice.
+    Scheduler and worker may be one process: there is one Interval for all (`OF_PROCESS`), so nothing is told twice. Of
+    several engines in one process, whoever asks first tells what was counted.
     """
 
     def __init__(self) -> None:
