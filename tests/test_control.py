@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvmarket import counters
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
@@ -39,3 +40,21 @@ def test_peers_are_the_engines_of_the_same_space(own_address):
     child.kill()
     until(lambda: one.market._control.peers() == 0)
     one.close()
+
+
+def test_offers_and_retirements_are_counted(market_address):
+    engine = ModelEngine(market_address)
+    tokens, control = prompt(4 * BLOCK, 62), engine.market._control
+
+    def counted() -> tuple[int, int]:
+        now = counters.snapshot()
+        return now.get("blocks_offered", 0), now.get("blocks_retired", 0)
+
+    offered, retired = counted()
+    for _ in range(2):  # again is no news
+        control.offer(np.array(tokens, np.int32), [0, 1, 2, 3], control.generations([0, 1, 2, 3]))
+    assert counted() == (offered + 4, retired)
+    for _ in range(2):
+        control.retire([0, 1, 5])
+    assert counted() == (offered + 4, retired + 2)
+    engine.close()

@@ -25,7 +25,7 @@ def tested_version() -> str:
 
 
 def hit_source() -> Any:
-    """What vLLM's metrics call tokens that came from a peer (0.30+); None where they have no name for it."""
+    """What vLLM's metrics call tokens that came from a peer (0.32+); None where they have no name for it."""
     try:
         module = importlib.import_module("vllm.v1.metrics.cache_hit_source")
     except ImportError:

@@ -100,10 +100,11 @@ class Engine:
         return {"reset": self.llm.reset_prefix_cache()}
 
     def metrics(self) -> dict[str, Any]:
-        """Each metric of kvmarket on this process' page, its samples summed; needs disable_log_stats=False."""
+        """Each metric of kvmarket, and of source "p2p", on the page, summed. Needs disable_log_stats=False."""
         from prometheus_client import generate_latest
 
-        lines = [line for line in generate_latest().decode().splitlines() if line.startswith("kvmarket_")]
+        page = generate_latest().decode().splitlines()
+        lines = [line for line in page if line.startswith("kvmarket_") or 'source="p2p"' in line]
         found: dict[str, float] = {}
         for sample, value in (line.rsplit(" ", 1) for line in lines):
             name = sample.split("{")[0]

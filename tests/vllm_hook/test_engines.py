@@ -114,6 +114,8 @@ def test_metrics_page_agrees_with_the_counters(node: Node):
     assert page["kvmarket_fetched_blocks_total"] * BLOCK == page["kvmarket_imported_tokens_total"]
     assert page["kvmarket_offered_blocks_total"] == counters["blocks_offered"] > 0
     assert page["kvmarket_fetch_seconds_count"] > 0 and page["kvmarket_fetch_seconds_sum"] > 0
+    from_peers = page.get("vllm:prompt_tokens_cached_by_source_total")  # vLLM's own, from 0.32 on
+    assert from_peers in (None, counters["vllm_tokens_asked"])
 
 
 def test_chunked_prefill_is_offered_and_one_token_is_left_to_compute(node: Node):
