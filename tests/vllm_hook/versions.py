@@ -1,6 +1,6 @@
-"""The version matrix: test_engines.py with engines of other versions of vLLM than the one installed here.
+"""The version matrix: the engine tests of this folder with other versions of vLLM than the one installed here.
 
-``python -m tests.vllm_hook.versions 0.26.0=PYTHON ...`` runs it for each version with an interpreter that has it, and
+``python -m tests.vllm_hook.versions 0.26.0=PYTHON ...`` runs them for each version with an interpreter that has it, and
 writes what passed to ``bench/results/<machine>-vllm-versions.json``, beside what is known of versions not run now.
 Exits with 1 when anything failed. ``make test-vllm`` makes the interpreters.
 """
@@ -22,7 +22,7 @@ from bench import report
 INSTALLED = "here"  # the name of this interpreter's own version
 VARIABLE = "KVMARKET_VLLM_PYTHONS"
 SUITE = "vllm-versions"
-TESTS = "tests/vllm_hook/test_engines.py"
+TESTS = "tests/vllm_hook"
 ROOT = report.RESULTS.parent.parent
 FACTS = """
 import importlib.metadata as m, json, sys
