@@ -178,10 +178,20 @@ def registry(path: Path) -> str:
     return "\n".join([f"Two CPU cores for everything. From {named}.", *markdown(["", "p50", "p99", "max"], table)])
 
 
+def versions(path: Path) -> str:
+    """What passed with each version of vLLM; `path` is written by tests/vllm_hook/versions.py."""
+    result = json.loads(path.read_text())
+    columns = ["vLLM", "torch", "tests passed", "failed"]
+    table = [[row["name"], row["versions"]["torch"], str(row["passed"]), str(row["failed"])] for row in result["rows"]]
+    text = f"Real engines sharing prefixes, on the {result['machine'].upper()} build. From `bench/results/{path.name}`."
+    return "\n".join([text, *markdown(columns, table)])
+
+
 TABLES = {
     "ttft": (ttft, "h200x2-ttft.json"),
     "transfer": (transfer, "h200x2-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
+    "versions": (versions, "cpu-vllm-versions.json"),
 }
 
 

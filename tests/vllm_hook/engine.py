@@ -157,6 +157,18 @@ class Engine:
         """How many requests were preempted so far."""
         return {"preempted": self.preempted}
 
+    def metrics(self) -> dict[str, Any]:
+        """Each metric of kvmarket, and of source "p2p", on the page, summed. Needs disable_log_stats=False."""
+        from prometheus_client import generate_latest
+
+        page = generate_latest().decode().splitlines()
+        lines = [line for line in page if line.startswith("kvmarket_") or 'source="p2p"' in line]
+        found: dict[str, float] = {}
+        for sample, value in (line.rsplit(" ", 1) for line in lines):
+            name = sample.split("{")[0]
+            found[name] = found.get(name, 0.0) + float(value)
+        return found
+
     def counters(self) -> dict[str, Any]:
         """The counters of kvmarket in this process."""
         from kvmarket import counters
