@@ -147,6 +147,18 @@ class Engine:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         return {}
 
+    def load(self, value: float) -> dict[str, Any]:
+        """Load one weight into the model itself, as trainers' own code does over ``collective_rpc``."""
+
+        def into(worker: Any) -> None:
+            import torch
+
+            model = worker.model_runner.model
+            model.load_weights([("model.layers.0.input_layernorm.weight", torch.full((128,), value))])
+
+        self.llm.collective_rpc(into)
+        return {}
+
     def nap(self, level: int) -> dict[str, Any]:
         """Send the engine to sleep and wake it up."""
         self.llm.sleep(level)
