@@ -51,6 +51,7 @@ class SchedulerSide:
         self._found: dict[str, Hit] = {}  # matched, not allocated yet
         self._unsent: list[Load] = []
         self._chores = Chores()
+        self._up_to_date = False  # whether chores and news were seen to since the last step came back
         self._flights: dict[str, _Flight] = {}
 
     # ---- start and end
@@ -149,7 +150,7 @@ class SchedulerSide:
         self._retire(self._new_pages(output))
         tokens = bool(output.num_scheduled_tokens)
         if not self._unsent and (self._steps.computing or not tokens):
-            self._chores.run()
+            self._spare(self._control)
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
     def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
@@ -161,9 +162,9 @@ class SchedulerSide:
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer the blocks that it, and loads that ended with it, have completed."""
-        self._chores.run()  # where steps overlap the device computes the next one meanwhile
-        if self._control is not None:
-            self._control.drain()
+        if self._control is not None and not self._up_to_date:  # where steps overlap it is
+            self._spare(self._control)
+        self._up_to_date = False
         bad = output.invalid_block_ids
         if bad:
             self._steps.discard(bad)
@@ -180,9 +181,16 @@ class SchedulerSide:
                 self._control.avoid(pool)
         if done.ranks == self._ranks:
             for written in self._steps.through(done.step):
+                self._chores.run()  # a page that is offered now may be one that is still to be taken down
                 self._offer(written.track, written.first, written.slots, written.generations)
 
     # ---- internals
+
+    def _spare(self, control: ControlHalf) -> None:
+        """Do what no request waits for, and put news of the market into the replica."""
+        self._chores.run()
+        control.drain()
+        self._up_to_date = True
 
     def _no_import(self, track: Track, computed: int) -> str:
         """Why a request is not asked about at the market; counted where that is a limit of ours."""
