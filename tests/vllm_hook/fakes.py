@@ -24,6 +24,7 @@ class FakeControl:
         self.found = 0
         self.broken: set[str] = set()
         self.closed = False
+        self.drains = 0
 
     def _call(self, name: str) -> None:
         self.log.append(name)
@@ -45,6 +46,7 @@ class FakeControl:
 
     def drain(self) -> None:
         """Nothing comes."""
+        self.drains += 1
 
     def match(self, tokens: Any, *, tenant: str, first: int, own: bool) -> Hit:
         self._call("match")

@@ -37,3 +37,20 @@ def test_workers_look_out_for_loads_only_while_nothing_computes():
     assert not computing.idle and not side.dispatch(step_of()).idle
     side.returned(back(computing.step))
     assert side.dispatch(step_of()).idle
+
+
+def test_news_of_the_market_are_taken_in_once_a_step():
+    side, control = joined()
+    admit(side, request("a", 64), list(range(1, 17)))
+    for count in range(1, 4):  # one step after the other
+        step = side.dispatch(step_of(cached={"a": (None, count, 1)}))
+        assert control.drains == count - 1, "the step waited for it"
+        side.returned(back(step.step))
+        assert control.drains == count
+    before = side.dispatch(step_of(cached={"a": (None, 4, 1)}))
+    for count in range(4, 7):  # the next one is dispatched while the device computes
+        step = side.dispatch(step_of(cached={"a": (None, count + 1, 1)}))
+        assert control.drains == count
+        side.returned(back(before.step))
+        assert control.drains == count, "again"
+        before = step
