@@ -208,6 +208,7 @@ class SchedulerSide:
                 self._control.avoid(pool)
         if done.ranks == self._ranks:
             for written in self._steps.through(done.step):
+                self._chores.run()  # a page that is offered now may be one that is still to be taken down
                 if self._speculates:
                     written = sure_part(written, self._block_size)
                 self._offer(written.track, written.first, written.slots, written.generations)

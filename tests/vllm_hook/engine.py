@@ -2,10 +2,13 @@
 
 ``python engine.py '{"model": ..., "address": ...}'`` prints ``{"up": true, ...}`` when ready, then answers each command
 with one line. Imports nothing of the tests, so that any interpreter with vLLM and kvmarket runs it, also on GPUs.
+``commands`` among the options names a module whose functions are commands too; each gets the `Engine` first.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
 import sys
@@ -26,7 +29,9 @@ CPU = {
 
 
 def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
-    """vLLM's ``kv_transfer_config`` for this engine; None for one without a connector."""
+    """vLLM's ``kv_transfer_config`` for this engine, whole in ``transfer``; None for one without a connector."""
+    if "transfer" in options:
+        return dict(options["transfer"])
     if options.get("address") is None:
         return None
     config = {
@@ -208,13 +213,15 @@ def main() -> None:
             os.environ.setdefault(name, value)
     sys.path[:0] = options.get("path", [])
     engine = Engine(options)
+    more = importlib.import_module(options["commands"]) if "commands" in options else None
     import vllm
 
     print(json.dumps({"up": True, "vllm": vllm.__version__, "pid": os.getpid()}), file=answers)
     for line in sys.stdin:
         command = json.loads(line)
         name = command.pop("do")
-        print(json.dumps(getattr(engine, name)(**command)), file=answers)
+        run = getattr(engine, name, None) or functools.partial(getattr(more, name), engine)
+        print(json.dumps(run(**command)), file=answers)
 
 
 if __name__ == "__main__":
