@@ -110,8 +110,7 @@ class SchedulerSide:
         """What is on, and why what is not on is not, in one line for the engine's log."""
         watched = self._pool is not None and compat.can_watch(self._pool)
         peers = self._control.peers() if self._control is not None else 0
-        roles = self._offers, self._imports
-        return str(Summary(*roles, watched, self._ranks, self._block_size, self._ways, peers))
+        return str(Summary(self._offers, self._imports, watched, self._ranks, self._block_size, self._ways, peers))
 
     # ---- requests
 
