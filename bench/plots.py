@@ -1,8 +1,9 @@
-"""Plots beside the results of bench/transfer.py:  python -m bench.plots  draws those of every machine anew."""
+"""Plots beside the results of bench/transfer.py and bench/serving.py:  python -m bench.plots  draws all anew."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.report import RESULTS
 from bench.tables import CO_FETCHES, CO_RUNNERS, TRANSFER_ROWS, Row
 
-SUFFIX = "-transfer.json"
+SERVING_MODES = {"hook on": "C0", "hook off": "C1", "host offload": "C2"}
 mpl.use("Agg")
 
 
@@ -52,12 +53,44 @@ def co_runner(rows: list[Row]) -> Figure:
     return figure
 
 
+def load(rows: list[Row]) -> Figure:
+    """Time to the first token (median, and p99 dashed) and requests done in a second, over the request rate."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    times, done = figure.subplots(1, 2)
+    for mode, color in SERVING_MODES.items():
+        points = sorted(
+            (row["rate"], row["p50"], row["p99"], row["requests_per_s"])
+            for row in rows
+            if row.get("load") == "chat" and row["mode"] == mode
+        )
+        if points:
+            rates, medians, worst, requests = zip(*points, strict=True)
+            times.plot(rates, medians, color=color, marker="o", markersize=4, label=mode)
+            times.plot(rates, worst, color=color, linestyle="--", marker=".", label=f"{mode}, p99")
+            done.plot(rates, requests, color=color, marker="o", markersize=4, label=mode)
+            times.set_yscale("log")
+            times.legend(fontsize=8)
+            done.legend(fontsize=8)
+    times.set(xlabel="requests that come in a second", ylabel="ms to the first token")
+    done.set(xlabel="requests that come in a second", ylabel="requests done in a second")
+    for axes in (times, done):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+PLOTS: dict[str, dict[str, Callable[[list[Row]], Figure]]] = {  # by suite
+    "transfer": {"rate": rate, "co-runner": co_runner},
+    "serving": {"load": load},
+}
+
+
 def draw(path: Path) -> list[Path]:
-    """Draw the results in `path`, ``<machine>-transfer.json``, into two SVG files beside it. Same input, same bytes."""
+    """Draw the results in `path`, ``<machine>-<suite>.json``, into SVG files beside it. Same input, same bytes."""
     result = json.loads(path.read_text())
     files = []
     with mpl.rc_context({"svg.hashsalt": "kvmarket"}):
-        for name, figure in (("rate", rate(result["rows"])), ("co-runner", co_runner(result["rows"]))):
+        for name, plot in PLOTS[path.stem.rpartition("-")[2]].items():
+            figure = plot(result["rows"])
             figure.suptitle(f"{result.get('gpu', result['machine'])}, {path.name}", fontsize=10)
             files.append(path.with_name(f"{path.stem}-{name}.svg"))
             figure.savefig(files[-1], format="svg", metadata={"Date": None})
@@ -65,6 +98,7 @@ def draw(path: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    for results in sorted(RESULTS.glob(f"*{SUFFIX}")):
-        for file in draw(results):
-            print(f"wrote {file}")
+    for suite in PLOTS:
+        for results in sorted(RESULTS.glob(f"*-{suite}.json")):
+            for file in draw(results):
+                print(f"wrote {file}")

@@ -6,12 +6,12 @@ import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+from bench import hook_tables
+from bench.markdown import Row, markdown, short
 from bench.report import RESULTS
 
 README = RESULTS.parent.parent / "README.md"
-TTFT_COLUMNS = ["prefill", "own prefix cache", "peer's pool", "host memory (OffloadingConnector)"]
 TRANSFER_ROWS = {
     "packed_staged": "packed source (staged)",
     "packed_pull": "packed source, pulled",
@@ -38,40 +38,6 @@ CO_FETCHES = {  # here "contiguous_copy" is the bare copy, and "contiguous" a fe
     **{f"pull_{n}": f"pages in place, {n} programs" for n in (4, 8, 12, 16, 24)},
     "pull_132": "pages in place, every SM",
 }
-Row = dict[str, Any]
-
-
-def short(value: float) -> str:
-    """`value` with no more than three significant digits."""
-    return f"{float(f'{value:.3g}'):,.10g}"
-
-
-def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a table, with an empty line before; none where there are no rows."""
-    head, rows = list(head), [list(row) for row in rows]
-    if not rows:
-        return []
-    return ["", *(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))]
-
-
-def ttft(path: Path) -> str:
-    """Milliseconds to the first token, one row per prompt length."""
-    result = json.loads(path.read_text())
-    cells = {(row["column"], row["tokens"]): row for row in result["rows"]}
-    versions = result["versions"]
-    lines = [
-        f"{result['gpu']}, vLLM {versions['vllm']}, Llama-3.1-8B shape, bf16, CUDA graphs, one request at a time, "
-        f"median of {result['repeats']} in ms (p10 – p90); contiguous peer copy {result['copy_GBps']:.0f} GB/s. "
-        f"From `bench/results/{path.name}`.",
-        "",
-        "| prompt tokens | " + " | ".join(TTFT_COLUMNS) + " |",
-        "|---|" + "---|" * len(TTFT_COLUMNS),
-    ]
-    for tokens in sorted({row["tokens"] for row in result["rows"]}):
-        shown = [cells[column, tokens] for column in TTFT_COLUMNS]
-        values = [f"{row['p50']:.1f} ({row['p10']:.1f} – {row['p90']:.1f})" for row in shown]
-        lines.append(f"| {tokens:,} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
 
 
 def transfer(path: Path) -> str:
@@ -178,10 +144,23 @@ def registry(path: Path) -> str:
     return "\n".join([f"Two CPU cores for everything. From {named}.", *markdown(["", "p50", "p99", "max"], table)])
 
 
+def versions(path: Path) -> str:
+    """What passed with each version of vLLM; `path` is written by tests/vllm_hook/versions.py."""
+    result = json.loads(path.read_text())
+    columns = ["vLLM", "torch", "tests passed", "failed"]
+    table = [[row["name"], row["versions"]["torch"], str(row["passed"]), str(row["failed"])] for row in result["rows"]]
+    text = f"Real engines sharing prefixes, on the {result['machine'].upper()} build. From `bench/results/{path.name}`."
+    return "\n".join([text, *markdown(columns, table)])
+
+
 TABLES = {
-    "ttft": (ttft, "h200x2-ttft.json"),
+    "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
+    "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
+    "serving": (hook_tables.serving, "h200x2-serving.json"),
+    "outputs": (hook_tables.outputs, "h200x2-outputs.json"),
     "transfer": (transfer, "h200x2-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
+    "versions": (versions, "cpu-vllm-versions.json"),
 }
 
 

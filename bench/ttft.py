@@ -2,52 +2,42 @@
 
 Nowhere, in the engine's own cache, in a peer's pool, in host memory.
 
-    python -m bench.ttft --write h200x2         two GPUs; three phases of two vLLM engines with dummy weights, some six
-    minutes
+    python -m bench.ttft --write h200x2         two GPUs, five engines with dummy weights at once, some four minutes
+    python -m bench.ttft --cpu                  a tiny model: shows that it runs, its times mean nothing
 
-One request at a time, Llama-3.1-8B shape, bf16, CUDA graphs, every prompt fresh random tokens. `bytes`: KV of the
-prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a peer those bytes at
-the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the median.
+One request at a time, Llama-3.1-8B shape, bf16, CUDA graphs. `--prompts` fresh random prompts of each length; each is
+prefilled once and then asked for `--again` times from every other place, the asking engine's own cache emptied before.
+On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
+second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time.
+
+`bytes`: KV of the prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a
+peer those bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the
+median, `goal` what the hook is to reach: the own cache's time, 1.15 times that of the bytes, and 2 ms.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
-import random
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import pynvml
 import torch
 
-from bench import report
+from bench import load, report
+from bench.shapes import START_SECONDS, Engines, driver
 from tests.vllm_hook.processes import EngineProcess
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "torch_dtype": "bfloat16",
-    "tie_word_embeddings": False,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "hidden_act": "silu",
-}
-TOKEN_BYTES = 2 * 32 * 8 * 128 * 2
-OFFLOAD_GIB = 40
+HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
+LMCACHE = {"LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": str(HOST_GIB), "LMCACHE_CHUNK_SIZE": "256"}
+OWN, PEER = "own prefix cache", "peer's pool"
+HOSTS = {"offload": "host memory (OffloadingConnector)", "lmcache": "host memory (LMCache)"}
+GOAL_BYTES, GOAL_MS = 1.15, 2.0
 Samples = dict[tuple[str, int], list[float]]
 
 
@@ -65,149 +55,126 @@ def copy_rate(source: int, destination: int, repeats: int = 20) -> float:
 
 
 class Bench:
-    """Two engines at a time, each on a GPU of its own."""
+    """The engines, by name, and what was measured on them."""
 
-    def __init__(self, folder: Path, gpus: list[int], lengths: list[int], repeats: int) -> None:
-        self.folder, self.gpus, self.lengths, self.repeats = folder, gpus, lengths, repeats
+    def __init__(self, engines: dict[str, EngineProcess], block_size: int, prompts: int, again: int) -> None:
+        self.engines, self.block_size, self.prompts, self.again = engines, block_size, prompts, again
         self.samples: Samples = defaultdict(list)
         self.wrong: list[str] = []
-        self._chance = random.Random(1)
-        (folder / "config.json").write_text(json.dumps(LLAMA_8B))
 
-    def start(self, name: str, gpu: int, **options: Any) -> EngineProcess:
-        """Start an engine on one GPU, which is the only one it sees."""
-        llm = {
-            "load_format": "dummy",
-            "max_model_len": max(self.lengths) + 512,
-            "gpu_memory_utilization": 0.6 if len(set(self.gpus)) > 1 else 0.35,
-            "max_num_seqs": 16,
-            "max_num_batched_tokens": 8192,
-            **options.pop("llm", {}),
-        }
-        config = {"model": str(self.folder), "gpu": True, "llm": llm, **options}
-        return EngineProcess(self.folder / f"{name}.log", config, env={"CUDA_VISIBLE_DEVICES": str(gpu)})
-
-    def prompt(self, tokens: int) -> list[int]:
-        """Fresh random tokens."""
-        return [self._chance.randrange(1000, 120_000) for _ in range(tokens)]
-
-    def ask(self, engine: EngineProcess, prompt: list[int], column: str = "", cached: int | None = None) -> list[int]:
-        """Time one token of `prompt`; `cached` is how many tokens vLLM must report as not computed."""
-        answer = engine.generate([prompt], tokens=1)
-        if cached is not None and answer["cached"] != [cached]:
-            self.wrong.append(f"{column} {len(prompt)}: {answer['cached']} cached tokens instead of {cached}")
+    def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> list[int]:
+        """Time one token of a prompt; `cached` is how many tokens vLLM must report as not computed."""
+        answer = self.engines[engine].ask("ask", load.SECONDS, parts=parts)
+        tokens = parts[0][1]
+        if column and cached is not None and answer["cached"] != [cached]:
+            self.wrong.append(f"{column} {tokens}: {answer['cached']} cached tokens instead of {cached}")
         if column:
-            self.samples[column, len(prompt)].append(answer["ms"])
-        return answer["tokens"][0]
+            self.samples[column, tokens].append(answer["ms"])
+        return list(answer["tokens"][0])
 
-    def warm(self, *engines: EngineProcess) -> None:
-        """Compile and capture what the first requests would otherwise pay for."""
-        for _ in range(2):
-            for tokens in self.lengths:
-                prompt = self.prompt(tokens)
-                for engine in (*engines, *engines):
-                    self.ask(engine, prompt)
-                    time.sleep(0.05)
+    def measure(self, tokens: int, *, warm: bool = False) -> None:
+        """All columns of one length; to `warm` up, once and without keeping any."""
+        whole = (tokens - 1) // self.block_size * self.block_size
+        for _ in range(1 if warm else self.prompts):
+            parts = [[load.fresh(), tokens]]
 
-    def peers(self, address: str) -> None:
-        """Both engines with the hook: the second takes what the first has computed, then has it itself."""
-        owner, reader = (self.start(f"hook-{at}", gpu, address=address) for at, gpu in enumerate(self.gpus))
-        with owner, reader:
-            owner.wait(200)
-            reader.wait(200)
-            self.warm(owner, reader)
-            for tokens in self.lengths:
-                whole = (tokens - 1) // 16 * 16
-                for _ in range(self.repeats):
-                    prompt = self.prompt(tokens)
-                    first = self.ask(owner, prompt, "prefill, hook on", 0)
-                    time.sleep(0.02)
-                    taken = self.ask(reader, prompt, "peer's pool", whole)
-                    again = self.ask(reader, prompt, "own prefix cache, hook on", whole)
-                    if not first == taken == again:
-                        self.wrong.append(f"{tokens} tokens: first tokens {first}, {taken} imported, {again} own cache")
-            print("counters of the reader:", json.dumps(reader.ask("counters")))
+            def ask(engine: str, column: str, cached: int | None = None, parts: list[list[int]] = parts) -> list[int]:
+                return self.ask(engine, parts, "" if warm else column, cached)
 
-    def baselines(self) -> None:
-        """One engine without a connector, one with vLLM's own offload to host memory."""
-        plain = self.start("plain", self.gpus[0])
-        host = self.start("offload", self.gpus[1], llm={"kv_offloading_size": OFFLOAD_GIB})
-        with plain, host:
-            plain.wait(200)
-            host.wait(200)
-            self.warm(plain, host)
-            for tokens in self.lengths:
-                whole = (tokens - 1) // 16 * 16
-                for _ in range(self.repeats):
-                    prompt = self.prompt(tokens)
-                    self.ask(plain, prompt, "prefill", 0)
-                    self.ask(plain, prompt, "own prefix cache", whole)
-                    self.ask(host, prompt, "prefill, offload on")
-                    self.ask(host, self.prompt(64))  # a step more, so that the stores are done
+            firsts = {"prefill": ask("plain", "prefill", 0), "prefill, hook on": ask("owner", "prefill, hook on", 0)}
+            time.sleep(0.3)
+            again = 2 if warm else self.again
+            for _ in range(again):
+                firsts[OWN] = ask("plain", OWN, whole)
+                firsts[PEER] = ask("reader", PEER, whole)
+                firsts[f"{OWN}, hook on"] = ask("reader", f"{OWN}, hook on", whole)
+                self.engines["reader"].ask("reset")
+                self.compare(tokens, firsts)
+            for engine in HOSTS.keys() & self.engines.keys():
+                firsts[f"prefill, {engine} on"] = ask(engine, f"prefill, {engine} on")
+                for _ in range(again):
+                    self.ask(engine, [[load.fresh(), 64]])  # a step more, so that the stores are done
                     time.sleep(0.1)
-                    host.ask("reset")
-                    self.ask(host, prompt, "host memory (OffloadingConnector)")
+                    self.engines[engine].ask("reset")
+                    firsts[HOSTS[engine]] = ask(engine, HOSTS[engine])
+                    self.compare(tokens, firsts)
 
-    def rows(self, rate: float) -> list[dict[str, Any]]:
-        """The rows of the result file."""
+    def compare(self, tokens: int, firsts: dict[str, list[int]]) -> None:
+        """Note where the same prompt had another first token."""
+        if len(set(map(tuple, firsts.values()))) > 1:
+            self.wrong.append(f"{tokens} tokens: first tokens differ: {firsts}")
+
+    def rows(self, rate: float, token_bytes: int) -> list[dict[str, Any]]:
+        """The rows of the result file so far; `rate` in GB/s."""
         found = []
         for (column, tokens), times in self.samples.items():
-            own = report.percentiles(self.samples["own prefix cache", tokens])["p50"]
-            size = tokens * TOKEN_BYTES
-            ceiling = own + (1e3 * size / (rate * 1e9) if column == "peer's pool" else 0)
-            spread = report.percentiles(times)
-            found.append(
-                {
-                    "name": f"{column}, {tokens} tokens",
-                    "column": column,
-                    "tokens": tokens,
-                    "bytes": size,
-                    **spread,
-                    "unit": "ms",
-                    "ceiling": round(ceiling, 2),
-                    "ratio": round(ceiling / spread["p50"], 3),
-                }
-            )
+            own = report.percentiles(self.samples[OWN, tokens])["p50"]
+            size = tokens * token_bytes
+            copy = 1e3 * size / (rate * 1e9)
+            made = load.row(f"{column}, {tokens} tokens", times, "ms", own + (copy if column == PEER else 0))
+            made |= {"column": column, "tokens": tokens, "bytes": size}
+            if column == PEER:
+                made["goal"] = round(own + GOAL_BYTES * copy + GOAL_MS, 2)
+            found.append(made)
         return found
 
 
-def driver() -> str:
-    """Version of the NVIDIA driver."""
-    pynvml.nvmlInit()
-    return str(pynvml.nvmlSystemGetDriverVersion())
+def start(engines: Engines, stack: ExitStack, longest: int) -> dict[str, EngineProcess]:
+    """Start all engines; one whose connector is not installed is left out."""
+    more: dict[str, Any] = {"share": 0.3 if len(set(engines.gpus)) > 1 else 0.19, "longest": longest + 64}
+    if not engines.gpus:
+        more["llm"] = {"num_gpu_blocks_override": 3 * longest // engines.block_size}
+    made = {
+        "owner": engines.start("owner", 0, address=engines.address, **more),
+        "reader": engines.start("reader", 1, address=engines.address, **more),
+        "plain": engines.start("plain", 0, **more),
+    }
+    if engines.gpus:
+        made["offload"] = engines.start("offload", 1, **{**more, "llm": {"kv_offloading_size": HOST_GIB}})
+        if importlib.util.find_spec("lmcache") is not None:
+            transfer = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
+            made["lmcache"] = engines.start("lmcache", 0, transfer=transfer, env=LMCACHE, **more)
+    for engine in made.values():
+        stack.enter_context(engine)
+    for engine in made.values():
+        engine.wait(START_SECONDS)
+    return made
 
 
 def main() -> None:
     """Measure, print, and write if asked. Exits 1 when a token or a cached count was wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-ttft.json")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=4, help="of each length")
+    parser.add_argument("--again", type=int, default=5, help="times that each prompt is taken from every place")
     parser.add_argument("--gpus", type=int, nargs=2, default=[0, 1], help="of the owner and of the reader; may be one")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 10_000, 32_768])
+    parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, without host memory")
+    parser.add_argument("--lengths", type=int, nargs="+", help="no multiples of 256, LMCache's chunk")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="ttft-") as folder:
-        bench = Bench(Path(folder), options.gpus, options.lengths, options.repeats)
-        rate = copy_rate(*options.gpus)
+    lengths = options.lengths or ([300, 1000] if options.cpu else [1000, 10_000, 33_000, 65_000])
+    rate = 1.0 if options.cpu else copy_rate(*options.gpus)
+    if not options.cpu:
         torch.cuda.empty_cache()
-        bench.peers(str(Path(folder) / "market"))
-        bench.baselines()
-    rows = bench.rows(rate)
-    columns = list(dict.fromkeys(row["column"] for row in rows))
-    print(f"\nms to the first token, median of {options.repeats}; contiguous copy {rate:.0f} GB/s\n")
-    print(f"{'tokens':>8}" + "".join(f"{column:>36}" for column in columns))
-    for tokens in options.lengths:
-        cells = {row["column"]: row["p50"] for row in rows if row["tokens"] == tokens}
-        print(f"{tokens:>8}" + "".join(f"{cells.get(column, ''):>36}" for column in columns))
-    if options.write:
-        gpu = torch.cuda.get_device_name(0)
-        facts = {
-            "gpu": gpu,
-            "repeats": options.repeats,
-            "copy_GBps": round(rate, 1),
-            "driver": driver(),
-            "wrong": bench.wrong,
-        }
-        print(report.write(options.write, "ttft", rows, ("torch", "triton", "vllm", "kvmarket"), **facts))
+    repeats = options.prompts * options.again
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="ttft-", dir="/tmp") as folder, ExitStack() as stack:
+        engines = Engines(Path(folder), [] if options.cpu else options.gpus)
+        bench = Bench(start(engines, stack, max(lengths)), engines.block_size, options.prompts, options.again)
+        for tokens in lengths:
+            bench.measure(tokens, warm=True)
+            bench.measure(tokens)
+            rows = bench.rows(rate, engines.token_bytes)
+            for each in rows:
+                if each["tokens"] == tokens:
+                    load.show(each)
+            if options.write:
+                facts = (
+                    {"gpu": torch.cuda.get_device_name(0), "driver": driver()} if not options.cpu else {"gpu": "CPU"}
+                )
+                facts |= {"repeats": repeats, "copy_GBps": round(rate, 1), "wrong": bench.wrong}
+                packages = ("torch", "triton", "vllm", "kvmarket", "lmcache")
+                print(report.write(options.write, "ttft", rows, packages, **facts))
+        print("counters of the reader:", json.dumps(bench.engines["reader"].ask("counters")))
     for line in bench.wrong:
         print("WRONG:", line)
     raise SystemExit(bool(bench.wrong))

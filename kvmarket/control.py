@@ -13,10 +13,10 @@ from itertools import count
 from kvmarket import counters
 from kvmarket.errors import KVMarketError, SlotError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
-from kvmarket.offer import Hit, Offers, PoolDescriptor, Stage
+from kvmarket.offer import Hit, Stage
 from kvmarket.own_pool import OwnPool
 from kvmarket.peers import Peers
-from kvmarket.pool import Generations, Slots, UInt64s, leading
+from kvmarket.pool import Generations, Slots, UInt64s
 from kvmarket.registry.address import Address
 from kvmarket.registry.client import Client
 from kvmarket.registry.messages import Join
@@ -135,6 +135,7 @@ class ControlHalf:
                     offering = offering.going_on(before)
                 ledger.add(offering)
                 self._client.offer(offering)
+                counters.add("blocks_offered", live - old)
             return live
 
     def check_news(self, tokens: Integers, slots: Slots, generations: UInt64s) -> None:
@@ -155,18 +156,7 @@ class ControlHalf:
         owner = self.tenant if tenant is None else tenant
         unwanted = self._unreachable if own else self._unreachable | {pool.id for pool in self._pools}
         runs, records = self._client.match(array, owner, first, unwanted, DRAIN_SECONDS if own else 0.0)
-        found: list[Offers] = []
-        pools: dict[str, PoolDescriptor] = {}
-        for run, record in zip(runs, records, strict=True):
-            peer = self._peers.of(record)
-            if peer is None:
-                break
-            live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
-            if live:
-                found.append(Offers(*run).part(0, live))
-                pools[run.pool] = peer.descriptor
-            if live < len(run.slots):
-                break
+        found, pools = self._peers.standing(runs, records)
         blocks = sum(map(len, found))
         return Hit(blocks * self.block_size, blocks, first, tuple(found), pools)
 
@@ -194,6 +184,10 @@ class ControlHalf:
         """
         owner = self.tenant if tenant is None else tenant
         return self._client.promised(as_tokens(tokens), owner, {pool.id for pool in self._pools})
+
+    def peers(self) -> int:
+        """How many other engines could exchange blocks with this one, as far as is known now."""
+        return self._client.peers()
 
     def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """Before these slots are overwritten.
@@ -226,6 +220,7 @@ class ControlHalf:
             gone = pool.ledger.drop(ids)
             if len(gone):
                 self._client.retire(pool.id, gone)
+                counters.add("blocks_retired", len(gone))
 
     def fail_closed(self, reason: str) -> None:
         """Raise the epoch of every pool: all offers of this engine are dead when this returns.

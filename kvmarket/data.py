@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -85,6 +86,7 @@ class DataHalf:
 
     def start(self, hit: Hit, ids: Slots, first: int = 0) -> Moved:
         """What `fetch` does, for slots and a hit that were checked; `ids` are this data half's from now on."""
+        begun = time.perf_counter()
         pieces, copies, at = [], [], 0
         for run in hit.part(first, len(ids)):
             mapped = self._mapped.get(run.pool) or self._map(hit.pools[run.pool])
@@ -100,10 +102,12 @@ class DataHalf:
                 counters.add("fetch_cut", reason="a block was retired before it could be fetched")
                 break
         try:
-            moved = Moved(len(ids), pieces, self.mover.start(copies))
+            started = self.mover.start(copies)
         except FAILURES as error:  # out of memory, say; nothing of it will land any more
             counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
             moved = Moved(len(ids), [], None)
+        else:
+            moved = Moved(len(ids), pieces, started, self.slots.layout.slot_bytes, begun)
         with self._lock:
             if len(self._flying) >= FLYING:
                 self._prune()

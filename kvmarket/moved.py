@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -43,10 +44,21 @@ class Piece(NamedTuple):
 
 
 class Moved:
-    """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done."""
+    """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done.
 
-    def __init__(self, asked: int, pieces: Sequence[Piece], started: Started | None) -> None:
-        """Of a fetch of `asked` blocks, those of `pieces` were `started`; None where the launch failed."""
+    `seconds`: from the call of fetch until it was seen to be done; 0 before that, and where nothing was launched.
+    """
+
+    seconds = 0.0
+
+    def __init__(
+        self, asked: int, pieces: Sequence[Piece], started: Started | None, block_bytes: int = 0, begun: float = 0.0
+    ) -> None:
+        """Of a fetch of `asked` blocks, those of `pieces` were `started`; None where the launch failed.
+
+        `block_bytes`: of one block. `begun`: by `time.perf_counter`, when the fetch was called.
+        """
+        self._block_bytes, self._begun = block_bytes, begun
         self._asked, self._pieces = asked, pieces
         self._started = started
         self._valid = None if started else np.zeros(asked, np.bool_)
@@ -93,7 +105,9 @@ class Moved:
         if len(valid) < self._asked:
             valid = np.concatenate([valid, np.zeros(self._asked - len(valid), np.bool_)])
         self._leading = leading(valid)
+        self.seconds = time.perf_counter() - self._begun
         counters.add("blocks_fetched", self._leading)
+        counters.add("bytes_fetched", self._leading * self._block_bytes)
         self._valid, self._started = valid, None
 
 

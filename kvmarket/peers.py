@@ -10,9 +10,10 @@ import msgspec
 
 from kvmarket import counters
 from kvmarket.errors import LayoutError, TransportError
-from kvmarket.offer import PoolDescriptor
-from kvmarket.pool import GenerationReader
+from kvmarket.offer import Offers, PoolDescriptor
+from kvmarket.pool import GenerationReader, leading
 from kvmarket.registry.messages import PoolRecord
+from kvmarket.registry.standing import Run
 
 _descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
 
@@ -51,6 +52,24 @@ class Peers:
         with self._turn:
             self._peers[record.pool] = peer
         return peer
+
+    def standing(
+        self, runs: Sequence[Run], records: Sequence[PoolRecord]
+    ) -> tuple[list[Offers], dict[str, PoolDescriptor]]:
+        """The leading offers of `runs`, each of the pool of its record, that are not dead; and those pools, by id."""
+        found: list[Offers] = []
+        pools: dict[str, PoolDescriptor] = {}
+        for run, record in zip(runs, records, strict=True):
+            peer = self.of(record)
+            if peer is None:
+                break
+            live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
+            if live:
+                found.append(Offers(*run).part(0, live))
+                pools[run.pool] = peer.descriptor
+            if live < len(run.slots):
+                break
+        return found, pools
 
     def forget(self, pools: Sequence[str]) -> None:
         """These pools are gone; their mappings go with the last hit that holds them."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvmarket import counters
 from kvmarket.registry import client
 from kvmarket.registry.node import OFFERS_PER_BLOCK
-from tests.model_engine import BLOCK, ModelEngine, matched, prompt, until
+from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 
 def test_a_block_that_was_crowded_out_may_be_gone_on_from(market_address):
@@ -59,4 +60,32 @@ def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
     assert control.pool.ledger.slots().tolist() == []
     assert control.offer(tokens, [0], control.generations([0])) == 1
     assert control.match(tokens).blocks == 1
+    engine.close()
+
+
+def test_peers_are_the_engines_of_the_same_space(own_address):
+    one = ModelEngine(own_address)
+    assert one.market._control.peers() == 0
+    child = Peer(own_address)
+    until(lambda: one.market._control.peers() == 1)
+    child.kill()
+    until(lambda: one.market._control.peers() == 0)
+    one.close()
+
+
+def test_offers_and_retirements_are_counted(market_address):
+    engine = ModelEngine(market_address)
+    tokens, control = prompt(4 * BLOCK, 62), engine.market._control
+
+    def counted() -> tuple[int, int]:
+        now = counters.snapshot()
+        return now.get("blocks_offered", 0), now.get("blocks_retired", 0)
+
+    offered, retired = counted()
+    for _ in range(2):  # again is no news
+        control.offer(np.array(tokens, np.int32), [0, 1, 2, 3], control.generations([0, 1, 2, 3]))
+    assert counted() == (offered + 4, retired)
+    for _ in range(2):
+        control.retire([0, 1, 5])
+    assert counted() == (offered + 4, retired + 2)
     engine.close()

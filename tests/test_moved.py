@@ -43,12 +43,14 @@ def test_threads_that_ask_at_once_settle_a_fetch_once(market_address):
     owner.publish(tokens, [0, 1, 2, 3])
     hit = matched(reader, tokens)
     for _ in range(20):
-        before = counters.snapshot().get("blocks_fetched", 0)
+        before, nbytes = (counters.snapshot().get(name, 0) for name in ("blocks_fetched", "bytes_fetched"))
         moved = reader.market.fetch(hit, [0, 1, 2, 3])
         with ThreadPoolExecutor(4) as threads:
             assert list(threads.map(lambda _, moved=moved: moved.wait(), range(4))) == [4] * 4
         assert moved.done() and moved.valid.tolist() == [True] * 4
         assert counters.snapshot()["blocks_fetched"] == before + 4
+        assert counters.snapshot()["bytes_fetched"] == nbytes + 4 * reader.cache.slot_bytes
+        assert 0 < moved.seconds < 60
     owner.close()
     reader.close()
 

@@ -21,11 +21,11 @@ def tested_version() -> str:
     """The version of vLLM, and a remark when the hook was never tested with it."""
     found = version()
     tested = ".".join(found.split(".")[:2]) in TESTED
-    return found if tested else f"{found}, not tested (tested: {', '.join(TESTED)})"
+    return f"{found} (tested)" if tested else f"{found} (not tested: tested are {', '.join(TESTED)})"
 
 
 def hit_source() -> Any:
-    """What vLLM's metrics call tokens that came from a peer (0.30+); None where they have no name for it."""
+    """What vLLM's metrics call tokens that came from a peer (0.32+); None where they have no name for it."""
     try:
         module = importlib.import_module("vllm.v1.metrics.cache_hit_source")
     except ImportError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from kvmarket.fingerprint import Fingerprint
 from vllm_hook import compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
+from vllm_hook.prom import MarketProm
 from vllm_hook.scheduler import SchedulerSide
+from vllm_hook.stats import OF_PROCESS, MarketStats
 from vllm_hook.worker import WorkerSide
 
 _log = logging.getLogger("vllm.kvmarket")
@@ -161,7 +163,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if reason:
             self._off(reason)
         else:
-            _log.info("kvmarket is on: vLLM %s, %s", compat.tested_version(), self._scheduler.describe())
+            _log.info("kvmarket is on: vLLM %s; %s", compat.tested_version(), self._scheduler.describe())
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
@@ -218,6 +220,28 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._scheduler:
             self._scheduler.invalidate("reset_cache")
         return True
+
+    # ---- statistics
+
+    def get_kv_connector_stats(self) -> MarketStats | None:
+        """What this side has counted since the last call; vLLM asks both sides once a step."""
+        return OF_PROCESS.take(self._worker.take_seconds() if self._worker else ())
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> MarketStats:
+        """What an engine told, where it is logged."""
+        return MarketStats(data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: Any,
+        metric_types: Mapping[type, Any],
+        labelnames: Sequence[str],
+        per_engine_labelvalues: Mapping[int, Sequence[object]],
+    ) -> MarketProm:
+        """The metrics of `vllm_hook.metrics` on vLLM's page."""
+        return MarketProm(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """Leave the market."""

@@ -60,7 +60,7 @@ class StepDone:
 class RankMemory:
     """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part.
 
-    `stage` is its pipeline stage.
+    `stage` is its pipeline stage, `ways` how it fetches, in words for the log.
     """
 
     memory: Memory | None
@@ -69,3 +69,4 @@ class RankMemory:
     refusal: str = ""
     weights: Names = ()  # of the whole engine; filled in by its scheduler
     stage: int = 0
+    ways: str = ""

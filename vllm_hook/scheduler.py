@@ -7,32 +7,22 @@ request waits for is done while the device computes, or while loads are under wa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
 from kvmarket.pool import UInt64s
-from vllm_hook import compat
+from vllm_hook import compat, outputs
 from vllm_hook.chores import Chores
-from vllm_hook.drafts import open_block, sure_part
+from vllm_hook.drafts import sure_part
+from vllm_hook.flights import Flight
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.rejoin import Rejoin
 from vllm_hook.steps import Steps, Written
+from vllm_hook.summary import Summary
 from vllm_hook.tracks import Track, track_of
 from vllm_hook.waits import Waits
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A load under way: its destinations, their generations, and those destinations that a rank could not fill."""
-
-    track: Track
-    first: int
-    slots: list[int]
-    generations: UInt64s
-    bad: set[int] = field(default_factory=set)
 
 
 class SchedulerSide:
@@ -57,6 +47,7 @@ class SchedulerSide:
         self._imports = imports
         self._control: ControlHalf | None = None
         self._rejoin: Rejoin | None = None
+        self._ways = ""
         self._pool: Any = None
         self._tracks: dict[str, Track] = {}
         self._steps = Steps()
@@ -64,7 +55,7 @@ class SchedulerSide:
         self._found: dict[str, Hit] = {}  # matched, not allocated yet
         self._unsent: list[Load] = []
         self._chores = Chores()
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._waits = Waits(block_size, wait_tokens)
 
     # ---- start and end
@@ -83,6 +74,7 @@ class SchedulerSide:
         if not reason:
             self._control = connect(memories)
             self._rejoin = Rejoin(memories, connect)
+            self._ways = memories[0].ways
         return reason
 
     def close(self) -> None:
@@ -115,10 +107,10 @@ class SchedulerSide:
             track.refusal = track.refusal or reason
 
     def describe(self) -> str:
-        """What is on, in a few words for the engine's log."""
-        roles = [name for name, on in (("offers", self._offers), ("imports", self._imports)) if on]
-        seen = "watched and tracked" if self._pool is not None and compat.can_watch(self._pool) else "tracked"
-        return f"{' and '.join(roles)}, {self._ranks} rank(s), {self._block_size} tokens a block, reuse of pages {seen}"
+        """What is on, and why what is not on is not, in one line for the engine's log."""
+        watched = self._pool is not None and compat.can_watch(self._pool)
+        peers = self._control.peers() if self._control is not None else 0
+        return str(Summary(self._offers, self._imports, watched, self._ranks, self._block_size, self._ways, peers))
 
     # ---- requests
 
@@ -134,8 +126,7 @@ class SchedulerSide:
         first = computed // self._block_size
         track.restart(first)
         last = (request.num_tokens - 1) // self._block_size  # one token at least is left to compute
-        reason = self._no_import(track, computed)
-        if reason or last <= first:
+        if not self._may_import(track, computed) or last <= first:
             return 0, False
         tokens = track.tokens(last * self._block_size)
         hit = control.match(tokens, tenant=track.tenant, first=first, own=False)
@@ -154,6 +145,9 @@ class SchedulerSide:
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
+        if track and track.hit:
+            counters.add("vllm_tokens_local", track.hit * self._block_size)
+            track.hit = 0
         if track and self._offers and not track.refusal:
             at_hand = track.known + external // self._block_size
             self._waits.begin(
@@ -178,7 +172,7 @@ class SchedulerSide:
             self._control = self._rejoin.take()
         if self._control is None:
             return self.plain_step()
-        self._retire(self._new_pages(output))
+        self._retire(outputs.new_pages(output, self._tracks))
         tokens = bool(output.num_scheduled_tokens)
         if not self._unsent and (self._steps.computing or not tokens):
             self._chores.run()
@@ -213,6 +207,7 @@ class SchedulerSide:
                 self._control.avoid(pool)
         if done.ranks == self._ranks:
             for written in self._steps.through(done.step):
+                self._chores.run()  # a page that is offered now may be one that is still to be taken down
                 if self._speculates:
                     written = sure_part(written, self._block_size)
                 self._offer(written.track, written.first, written.slots, written.generations)
@@ -233,17 +228,14 @@ class SchedulerSide:
             control, self._control = self._control, None
             self._rejoin.leave(control, done.step, done.weights)
 
-    def _no_import(self, track: Track, computed: int) -> str:
-        """Why a request is not asked about at the market; counted where that is a limit of ours."""
+    def _may_import(self, track: Track, computed: int) -> bool:
+        """Whether the market is asked about a request; counted where a limit of ours is why not."""
         if track.imported or not self._imports or track.request.skip_reading_prefix_cache:
-            return "not wanted"
-        if track.refusal:
-            counters.add("vllm_import_refused", reason=track.refusal)
-            return track.refusal
-        if computed % self._block_size:
-            counters.add("vllm_import_refused", reason="local hit ends within a block")
-            return "unaligned"
-        return ""
+            return False
+        reason = track.refusal or ("local hit ends within a block" if computed % self._block_size else "")
+        if reason:
+            counters.add("vllm_import_refused", reason=reason)
+        return not reason
 
     def _plan(self, request_id: str, slots: Sequence[int], blocks: int) -> None:
         """Note a load of `blocks` blocks: from where the hit starts, else the last pages (a load has none behind)."""
@@ -256,56 +248,25 @@ class SchedulerSide:
         """Remember the load just planned, to offer its blocks when it has landed. One import per request, ever."""
         track.imported = True
         load = self._unsent[-1]
-        if self._control is None or load.hit is None or not self._offers:
+        if self._control is None or load.hit is None:
             return
         slots = list(load.slots)
         generations = self._control.generations(slots)
         self._watch(slots)
-        self._flights[load.request_id] = _Flight(track, load.hit.first, slots, generations)
+        self._flights[load.request_id] = Flight(track, load.hit.first, slots, generations)
 
-    def _arrived(self, flight: _Flight) -> None:
+    def _arrived(self, flight: Flight) -> None:
         """Offer the leading blocks of a load that every rank has, once its request's next step is on its way."""
-        good = next((i for i, slot in enumerate(flight.slots) if slot in flight.bad), len(flight.slots))
+        good = flight.good()
         counters.add("vllm_tokens_imported", good * self._block_size)
         slots, generations = flight.slots[:good], flight.generations[:good]
         self._chores.add(lambda: self._offer(flight.track, flight.first, slots, generations))
 
-    def _new_pages(self, output: Any) -> list[int]:
-        """The pages that this step's requests got and that we have not seen before."""
-        fresh: list[int] = []
-        for new in output.scheduled_new_reqs:
-            track = self._tracks.get(new.req_id)
-            fresh += track.whole(new.block_ids[0]) if track else new.block_ids[0]
-        cached = output.scheduled_cached_reqs
-        for request_id, groups in zip(cached.req_ids, cached.new_block_ids, strict=True):
-            if groups is None:
-                continue
-            track = self._tracks.get(request_id)
-            if track is None:
-                fresh += groups[0]
-            elif request_id in cached.resumed_req_ids:
-                fresh += track.whole(groups[0])
-            else:
-                fresh += track.more(groups[0])
-        return fresh
-
     def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
         """The blocks that become whole with the tokens scheduled in this step, generations captured now."""
-        cached = output.scheduled_cached_reqs
-        computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
-        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        for request_id, scheduled in output.num_scheduled_tokens.items():
-            track = self._tracks.get(request_id)
-            if track is None or track.refusal:
-                continue
-            first = computed[request_id] // self._block_size
-            if self._speculates:
-                first = open_block(track, first)
-            end = (computed[request_id] + scheduled) // self._block_size
-            if end > first:
-                slots = track.slots[first:end]
-                self._watch(slots)
-                yield Written(track, first, slots, control.generations(slots))
+        for track, first, slots in outputs.completed(output, self._tracks, self._block_size, self._speculates):
+            self._watch(slots)
+            yield Written(track, first, slots, control.generations(slots))
 
     def _watch(self, slots: Sequence[int]) -> None:
         """Ask vLLM's pool, where it can, to say when it hands these pages out again."""
@@ -329,7 +290,7 @@ class SchedulerSide:
 
     def _offer(self, track: Track, first: int, slots: list[int], generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
-        if self._control is None or not slots:
+        if self._control is None or not self._offers or not slots:
             return
         tokens = track.tokens((first + len(slots)) * self._block_size)
         count = len(tokens) // self._block_size - first

@@ -16,6 +16,7 @@ class Track:
     """One request. `slots` are all its pages in order; `known` of them are not news to us any more.
 
     `open`: its first block that is not sure yet, where it speculates (see drafts.py).
+    `hit` of them its own engine's prefix cache had when it was last looked up; 0 when that has been counted.
     """
 
     request: Any
@@ -24,12 +25,13 @@ class Track:
     imported: bool = False
     known: int = 0
     open: int | None = None
+    hit: int = 0
     slots: list[int] = field(default_factory=list)
     _tokens: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
 
     def restart(self, local: int) -> None:
         """The request will be given pages anew, the first `local` of them by a hit in the engine's own prefix cache."""
-        self.known = local
+        self.known = self.hit = local
         self.open = None
         self.slots = []
 

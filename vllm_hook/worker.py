@@ -41,6 +41,7 @@ class WorkerSide:
         self._unreachable: list[str] = []
         self._finished: set[str] = set()
         self._bad: set[int] = set()
+        self._seconds: list[float] = []
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
@@ -71,7 +72,13 @@ class WorkerSide:
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
-        return RankMemory(self._data.memory, self._pages.cache.layout, known, stage=facts.stage_of())
+        return RankMemory(
+            self._data.memory,
+            self._pages.cache.layout,
+            known,
+            stage=facts.stage_of(),
+            ways=self._data.mover.describe(),
+        )
 
     def begin(self) -> None:
         """A step begins: it computes with the weights as they are now."""
@@ -91,7 +98,8 @@ class WorkerSide:
         while self._unstarted:
             load = self._unstarted[0]
             if load.hit is None or self._data is None:
-                self._end(self._unstarted.pop(0), 0)
+                reason = "offers were taken down before the load" if load.hit is None else "the worker takes no part"
+                self._end(self._unstarted.pop(0), 0, reason)
             elif weights != self._computing_with:
                 self._end(self._unstarted.pop(0), 0, OTHER_WEIGHTS)
             else:
@@ -121,6 +129,8 @@ class WorkerSide:
                     self._end(load, 0, OTHER_WEIGHTS)
                 else:
                     self._end(load, moved.wait())
+                    if moved.seconds:
+                        self._seconds.append(moved.seconds)
                 moving.pop()
         finally:
             self._moving.extend(moving)
@@ -128,7 +138,7 @@ class WorkerSide:
     def failed(self, reason: str) -> None:
         """Something raised while loads were started: those that were not are computed instead."""
         while self._unstarted:
-            self._end(self._unstarted.pop(), 0)
+            self._end(self._unstarted.pop(), 0, "the load could not be started")
 
     def take_finished(self) -> set[str]:
         """The requests whose load has ended since the last call."""
@@ -146,6 +156,11 @@ class WorkerSide:
         bad, self._bad = self._bad, set()
         return bad
 
+    def take_seconds(self) -> list[float]:
+        """How long each fetch took that ended since the last call."""
+        seconds, self._seconds = self._seconds, []
+        return seconds
+
     def close(self) -> None:
         """Let go of peers' memory and of our own."""
         if self._data is not None:
@@ -153,7 +168,7 @@ class WorkerSide:
             self._data = None
 
     def _end(self, load: Load, good: int, reason: str = GONE) -> None:
-        """A load is over: all pages beyond the first `good` ones are bad."""
+        """A load is over: all pages beyond the first `good` ones are bad, for this reason."""
         self._bad.update(load.slots[good:])
         self._finished.add(load.request_id)
         if good < len(load.slots):

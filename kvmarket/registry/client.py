@@ -108,6 +108,13 @@ class Client:
             runs = replica.space.match(tokens, tenant, first, without)
             return runs, [replica.space.pools[run.pool].record for run in runs]
 
+    def peers(self) -> int:
+        """How many other engines' pools are in the space, counted by the process that they die with first."""
+        own = {record.pool for record in self._join.pools}
+        with self._lock:
+            pools = self._line.replica.space.pools
+            return len({pool.record.processes[0] for name, pool in pools.items() if name not in own})
+
     def close(self) -> None:
         """Leave the market: the service takes everything of this engine down. May be called twice."""
         if self._closing.is_set():

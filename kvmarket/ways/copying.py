@@ -47,5 +47,8 @@ class Mover(Protocol):
     def prepare(self, source: SlotArray, owner: str) -> object:
         """Do ahead what the first copy from ``source`` would do once; ``owner`` names the GPU that it lies on."""
 
+    def describe(self) -> str:
+        """The ways that copies may take, and at most how many SMs, in words for an operator."""
+
     def close(self) -> None:
         """Wait for the copies under way, then let go of everything."""

@@ -27,6 +27,10 @@ class CpuMover:
         future = self._thread.submit(self._copy, list(copies))
         return Started(future.done, future.result, None)
 
+    def describe(self) -> str:
+        """There is one way."""
+        return "shm (shared memory, no GPU)"
+
     def close(self) -> None:
         """Wait for the copies under way."""
         self._thread.shutdown(wait=True)

@@ -13,7 +13,7 @@ from triton.runtime import driver
 
 from kvmarket import counters
 from kvmarket.kernels import can_sum
-from kvmarket.kernels.pull import pull_launcher
+from kvmarket.kernels.pull import PROGRAMS, pull_launcher
 from kvmarket.kernels.tables import Table, table_of
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout import SlotArray
@@ -118,6 +118,12 @@ class GpuMover:
             return Started(lambda: launch.over() and (launch.failed() or over()), finish_there, (copies, jobs))
         self._launch(jobs, done)
         return Started(over, finish, (copies, jobs))
+
+    def describe(self) -> str:
+        """The ways for sources like our own slots."""
+        flat = self._links[self._own].table.count == 1 and copy_engine.takes_batches()
+        ways = "pull or copy (no SM)" if flat else "pull"
+        return f"{ways} on at most {self.programs or PROGRAMS} SMs"
 
     def close(self) -> None:
         """Wait for the copies under way."""

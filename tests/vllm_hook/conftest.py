@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,25 +13,21 @@ import pytest
 from kvmarket.registry.address import Address
 from tests.chaos import leaks
 from tests.vllm_hook.node import Node
+from tests.vllm_hook.versions import INSTALLED, interpreters
 
 
-@pytest.fixture(scope="package", params=["here", "0.26"])
+@pytest.fixture(scope="package", params=interpreters())
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     """Four engines, in use by all tests of the package; nothing of them may be left in the end."""
-    python = sys.executable
-    if request.param == "0.26":
-        python = os.environ.get("KVMARKET_VLLM026_PYTHON", "")
-        if not python:
-            pytest.skip("vLLM 0.26: KVMARKET_VLLM026_PYTHON names no interpreter that has it")
-    elif importlib.util.find_spec("vllm") is None:
+    python = interpreters()[request.param]
+    if request.param == INSTALLED and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as folder:
         found = Node(Path(folder), python)
         try:
             for engine in [found.start(name) for name in ("a", "b", "c", "plain")]:
                 engine.wait()
-            if request.param == "0.26":
-                assert found.a.vllm.startswith("0.26")
+            assert request.param in (INSTALLED, found.a.vllm)
             yield found
         finally:
             found.close()

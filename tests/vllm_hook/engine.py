@@ -2,10 +2,13 @@
 
 ``python engine.py '{"model": ..., "address": ...}'`` prints ``{"up": true, ...}`` when ready, then answers each command
 with one line. Imports nothing of the tests, so that any interpreter with vLLM and kvmarket runs it, also on GPUs.
+``commands`` among the options names a module whose functions are commands too; each gets the `Engine` first.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 import os
 import sys
@@ -26,7 +29,9 @@ CPU = {
 
 
 def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
-    """vLLM's ``kv_transfer_config`` for this engine; None for one without a connector."""
+    """vLLM's ``kv_transfer_config`` for this engine, whole in ``transfer``; None for one without a connector."""
+    if "transfer" in options:
+        return dict(options["transfer"])
     if options.get("address") is None:
         return None
     config = {
@@ -147,6 +152,18 @@ class Engine:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         return {}
 
+    def load(self, value: float) -> dict[str, Any]:
+        """Load one weight into the model itself, as trainers' own code does over ``collective_rpc``."""
+
+        def into(worker: Any) -> None:
+            import torch
+
+            model = worker.model_runner.model
+            model.load_weights([("model.layers.0.input_layernorm.weight", torch.full((128,), value))])
+
+        self.llm.collective_rpc(into)
+        return {}
+
     def nap(self, level: int) -> dict[str, Any]:
         """Send the engine to sleep and wake it up."""
         self.llm.sleep(level)
@@ -156,6 +173,18 @@ class Engine:
     def preemptions(self) -> dict[str, Any]:
         """How many requests were preempted so far."""
         return {"preempted": self.preempted}
+
+    def metrics(self) -> dict[str, Any]:
+        """Each metric of kvmarket, and of source "p2p", on the page, summed. Needs disable_log_stats=False."""
+        from prometheus_client import generate_latest
+
+        page = generate_latest().decode().splitlines()
+        lines = [line for line in page if line.startswith("kvmarket_") or 'source="p2p"' in line]
+        found: dict[str, float] = {}
+        for sample, value in (line.rsplit(" ", 1) for line in lines):
+            name = sample.split("{")[0]
+            found[name] = found.get(name, 0.0) + float(value)
+        return found
 
     def counters(self) -> dict[str, Any]:
         """The counters of kvmarket in this process."""
@@ -184,13 +213,15 @@ def main() -> None:
             os.environ.setdefault(name, value)
     sys.path[:0] = options.get("path", [])
     engine = Engine(options)
+    more = importlib.import_module(options["commands"]) if "commands" in options else None
     import vllm
 
     print(json.dumps({"up": True, "vllm": vllm.__version__, "pid": os.getpid()}), file=answers)
     for line in sys.stdin:
         command = json.loads(line)
         name = command.pop("do")
-        print(json.dumps(getattr(engine, name)(**command)), file=answers)
+        run = getattr(engine, name, None) or functools.partial(getattr(more, name), engine)
+        print(json.dumps(run(**command)), file=answers)
 
 
 if __name__ == "__main__":

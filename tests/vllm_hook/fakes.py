@@ -24,6 +24,7 @@ class FakeControl:
         self.found = 0
         self.promises: dict[int, tuple[tuple[int, ...], str]] = {}
         self.coming = 0  # blocks that others are computing
+        self.found_peers = 0
         self.broken: set[str] = set()
         self.closed = False
 
@@ -77,6 +78,9 @@ class FakeControl:
 
     def promised(self, tokens: Any, *, tenant: str) -> int:
         return self.coming
+
+    def peers(self) -> int:
+        return self.found_peers
 
     def avoid(self, pool: str) -> None:
         self._call(f"avoid {pool}")

@@ -53,11 +53,12 @@ class Node:
         beside = {"kv_connector": "WatchingConnector", "kv_connector_module_path": "connectors"}
         gpu, seed, more = {
             "a": (0, "1", {"module": "connectors", "connector": "SeenConnector"}),
-            "b": (1, "2", {"module": ""}),
+            "b": (1, "2", {"module": "", "stats": True}),
             "c": (0, "3", {"module": "connectors", "connector": "GatedConnector", "beside": beside}),
             "plain": (1, "1", {"address": None}),
         }[name]
         llm = {**llm_options(GPUS), "enable_lora": not GPUS, "async_scheduling": name != "a"}
+        llm["disable_log_stats"] = not more.pop("stats", False)
         options = {"model": self.model, "address": self.address, "llm": llm, "gpu": GPUS > 0, "path": [str(HERE)]}
         env = {"KVMARKET_TEST_GATE": str(self.gate), "PYTHONHASHSEED": seed}
         if GPUS:

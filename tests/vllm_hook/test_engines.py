@@ -20,6 +20,18 @@ def test_second_engine_imports_the_whole_blocks_of_a_shared_prefix(node: Node):
     assert counters["vllm_tokens_imported"] == counters["vllm_tokens_asked"] > 0
 
 
+def test_metrics_page_agrees_with_the_counters(node: Node):
+    counters, page = node.b.ask("counters"), node.b.ask("metrics")
+    assert page["kvmarket_imported_tokens_total"] == counters["vllm_tokens_imported"] > 0
+    assert page["kvmarket_matched_tokens_total"] == counters["vllm_tokens_asked"]
+    assert page["kvmarket_fetched_bytes_total"] == counters["bytes_fetched"] > 0
+    assert page["kvmarket_fetched_blocks_total"] * BLOCK == page["kvmarket_imported_tokens_total"]
+    assert page["kvmarket_offered_blocks_total"] == counters["blocks_offered"] > 0
+    assert page["kvmarket_fetch_seconds_count"] > 0 and page["kvmarket_fetch_seconds_sum"] > 0
+    from_peers = page.get("vllm:prompt_tokens_cached_by_source_total")  # vLLM's own, from 0.32 on
+    assert from_peers in (None, counters["vllm_tokens_asked"])
+
+
 def test_chunked_prefill_is_offered_and_one_token_is_left_to_compute(node: Node):
     prompt = node.prompt(24 * BLOCK)
     node.offered(node.a, prompt)

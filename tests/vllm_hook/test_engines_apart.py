@@ -99,6 +99,17 @@ def test_update_of_the_weights(updated: Node):
         assert node.b.generate([[*prompt, 1]])["cached"] == [0], "b has the old weights"
 
 
+def test_weights_that_are_loaded_into_the_model_itself(updated: Node):
+    node = updated
+    prompt = node.prompt(300)
+    node.offered(node.a, prompt)
+    for engine in (node.c, node.plain):
+        engine.ask("load", value=0.5)
+    assert node.plain.ask("reset")["reset"]
+    node.agrees(node.c, [[*prompt, 1]], [0])
+    assert node.c.generate([[*prompt, 1]], 32)["tokens"] != node.a.generate([[*prompt, 1]], 32)["tokens"]
+
+
 def test_engines_share_again_with_their_first_weights(node: Node):
     time.sleep(1.0)
     for engine in (node.a, node.c):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
 from tests.vllm_hook.fakes import BLOCK, FakeControl, FakePool, admit, back, request, step_of
 from vllm_hook.metadata import RankMemory, StepDone
+from vllm_hook.rejoin import Rejoin
 from vllm_hook.scheduler import SchedulerSide
 
 NEW, NEWER, HIDDEN = ((0, "new"),), ((0, "newer"),), ((0, "?1"),)
@@ -143,3 +145,22 @@ def test_market_that_cannot_be_joined_again_leaves_the_engine_off():
     market.back(market.dispatch("b", [1, 2]), NEW)
     assert market.live() == set() and market.side.match(request("x", 12), 0) == (0, False)
     market.side.close()
+
+
+def test_joining_that_another_change_overtakes():
+    gate, made = threading.Event(), []
+
+    def connect(ranks: Any) -> Any:
+        assert gate.wait(5)
+        made.append(FakeControl())
+        return made[-1]
+
+    rejoin = Rejoin([RankMemory(None, None)], connect)
+    for step, weights in ((1, NEW), (2, NEWER)):
+        assert rejoin.changed(step, weights)
+        rejoin.leave(None, step, weights)
+    gate.set()
+    end = time.monotonic() + 5
+    while not (made and made[0].closed) and time.monotonic() < end:
+        time.sleep(0.001)
+    assert made[0].closed and rejoin.take() is None, "in the market under weights that it has no more"

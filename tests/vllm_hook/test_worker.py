@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 
 from kvmarket.offer import Hit
+from vllm_hook import worker as worker_module
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, StepDone, StepMetadata
-from vllm_hook.worker import LOOKOUT_SECONDS, WorkerSide
+from vllm_hook.worker import WorkerSide
 
 HIT = Hit(12, 3, 0, (), {})
 
 
 class FakeMoved:
+    seconds = 0.0
+
     def __init__(self) -> None:
         self.valid: list[bool] = []
         self.looks = 0
@@ -55,8 +58,9 @@ def test_loads_end_when_the_copy_has():
     side.start(StepMetadata(1, (Load("a", HIT, (4, 5, 6)), Load("b", HIT, (7, 8, 9))), ("gone",)))
     side.poll()
     assert side.take_finished() == set() and data.gone == ["gone"]
-    data.moved[1].valid = [True, False, True]
+    data.moved[1].valid, data.moved[1].seconds = [True, False, True], 0.25
     side.poll()
+    assert side.take_seconds() == [0.25] and side.take_seconds() == []
     assert side.take_finished() == {"b"} and side.take_bad() == {8, 9}, "only leading blocks count"
     data.moved[0].valid = [True] * 3
     side.poll()
@@ -65,7 +69,8 @@ def test_loads_end_when_the_copy_has():
     assert side.take_finished() == set(), "said twice"
 
 
-def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does():
+def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_module, "LOOKOUT_SECONDS", 0.2)
     side, data = worker()
     first = StepMetadata(1, (Load("a", HIT, (4, 5, 6)),), idle=True)
     side.start(first)
@@ -74,7 +79,7 @@ def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does():
         assert data.moved[0].looks == looks, "waited"
     start = time.monotonic()
     side.poll(StepMetadata(3, idle=True))
-    assert LOOKOUT_SECONDS <= time.monotonic() - start < 1 and data.moved[0].looks > 5
+    assert time.monotonic() - start >= 0.2 and data.moved[0].looks > 5
     sleep = time.sleep
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(time, "sleep", lambda _: (sleep(0), setattr(data.moved[0], "valid", [True] * 3)))
@@ -88,6 +93,7 @@ def test_loads_that_cannot_start_fail_at_once():
     with Guard("test", side.failed):
         side.start(StepMetadata(1, (Load("a", HIT, (4, 5)), Load("b", HIT, (6, 7)))))
     assert side.take_finished() == {"a", "b"} and side.take_bad() == {4, 5, 6, 7}
+    assert side.take_seconds() == []
     side.start(StepMetadata(2, (Load("c", None, (8,)),)))
     assert side.take_finished() == {"c"} and side.take_bad() == {8}
     side.refuse("no memory")

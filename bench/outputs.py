@@ -1,0 +1,141 @@
+"""Whether outputs with imports equal outputs without: greedy answers of two engines with the hook and of one without.
+
+    python -m bench.outputs --write h200x2                    two GPUs; for each mode three engines, a minute and a half
+    python -m bench.outputs --cpu --conversations 8           a tiny model
+
+A conversation has `--turns`: a random prompt, then what was said so far, the last answer and random tokens more.
+Its turns go to the two engines with the hook by turns, so each takes from the other what was said so far; `--together`
+of them run at a time. The engine without a connector gets the same prompts in the same company twice: when its own
+prefix cache has what was said so far, and when it has nothing. Where these two differ the model itself is not
+deterministic: what is computed after a prefix has other shapes than a whole prompt. `same` counts answers with imports
+that are one of those two; `spread` the answers in which those two differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from bench import load, report
+from bench.shapes import START_SECONDS, Engines
+from tests.vllm_hook.processes import EngineProcess
+
+NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+MODES: dict[str, dict[str, Any]] = {
+    "bf16": {},
+    "fp8 KV": {"llm": {"kv_cache_dtype": "fp8"}},
+    "ngram": {"llm": {"speculative_config": NGRAM}},
+    "TP=2": {"gpus": 2},
+}
+CPU_MODES = ("bf16", "ngram")  # in float32
+Tokens = list[list[int]]
+
+
+def tally(imported: Tokens, cold: Tokens, cached: Tokens) -> dict[str, int]:
+    """Of answers to the same prompts, with imports and from an engine without, prefilled and from its own cache."""
+    return {
+        "answers": len(imported),
+        "same": sum(one in (a, b) for one, a, b in zip(imported, cold, cached, strict=True)),
+        "same_as_cold": sum(one == other for one, other in zip(imported, cold, strict=True)),
+        "same_as_cached": sum(one == other for one, other in zip(imported, cached, strict=True)),
+        "spread": sum(one != other for one, other in zip(cold, cached, strict=True)),
+    }
+
+
+class Conversations:
+    """All conversations of one mode."""
+
+    def __init__(self, options: argparse.Namespace, vocabulary: tuple[int, int]) -> None:
+        self.options = options
+        self._chance, self._vocabulary = random.Random(1), vocabulary
+        self._said = [self._random(*options.prompt) for _ in range(options.conversations)]
+        self.answers: dict[str, Tokens] = {"imported": [], "cold": [], "cached": []}
+
+    def _random(self, least: int, most: int) -> list[int]:
+        return [self._chance.randrange(*self._vocabulary) for _ in range(self._chance.randint(least, most))]
+
+    def run(self, hooks: list[EngineProcess], plain: EngineProcess) -> None:
+        """All turns of all conversations, so many conversations at a time."""
+        for first in range(0, len(self._said), self.options.together):
+            prompts = self._said[first : first + self.options.together]
+            for turn in range(self.options.turns):
+                prompts = self._turn(prompts, hooks[turn % 2], plain)
+
+    def _turn(self, prompts: Tokens, hook: EngineProcess, plain: EngineProcess) -> Tokens:
+        """One turn; returns the prompts of the next one."""
+        for engine in (hook, plain):
+            engine.tell("generate", prompts=prompts, tokens=self.options.answer)
+        imported, cached = (engine.answer(load.SECONDS) for engine in (hook, plain))
+        plain.ask("reset")
+        cold = plain.generate(prompts, self.options.answer)
+        for kind, answer in (("imported", imported), ("cold", cold), ("cached", cached)):
+            self.answers[kind] += answer["tokens"]
+        return [
+            [*prompt, *answer, *self._random(*self.options.more)]
+            for prompt, answer in zip(prompts, imported["tokens"], strict=True)
+        ]
+
+
+def measure(engines: Engines, mode: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
+    """One mode on three engines of its own: its row."""
+    more: dict[str, Any] = {"share": 0.25, "seqs": max(8, options.together)}
+    more |= {"longest": options.longest, **MODES[mode]}
+    if options.batch_invariant:
+        more["env"] = {"VLLM_BATCH_INVARIANT": "1"}
+    if not engines.gpus:
+        more["llm"] = {"num_gpu_blocks_override": options.together * options.longest // 8, **more.get("llm", {})}
+    hooks = [engines.start(f"{mode[:2]}-{at}", at, address=f"{engines.address}-{mode[:2]}", **more) for at in (0, 1)]
+    plain = engines.start(f"{mode[:2]}-plain", 0, **more)
+    for engine in (*hooks, plain):
+        stack.enter_context(engine)
+    for engine in (*hooks, plain):
+        engine.wait(START_SECONDS)
+    talks = Conversations(options, (1000, 120_000))
+    talks.run(hooks, plain)
+    counters = [engine.ask("counters") for engine in hooks]
+    imported = sum(each.get("vllm_tokens_imported", 0) for each in counters)
+    found = tally(**talks.answers)
+    off = sorted({name for each in counters for name in each if name.startswith("vllm_hook_off")})
+    share = found["same"] / found["answers"]
+    return load.row(
+        f"same answers, {mode}", [share], "share", 1.0, mode=mode, tokens_imported=imported, off=off, **found
+    )
+
+
+def main() -> None:
+    """Measure, print, and write if asked. Exits 1 where imports change more answers than the plain engine's spread."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-outputs.json")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help=f"all; CPU: {', '.join(CPU_MODES)}")
+    parser.add_argument("--conversations", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--together", type=int, default=8, help="conversations that run at a time")
+    parser.add_argument("--answer", type=int, default=24, help="tokens of each answer")
+    parser.add_argument("--prompt", type=int, nargs=2, help="least and most tokens of a first turn (100 1,500)")
+    parser.add_argument("--more", type=int, nargs=2, help="the same of each further turn (50 400)")
+    parser.add_argument("--batch-invariant", action="store_true", help="vLLM's kernels that do not depend on the batch")
+    options = parser.parse_args()
+    options.prompt = options.prompt or ([40, 200] if options.cpu else [100, 1500])
+    options.more = options.more or ([20, 60] if options.cpu else [50, 400])
+    options.longest = options.prompt[1] + options.turns * (options.answer + options.more[1]) + 32
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="outputs-", dir="/tmp") as folder:
+        engines = Engines(Path(folder), [] if options.cpu else options.gpus)
+        for mode in options.modes or (CPU_MODES if options.cpu else MODES):
+            with ExitStack() as stack:
+                rows.append(load.show(measure(engines, mode, options, stack)))
+            if options.write:
+                settings = {name: value for name, value in vars(options).items() if name != "write"}
+                packages = ("torch", "triton", "vllm", "kvmarket")
+                print(report.write(options.write, "outputs", rows, packages, settings=settings))
+    raise SystemExit(any(row["answers"] - row["same"] > row["spread"] for row in rows))
+
+
+if __name__ == "__main__":
+    main()
