@@ -55,33 +55,6 @@ def save_tiny_adapter(folder: Path, layers: int = 3) -> str:
     return str(folder)
 
 
-def save_tiny_mla(folder: Path, layers: int = 2) -> str:
-    """Build and save a dense DeepSeek-V2: multi-head latent attention, of the only sizes that vLLM's CPU build has."""
-    import torch
-    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
-
-    torch.manual_seed(0)
-    config = DeepseekV2Config(
-        vocab_size=VOCAB,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=layers,
-        first_k_dense_replace=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        q_lora_rank=None,
-        kv_lora_rank=512,
-        qk_rope_head_dim=64,
-        qk_nope_head_dim=32,
-        v_head_dim=32,
-        max_position_embeddings=4096,
-        initializer_range=0.1,
-        tie_word_embeddings=False,
-    )
-    DeepseekV2ForCausalLM(config).to(torch.float32).save_pretrained(folder)
-    return str(folder)
-
-
 def llm_options(gpus: int = 0) -> dict[str, object]:
     """Arguments of ``vllm.LLM``: little memory, 63 usable pages of 32 tokens; with CUDA graphs where there are GPUs."""
     device = {"gpu_memory_utilization": 0.1} if gpus else {"enforce_eager": True}
