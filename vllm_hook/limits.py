@@ -61,13 +61,14 @@ def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
 def layout_asked_for(vllm_config: Any) -> str | None:
     """The KV cache layout to ask vLLM for; it takes another one where the attention backend cannot read this one.
 
-    None, no preference, where the operator says so; where the version has no such layout; and for blocks of more than
-    64 tokens, which some backends can read only in parts that this layout does not allow.
+    None, no preference, where the operator says so; where the version has no such layout; for MLA, whose backends say
+    that they read any layout, although the one for CPUs fails at this one; and for blocks of more than 64 tokens, which
+    some backends can read only in parts that this layout does not allow.
     """
     extra: Mapping[str, object] = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
-    if not extra.get("block_outermost", True) or vllm_config.cache_config.block_size > _LARGEST_UNCUT:
-        return None
-    return compat.block_outermost_layout()
+    model = vllm_config.model_config
+    fits = vllm_config.cache_config.block_size <= _LARGEST_UNCUT and model is not None and not model.use_mla
+    return compat.block_outermost_layout() if fits and extra.get("block_outermost", True) else None
 
 
 def refusal(vllm_config: Any, kv_cache_config: Any) -> str:

@@ -157,6 +157,7 @@ def asked(**changes: Any) -> str | None:
         SimpleNamespace(
             kv_transfer_config=SimpleNamespace(kv_connector_extra_config=extra),
             cache_config=SimpleNamespace(block_size=changes.get("block_size", 16)),
+            model_config=SimpleNamespace(use_mla=changes.get("use_mla", False)),
         )
     )
 
@@ -166,5 +167,6 @@ def test_when_the_layout_is_asked_for(monkeypatch: pytest.MonkeyPatch):
     assert asked() == asked(block_outermost=True) == asked(block_size=64) == "BLHNC"
     assert asked(block_outermost=False) is None
     assert asked(block_size=128) is None
+    assert asked(use_mla=True) is None
     monkeypatch.setattr(compat, "block_outermost_layout", lambda: None)
     assert asked() is None
