@@ -30,8 +30,9 @@ def test_salts_are_kept_apart(node: Node):
     node.agrees(node.b, [unsalted], [0], salt="x")
 
 
-@pytest.mark.skipif(GPUS > 0, reason="the engines have no adapters on GPUs")
 def test_requests_with_an_adapter_pass_by(node: Node):
+    if not node.adapters:
+        pytest.skip("these engines take no adapters")
     adapted, plain = node.prompt(200), node.prompt(200)
     node.offered(node.a, adapted, adapter=node.adapter)
     node.offered(node.a, plain)
