@@ -72,11 +72,19 @@ def updated(node: Node) -> Iterator[Node]:
 
 
 def update(node: Node, engine: EngineProcess, weights: str) -> None:
-    """Load these weights, empty the cache, and let a step show which they are; the engine joins the market again."""
+    """Load these weights, empty the cache, and let steps show which they are until the engine is back in the market."""
     engine.ask("reload", path=weights)
     assert engine.ask("reset")["reset"]
     node.offered(engine, node.prompt(40))
-    node.offered(engine, node.prompt(40))
+    end = time.monotonic() + 30
+    while times(engine, "vllm_left_market") != times(engine, "vllm_joined_again"):
+        assert time.monotonic() < end, engine.ask("counters")
+        node.offered(engine, node.prompt(40))
+
+
+def times(engine: EngineProcess, name: str) -> int:
+    """What the engine's counters of this name amount to, whatever the reason."""
+    return sum(count for key, count in engine.ask("counters").items() if key.split("{")[0] == name)
 
 
 def test_update_of_the_weights(updated: Node):
