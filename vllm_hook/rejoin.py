@@ -44,11 +44,12 @@ class Rejoin:
     def leave(self, control: ControlHalf | None, step: int, weights: Names) -> None:
         """Let go of `control`, whose offers are dead: the weights are these now, as of this step."""
         self.close()
+        if not self._out:
+            counters.add("vllm_left_market", reason="weights changed; back when the prefix cache has been reset")
         self._out, self.weights = True, weights
         if control is not None:
             threading.Thread(target=control.close, name="kvmarket-leave", daemon=True).start()
         if have_names(weights):
-            counters.add("vllm_left_market", reason="weights changed; back when the prefix cache has been reset")
             self.changed(step, weights)
         else:
             counters.add("vllm_hook_off", reason="weights changed, and this build does not show what they are")
@@ -57,7 +58,9 @@ class Rejoin:
         """The new control half, once it is there."""
         with self._lock:
             control, self._control = self._control, None
-        self._out = self._out and control is None
+        if control is not None:
+            self._out = False
+            counters.add("vllm_joined_again", reason="weights changed, and the prefix cache has been reset")
         return control
 
     def close(self) -> None:

@@ -27,11 +27,13 @@ def whole(tokens: int) -> int:
 class Node:
     """Engines by name: `a`; `b`, the connector as it is; `c`, with a gate; `plain`, without a connector.
 
-    On a machine with GPUs they run there, with CUDA graphs: `b` on another GPU than `a` where there are two.
+    On a machine with GPUs they run there, with CUDA graphs: `b` on another GPU than `a` where there are two. `adapters`
+    says whether they take LoRA adapters.
     """
 
     folder: Path
     python: str
+    adapters: bool
     engines: dict[str, EngineProcess] = field(default_factory=dict)
     pids: list[int] = field(default_factory=list)
     random: random.Random = field(default_factory=lambda: random.Random(7))
@@ -39,7 +41,7 @@ class Node:
     def __post_init__(self) -> None:
         self.model = save_tiny_llama(self.folder / "model")
         self.other_model = save_tiny_llama(self.folder / "other", seed=1)
-        self.adapter = save_tiny_adapter(self.folder / "adapter")
+        self.adapter = save_tiny_adapter(self.folder / "adapter") if self.adapters else None
         self.address, self.gate = str(self.folder / "s"), self.folder / "gate"
 
     def __getattr__(self, name: str) -> EngineProcess:
@@ -49,7 +51,9 @@ class Node:
             raise AttributeError(name) from None
 
     def start(self, name: str) -> EngineProcess:
-        """Start one of the engines; `wait` says when it is up."""
+        """Start one of the engines, also one that was killed; `wait` says when it is up."""
+        if name in self.engines:
+            self.engines[name].close()
         beside = {"kv_connector": "WatchingConnector", "kv_connector_module_path": "connectors"}
         gpu, seed, more = {
             "a": (0, "1", {"module": "connectors", "connector": "SeenConnector"}),
@@ -57,7 +61,7 @@ class Node:
             "c": (0, "3", {"module": "connectors", "connector": "GatedConnector", "beside": beside}),
             "plain": (1, "1", {"address": None}),
         }[name]
-        llm = {**llm_options(GPUS), "enable_lora": not GPUS, "async_scheduling": name != "a"}
+        llm = {**llm_options(GPUS), "enable_lora": self.adapters, "async_scheduling": name != "a"}
         llm["disable_log_stats"] = not more.pop("stats", False)
         options = {"model": self.model, "address": self.address, "llm": llm, "gpu": GPUS > 0, "path": [str(HERE)]}
         env = {"KVMARKET_TEST_GATE": str(self.gate), "PYTHONHASHSEED": seed}

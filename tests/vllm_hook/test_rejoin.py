@@ -6,12 +6,17 @@ import threading
 import time
 from typing import Any
 
+from kvmarket import counters
 from tests.vllm_hook.fakes import BLOCK, FakeControl, FakePool, admit, back, request, step_of
 from vllm_hook.metadata import RankMemory, StepDone
 from vllm_hook.rejoin import Rejoin
 from vllm_hook.scheduler import SchedulerSide
 
 NEW, NEWER, HIDDEN = ((0, "new"),), ((0, "newer"),), ((0, "?1"),)
+
+
+def count(name: str) -> int:
+    return sum(times for key, times in counters.snapshot().items() if key.split("{")[0] == name)
 
 
 class Market:
@@ -68,7 +73,7 @@ def test_steps_in_flight_when_weights_change_offer_nothing():
 
 
 def test_engine_comes_back_with_other_weights_when_its_cache_is_reset():
-    market = Market()
+    market, left, again = Market(), count("vllm_left_market"), count("vllm_joined_again")
     market.back(market.dispatch("a", [1, 2]), ())
     market.back(market.dispatch("b", [3, 4]), NEW)
     market.pool.reset_prefix_cache()
@@ -77,6 +82,7 @@ def test_engine_comes_back_with_other_weights_when_its_cache_is_reset():
     market.settle(2)
     (_, old), (weights, _) = market.joined
     assert weights == NEW and old.closed
+    assert count("vllm_left_market") == left + 1 and count("vllm_joined_again") == again + 1
     assert market.side.match(request("x", 12), 0) == (0, False)
     step = market.side.dispatch(step_of())
     assert step.weights == NEW
