@@ -23,7 +23,7 @@ def node(request: pytest.FixtureRequest) -> Iterator[Node]:
     if request.param == INSTALLED and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as folder:
-        adapters = request.param == "here" and not GPUS  # 0.26 reloads no weights where there may be adapters
+        adapters = request.param == INSTALLED and not GPUS  # 0.26 reloads no weights where there may be adapters
         found = Node(Path(folder), python, adapters)
         try:
             for engine in [found.start(name) for name in ("a", "b", "c", "plain")]:

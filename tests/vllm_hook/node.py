@@ -15,7 +15,7 @@ from kvmarket.registry.address import Address
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_adapter, save_tiny_llama
 from tests.vllm_hook.processes import HERE, EngineProcess
 
-VISIBLE = 0.3  # seconds after which an offer has surely reached the market
+VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
 GPUS = torch.cuda.device_count()
 
 
