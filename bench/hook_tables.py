@@ -62,6 +62,7 @@ def _running(row: Row) -> list[str]:
 
 def serving(path: Path) -> str:
     """One row for each run: what came, what was done, milliseconds to the first token, what had to be computed."""
+    measured = json.loads(path.read_text())["rows"]
     rows = [
         [
             f"{row['load']}, {row['rate']:g} requests/s"
@@ -71,10 +72,14 @@ def serving(path: Path) -> str:
             *(short(row[key]) for key in ("requests_per_s", "p50", "p99")),
             f"{100 * row['computed_share']:.0f} %",
         ]
-        for row in json.loads(path.read_text())["rows"]
+        for row in measured
     ]
+    text = f"From `bench/results/{path.name}`."
+    done = {row["mode"]: row["requests_per_s"] for row in measured if row["load"] == "retrieval"}
+    if {"hook on", "hook off"} <= set(done):
+        text = f"Retrieval with the hook: {done['hook on'] / done['hook off']:.2f} times the requests. {text}"
     head = ["what comes", "mode", "requests done/s", "first token p50, ms", "p99", "prompt tokens computed"]
-    return "\n".join([f"From `bench/results/{path.name}`.", *markdown(head, rows)])
+    return "\n".join([text, *markdown(head, rows)])
 
 
 def outputs(path: Path) -> str:

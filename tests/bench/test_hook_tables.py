@@ -47,5 +47,8 @@ def test_one_line_for_each_run_and_mode(tmp_path: Path):
     text = serving(saved(tmp_path, [run | {"load": "chat", "rate": 16.0}, run | {"load": "retrieval", "engines": 2}]))
     assert "| chat, 16 requests/s | hook on | 3.21 | 50 | 90 | 13 % |" in text
     assert "| retrieval, 2 engines | hook on |" in text
+    assert "times" not in text
+    off = run | {"mode": "hook off", "load": "retrieval", "engines": 2, "requests_per_s": 1.607}
+    assert "2.00 times the requests" in serving(saved(tmp_path, [run | {"load": "retrieval", "engines": 2}, off]))
     counts = {"mode": "bf16", "answers": 600, "tokens_imported": 250_000, "same": 599, "spread": 3}
     assert "| bf16 | 600 | 250,000 | 599 | 3 |" in outputs(saved(tmp_path, [counts]))
