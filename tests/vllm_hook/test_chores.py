@@ -37,3 +37,30 @@ def test_workers_look_out_for_loads_only_while_nothing_computes():
     assert not computing.idle and not side.dispatch(step_of()).idle
     side.returned(back(computing.step))
     assert side.dispatch(step_of()).idle
+
+
+def test_a_page_is_taken_down_before_it_is_offered_again_whatever_came_between():
+    side, control = joined()
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    admit(side, request("b", 40), list(range(10, 20)))
+    side.dispatch(step_of(new={"b": (list(range(10, 20)), 0, 3)}))
+    side.dispatch(step_of(cached={"b": (None, 3, 1)}))  # while the device computes: nothing is left to do
+    admit(side, request("c", 8), [1, 3])
+    control.found = 2
+    admit(side, request("d", 12), [4, 5, 6])  # its load is not to be held up
+    step = side.dispatch(step_of(new={"c": ([1, 3], 0, 8)}))
+    assert step.loads
+    side.returned(back(step.step))  # the outputs before it brought nothing for a connector
+    side.returned(back(side.dispatch(step_of()).step))
+    assert control.live()[1] == prefix(1) and control.live()[3] == prefix(2)
+
+
+def test_an_import_that_waits_to_be_offered_dies_with_all_offers():
+    side, control = joined()
+    control.found = 1
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of()).step, finished={"a"}))
+    side.invalidate("test")
+    side.returned(back(side.dispatch(step_of()).step))
+    assert control.live() == {}
