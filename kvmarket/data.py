@@ -179,8 +179,8 @@ class DataHalf:
                 if self._turns.get(pool) is turn:  # else it is gone meanwhile, and kept for this one fetch alone
                     del self._turns[pool]
                     if mapped is not None:
-                        self._drop_dead()
                         self._mapped[pool] = mapped
+                        self._drop_dead()  # this one too: who told of its end has been heard already
         return mapped
 
     def _drop_dead(self) -> None:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from tests.model_engine import ModelEngine, matched, prompt
+from kvmarket.shared_file import Process
+from tests.model_engine import BLOCK, ModelEngine, matched, prompt
 
 
 @pytest.fixture
@@ -58,3 +59,17 @@ def test_a_pool_that_goes_while_it_is_mapped_is_not_kept(mapping):
         assert fetch.result().wait() == 4, "its generations still say that the bytes count"
     assert not set(unknown.pools) & set(reader.market._data._mapped)
     assert reader.market.fetch(unknown, [8, 9, 10, 11]).wait() == 4, "mapped again"
+
+
+def test_who_fetches_from_the_dead_keeps_no_mapping_of_them(market_address, monkeypatch):
+    """A hit from before its end, a fetch behind the news of it, and memory that is not swept yet."""
+    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(2 * BLOCK, 63)
+    owner.publish(tokens, [3, 4])
+    hit = matched(engine, tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(Process, "alive", lambda _: False)
+        assert engine.market.fetch(hit, [5, 6]).wait() == 2, "its generations still say that the bytes count"
+    assert not engine.market._data._mapped
+    engine.close()
+    owner.close()
