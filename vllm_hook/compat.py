@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-TESTED = ("0.26", "0.32")  # the minor versions that the tests run against
+TESTED = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32")  # by bench/results/cpu-vllm-versions.json
 
 
 def version() -> str:
