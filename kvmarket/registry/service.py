@@ -7,6 +7,7 @@ moment it dies. It answers no match: every engine does that itself, from its rep
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import uuid
@@ -49,6 +50,7 @@ from kvmarket.registry.messages import (
 from kvmarket.registry.stream import Stream
 from kvmarket.shared_file import Process, pid_namespace
 
+POLL_SECONDS = 0.2
 WAITING_MESSAGES = 1024  # for an engine that does not read, and as many more on its side; then it misses some
 
 _log = logging.getLogger("kvmarket.service")
@@ -107,16 +109,21 @@ class Service:
     def run(self) -> None:
         """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
         empty_since = time.monotonic()
+        wait = POLL_SECONDS
         while not self._stopped:
-            ready = [source for source, _ in self._poller.poll(200)]
+            ready = [source for source, _ in self._poller.poll(math.ceil(1000 * max(0.0, wait)))]
             for source in ready:  # deaths first: requests may close a pidfd and open another of the same number
                 if source in self._watched:
                     self._remove(self._watched[source])
                     sweep()
             if self._socket in ready:
                 self._drain()
+            wait = POLL_SECONDS
             for stream in self._streams.values():
-                stream.flush(self._send)
+                if ready and (due := stream.due()) > 0:
+                    wait = min(wait, due)
+                else:
+                    stream.flush(self._send)
             if self._book.members:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:

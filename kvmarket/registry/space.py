@@ -97,6 +97,7 @@ class Space:
         pool.generations[slots] = generations
         pool.epochs[slots] = epoch
         pool.checksums[slots] = 0 if offering.checksums is None else offering.checksums
+        pool.summed = pool.summed or offering.checksums is not None
         pool.tenancies[slots] = tenancy.number
 
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
@@ -135,19 +136,19 @@ class Space:
         for offers in tenancy.trie.match_arrays(tokens, first):
             while offers.shape[1]:
                 pools = offers >> SLOT_BITS
-                held = (pools == number).any(axis=0)
+                there = pools[:, 0].tolist()
+                if number not in there:
+                    number = next((n for n in there if n >= 0 and n not in unwanted), 0)
+                    if not number:
+                        return self._runs(chosen)
+                held = pools == number
+                if len(offers) > 1:
+                    rows, held = held.argmax(axis=0), held.any(axis=0)
+                else:
+                    rows, held = None, held[0]
                 blocks = len(held) if held.all() else int(held.argmin())
-                if blocks:
-                    if len(offers) == 1:
-                        chosen.append(offers[0, :blocks])
-                    else:
-                        rows = (pools[:, :blocks] == number).argmax(axis=0)
-                        chosen.append(offers[rows, np.arange(blocks)])
-                    offers = offers[:, blocks:]
-                    continue
-                number = next((n for n in pools[:, 0].tolist() if n >= 0 and n not in unwanted), 0)
-                if not number:
-                    return self._runs(chosen)
+                chosen.append(offers[0, :blocks] if rows is None else offers[rows[:blocks], np.arange(blocks)])
+                offers = offers[:, blocks:]
         return self._runs(chosen)
 
     def before(self, offering: Offering) -> int:

@@ -35,6 +35,7 @@ class Pool:
         self.epochs = np.zeros(record.slots, np.int64)
         self.checksums = np.zeros(record.slots, np.uint64)
         self.tenancies = np.zeros(record.slots, np.int32)
+        self.summed = False  # whether any offer had a checksum
 
     def standing(self) -> Int64s:
         """The slots on offer. Costs O(slots)."""
@@ -56,11 +57,16 @@ class Pool:
 
     def runs(self, slots: Int64s) -> Iterator[Run]:
         """What stands for these slots, cut where the epoch changes."""
-        epochs, generations, checksums = self.epochs[slots], self.generations[slots], self.checksums[slots]
+        epochs, generations = self.epochs[slots], self.generations[slots]
+        checksums = self.checksums[slots] if self.summed else None
+        first = int(epochs[0])
+        if checksums is None and (epochs == first).all():  # mostly so
+            yield Run(self.record.pool, first, slots, generations, None)
+            return
         edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist()]
         for start, end in zip(edges, [*edges[1:], len(slots)], strict=True):
-            sums = checksums[start:end]
-            found = sums if sums.any() else None
+            sums = None if checksums is None else checksums[start:end]
+            found = sums if sums is not None and sums.any() else None
             yield Run(self.record.pool, int(epochs[start]), slots[start:end], generations[start:end], found)
 
 

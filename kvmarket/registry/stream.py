@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolJoined, Promise, Reply, Retire, Snapshot
 
+LINGER_SECONDS = 0.005  # so long retirements wait for something that others wait for: their generations say it already
 CHANGES_BYTES = 1 << 18  # in one message, some: an engine decodes it on its scheduling thread
 SNAPSHOT_BYTES = 1 << 20
 
@@ -25,17 +28,24 @@ class Stream:
         self.routes: set[bytes] = set()
         self._behind: set[bytes] = set()
         self._waiting: list[Change] = []
+        self._due = math.inf  # when what waits must go out
 
     def add(self, change: Change) -> None:
         """Something has changed; it goes out with the next `flush`."""
         self._waiting.append(change)
+        lingers = isinstance(change, Retire)
+        self._due = min(self._due, time.monotonic() + (LINGER_SECONDS if lingers else 0.0))
+
+    def due(self) -> float:
+        """In how many seconds `flush` should be called; not positive: now. Those who are behind are told when it is."""
+        return self._due - time.monotonic()
 
     def flush(self, send: Send) -> None:
         """Send what was added to all who listen. Costs some us, and each message once per connection."""
         for route in list(self._behind):
             if send(route, Changes(self.sequence, ())):
                 self._behind.discard(route)
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting, self._due = self._waiting, [], math.inf
         for part, _ in _parts(waiting, CHANGES_BYTES):
             self.sequence += 1
             changes = Changes(self.sequence, part)
