@@ -81,6 +81,7 @@ class Service:
         self._streams: dict[str, Stream] = {}  # space -> what its members hear
         self._watched: dict[int, str] = {}  # pidfd -> member
         self._counters: Counter[str] = Counter()
+        self._packed: tuple[Reply | None, list[bytes]] = None, []
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (
@@ -230,8 +231,10 @@ class Service:
 
     def _send(self, route: bytes, reply: Reply) -> bool:
         """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
+        if self._packed[0] is not reply:  # one reply often goes to many
+            self._packed = reply, pack_message(reply)
         try:
-            self._socket.send_multipart([route, *pack_message(reply)], zmq.NOBLOCK)
+            self._socket.send_multipart([route, *self._packed[1]], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             self._counters["reply_dropped"] += 1
             _log.info("a reply was dropped: %s", error)
