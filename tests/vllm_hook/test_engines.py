@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.vllm_hook.model import BLOCK, VOCAB
@@ -111,3 +113,20 @@ def test_one_token_changed_in_the_first_block(node: Node):
     node.offered(node.a, prompt)
     at = node.random.randrange(BLOCK)
     node.agrees(node.b, [[*prompt[:at], (prompt[at] + 1) % VOCAB, *prompt[at + 1 :]]], [0])
+
+
+def test_a_prompt_that_comes_to_two_engines_at_once_is_computed_once(node: Node):
+    pair, waited = (node.a, node.b), 0
+    for pause in (0.002 * number for number in range(30)):
+        prompt = node.prompt(24 * BLOCK)
+        for engine in pair:
+            engine.tell("generate", prompts=[prompt], tokens=8)
+            time.sleep(pause)
+        answers = [engine.answer() for engine in pair]
+        expected = node.plain.generate([prompt], 8)["tokens"]
+        assert [answer["tokens"] for answer in answers] == [expected, expected]
+        counters = [engine.ask("counters") for engine in pair]
+        waited = sum(each.get("vllm_requests_waited", 0) for each in counters)
+        if waited and 23 * BLOCK in [answer["cached"][0] for answer in answers]:
+            break
+    assert waited, "each computed all prompts"
