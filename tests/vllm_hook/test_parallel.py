@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
-VISIBLE = 0.3  # seconds after which an offer has surely reached the market
+VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
 
 
 @dataclass
@@ -107,7 +107,7 @@ def test_prefixes_and_decoded_blocks_are_imported_by_every_rank(pair: Pair):
         turns = [[*prompt, *output, 3] for prompt, output in zip(prompts, outputs, strict=True)]
         whole = [(len(turn) - 2) // BLOCK for turn in turns]
         answer = pair.b.generate(turns, 32)
-        assert answer["cached"] == [count * BLOCK for count in whole]
+        assert answer["cached"] == [count * BLOCK for count in whole], (pair.a.ask("counters"), pair.b.ask("counters"))
         assert answer["tokens"] == pair.plain.generate(turns, 32)["tokens"]
         blocks += sum(whole)
     assert [now - then for now, then in zip(pair.fetched(), before, strict=True)] == [blocks, blocks]
