@@ -86,6 +86,11 @@ COUNTERS = (
         "reason",
     ),
     CounterMetric(
+        "kvmarket_waited_requests_total",
+        "Requests that waited for a peer that was computing their prompt.",
+        {"vllm_requests_waited": None},
+    ),
+    CounterMetric(
         "kvmarket_refused_imports_total",
         "Requests that were not looked up at the market, by reason.",
         {"vllm_import_refused": None},
