@@ -223,10 +223,7 @@ class ControlHalf:
                 counters.add("blocks_retired", len(gone))
 
     def fail_closed(self, reason: str) -> None:
-        """Raise the epoch of every pool: all offers of this engine are dead when this returns.
-
-        Counted under `reason`.
-        """
+        """Raise the epoch of every pool: all offers of this engine are dead on return; counted under `reason`."""
         for pool in self._pools:
             pool.generations.raise_epoch()
         counters.add("failed_closed", reason=reason)
@@ -239,6 +236,10 @@ class ControlHalf:
         """Match no more in `pool`, which this engine cannot read."""
         with self._lock:
             self._unreachable = self._unreachable | {pool}
+
+    def met(self) -> tuple[str, ...]:
+        """The pools that our hits may have had mapped: whoever leaves the market hears of their end no more."""
+        return self._peers.met()
 
     def take_gone(self) -> list[str]:
         """The pools that have gone since the last call: data halves should forget them."""

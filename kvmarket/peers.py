@@ -71,6 +71,11 @@ class Peers:
                 break
         return found, pools
 
+    def met(self) -> tuple[str, ...]:
+        """The pools that offers were found of, and that have not gone."""
+        with self._turn:
+            return tuple(self._peers)
+
     def forget(self, pools: Sequence[str]) -> None:
         """These pools are gone; their mappings go with the last hit that holds them."""
         with self._turn:

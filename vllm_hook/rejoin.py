@@ -29,6 +29,12 @@ class Rejoin:
         self._lock = threading.Lock()
         self._asked: Names | None = None  # being joined, or joined, with these weights
         self._control: ControlHalf | None = None
+        self._left: tuple[str, ...] = ()
+
+    def told(self) -> tuple[tuple[str, ...], Names]:
+        """For the workers: pools of a market that was left since the last call, to be forgotten, and the weights."""
+        left, self._left = self._left, ()
+        return left, self.weights
 
     def emptied(self, step: int) -> None:
         """The engine's prefix cache was emptied; the next step to be dispatched is `step`."""
@@ -48,6 +54,7 @@ class Rejoin:
             counters.add("vllm_left_market", reason="weights changed; back when the prefix cache has been reset")
         self._out, self.weights = True, weights
         if control is not None:
+            self._left += (*control.met(), *control.take_gone())
             threading.Thread(target=control.close, name="kvmarket-leave", daemon=True).start()
         if have_names(weights):
             self.changed(step, weights)

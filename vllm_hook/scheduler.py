@@ -183,8 +183,8 @@ class SchedulerSide:
         loads, self._unsent = tuple(self._unsent), []
         gone = tuple(self._control.take_gone()) if self._control is not None else ()
         idle = not (tokens or self._steps.computing)
-        weights = self._rejoin.weights if self._rejoin is not None else ()
-        return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone, weights, idle)
+        left, weights = self._rejoin.told() if self._rejoin is not None else ((), ())
+        return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone + left, weights, idle)
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer the blocks that it, and loads that ended with it, have completed."""

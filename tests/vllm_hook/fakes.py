@@ -85,6 +85,9 @@ class FakeControl:
     def avoid(self, pool: str) -> None:
         self._call(f"avoid {pool}")
 
+    def met(self) -> tuple[str, ...]:
+        return ("a peer's",)
+
     def take_gone(self) -> list[str]:
         return []
 

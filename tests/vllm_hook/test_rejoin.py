@@ -170,3 +170,11 @@ def test_joining_that_another_change_overtakes():
     while not (made and made[0].closed) and time.monotonic() < end:
         time.sleep(0.001)
     assert made[0].closed and rejoin.take() is None, "in the market under weights that it has no more"
+
+
+def test_what_was_mapped_in_a_market_that_is_left_is_forgotten():
+    """Who has left hears no more of the end of those whose memory is mapped."""
+    market = Market()
+    market.back(market.dispatch("a", [1, 2]), NEW)
+    steps = [market.side.dispatch(step_of()) for _ in range(2)]
+    assert [step.gone for step in steps] == [("a peer's",), ()]
