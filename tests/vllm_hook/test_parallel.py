@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
+from tests.vllm_hook.node import VISIBLE
 from tests.vllm_hook.processes import HERE, EngineProcess
 
 pytestmark = [
@@ -21,7 +22,6 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
-VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
 
 
 @dataclass

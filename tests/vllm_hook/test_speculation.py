@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm_hook.model import BLOCK, llm_options, save_tiny_llama
+from tests.vllm_hook.node import VISIBLE
 from tests.vllm_hook.processes import HERE, EngineProcess
 
 pytestmark = [
@@ -21,7 +22,6 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 VOCAB = 61  # so few that the model repeats itself
-VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
 NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
 
 
