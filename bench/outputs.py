@@ -1,6 +1,7 @@
 """Whether outputs with imports equal outputs without: greedy answers of two engines with the hook and of one without.
 
     python -m bench.outputs --write h200x2                    two GPUs; for each mode three engines, a minute and a half
+    python -m bench.outputs --modes bf16 --kill-service       and the market's service killed once, halfway
     python -m bench.outputs --cpu --conversations 8           a tiny model
 
 A conversation has `--turns`: a random prompt, then what was said so far, the last answer and random tokens more.
@@ -14,14 +15,19 @@ that are one of those two; `spread` the answers in which those two differ.
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines
+from bench.recover import service_of
+from bench.shapes import LLAMA_8B, MLA, START_SECONDS, Engines
+from kvmarket.registry.address import Address
 from tests.vllm_hook.processes import EngineProcess
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
@@ -30,6 +36,8 @@ MODES: dict[str, dict[str, Any]] = {
     "fp8 KV": {"llm": {"kv_cache_dtype": "fp8"}},
     "ngram": {"llm": {"speculative_config": NGRAM}},
     "TP=2": {"gpus": 2},
+    "PP=2": {"gpus": 2, "llm": {"tensor_parallel_size": 1, "pipeline_parallel_size": 2}},
+    "MLA": {"shape": MLA},
 }
 CPU_MODES = ("bf16",)  # which is float32 there
 Tokens = list[list[int]]
@@ -58,9 +66,12 @@ class Conversations:
     def _random(self, least: int, most: int) -> list[int]:
         return [self._chance.randrange(*self._vocabulary) for _ in range(self._chance.randint(least, most))]
 
-    def run(self, hooks: list[EngineProcess], plain: EngineProcess) -> None:
+    def run(self, hooks: list[EngineProcess], plain: EngineProcess, halfway: Callable[[], object]) -> None:
         """All turns of all conversations, so many conversations at a time."""
-        for first in range(0, len(self._said), self.options.together):
+        groups = range(0, len(self._said), self.options.together)
+        for first in groups:
+            if first == groups[len(groups) // 2]:
+                halfway()
             prompts = self._said[first : first + self.options.together]
             for turn in range(self.options.turns):
                 prompts = self._turn(prompts, hooks[turn % 2], plain)
@@ -80,30 +91,41 @@ class Conversations:
         ]
 
 
-def measure(engines: Engines, mode: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
+def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     """One mode on three engines of its own: its row."""
-    more: dict[str, Any] = {"share": 0.25, "seqs": max(8, options.together)}
-    more |= {"longest": options.longest, **MODES[mode]}
+    more: dict[str, Any] = {"seqs": max(8, options.together), "longest": options.longest, **MODES[mode]}
+    engines = Engines(folder, [] if options.cpu else options.gpus, more.pop("shape", LLAMA_8B))
+    more["share"] = 0.31 if "gpus" in more or len(set(engines.gpus)) == 1 else 0.45
     if options.batch_invariant:
         more["env"] = {"VLLM_BATCH_INVARIANT": "1"}
     if not engines.gpus:
         more["llm"] = {"num_gpu_blocks_override": options.together * options.longest // 8, **more.get("llm", {})}
-    hooks = [engines.start(f"{mode[:2]}-{at}", at, address=f"{engines.address}-{mode[:2]}", **more) for at in (0, 1)]
-    plain = engines.start(f"{mode[:2]}-plain", 0, **more)
+    hooks = [engines.start(f"hook-{at}", at, address=engines.address, **more) for at in (0, 1)]
+    plain = engines.start("plain", 0, **more)
     for engine in (*hooks, plain):
         stack.enter_context(engine)
     for engine in (*hooks, plain):
         engine.wait(START_SECONDS)
-    talks = Conversations(options, (1000, 120_000))
-    talks.run(hooks, plain)
+    talks, before = Conversations(options, (1000, 120_000)), 0
+
+    def imports() -> int:
+        return sum(engine.ask("counters").get("vllm_tokens_imported", 0) for engine in hooks)
+
+    def halfway() -> None:
+        nonlocal before
+        before = imports()
+        if options.kill_service:
+            os.kill(service_of(Address(engines.address)), signal.SIGKILL)
+
+    talks.run(hooks, plain, halfway)
     counters = [engine.ask("counters") for engine in hooks]
-    imported = sum(each.get("vllm_tokens_imported", 0) for each in counters)
-    found = tally(**talks.answers)
+    imported, found = imports(), tally(**talks.answers)
     off = sorted({name for each in counters for name in each if name.startswith("vllm_hook_off")})
     share = found["same"] / found["answers"]
-    return load.row(
-        f"same answers, {mode}", [share], "share", 1.0, mode=mode, tokens_imported=imported, off=off, **found
-    )
+    more = {"mode": mode, "tokens_imported": imported, "tokens_imported_after_halfway": imported - before, "off": off}
+    if options.kill_service:
+        more["service"] = "killed halfway"
+    return load.row(f"same answers, {mode}", [share], "share", 1.0, **more, **found)
 
 
 def main() -> None:
@@ -123,22 +145,23 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=24, help="tokens of each answer")
     parser.add_argument("--prompt", type=int, nargs=2, help="least and most tokens of a first turn (100 1,500)")
     parser.add_argument("--more", type=int, nargs=2, help="the same of each further turn (50 400)")
+    parser.add_argument("--kill-service", action="store_true", help="SIGKILL it once, halfway through each mode")
     parser.add_argument("--batch-invariant", action="store_true", help="vLLM's kernels that do not depend on the batch")
     options = parser.parse_args()
     options.prompt = options.prompt or ([40, 200] if options.cpu else [100, 1500])
     options.more = options.more or ([20, 60] if options.cpu else [50, 400])
     options.longest = options.prompt[1] + options.turns * (options.answer + options.more[1]) + 32
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="outputs-", dir="/tmp") as folder:
-        engines = Engines(Path(folder), [] if options.cpu else options.gpus)
-        for mode in options.modes or (CPU_MODES if options.cpu else MODES):
-            with ExitStack() as stack:
-                rows.append(load.show(measure(engines, mode, options, stack)))
-            if options.write:
-                settings = {name: value for name, value in vars(options).items() if name != "write"}
-                packages = ("torch", "triton", "vllm", "kvmarket")
-                print(report.write(options.write, "outputs", rows, packages, settings=settings))
-    raise SystemExit(any(not row["tokens_imported"] or row["answers"] - row["same"] > row["spread"] for row in rows))
+    settings = {name: value for name, value in vars(options).items() if name != "write"}
+    for mode in options.modes or (CPU_MODES if options.cpu else MODES):
+        with tempfile.TemporaryDirectory(prefix="outputs-", dir="/tmp") as folder, ExitStack() as stack:
+            rows.append(load.show(measure(Path(folder), mode, options, stack)))
+        if options.write:
+            packages = ("torch", "triton", "vllm", "kvmarket")
+            print(report.write(options.write, "outputs", rows, packages, settings=settings))
+    raise SystemExit(
+        any(not row["tokens_imported_after_halfway"] or row["answers"] - row["same"] > row["spread"] for row in rows)
+    )
 
 
 if __name__ == "__main__":

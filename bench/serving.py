@@ -1,6 +1,6 @@
 """What the hook is worth to engines that serve: a shared system prompt, and documents that are asked about again.
 
-    python -m bench.serving --write h200x2      two GPUs, on each an engine of three modes; some four minutes
+    python -m bench.serving --write h200x2      two GPUs, an engine on each; eight minutes
     python -m bench.serving --cpu               a tiny model: shows that it runs, its times mean nothing
 
 chat: a system prompt of `--system` tokens and `--turns` turns of users, four each, that come at random moments at each
@@ -10,9 +10,9 @@ retrieval: `--documents` of `--document` tokens, each asked about four times, wi
 engines at random, come in an order in which the four are some documents apart, and two at a time run on each: what
 counts is how soon all are done.
 
-Modes: "hook on"; "hook off", no connector; "host offload", vLLM's OffloadingConnector (chat alone). Every run has
-fresh tokens and begins with empty caches; the same requests come at the same moments in every mode. The engines of a
-GPU share its memory evenly and run in turns.
+Modes: "hook on"; "hook off", no connector; "host offload", vLLM's OffloadingConnector (chat alone). The
+modes come one after the other, each with engines of its own, which have a GPU to themselves. Every run begins with
+empty caches and has tokens that no run of its engines had; the same requests come at the same moments in every mode.
 """
 
 from __future__ import annotations
@@ -83,26 +83,21 @@ def summary(name: str, plans: Plans, done: Plans, **more: Any) -> dict[str, Any]
     }
 
 
-def start(options: argparse.Namespace, engines: Engines, stack: ExitStack) -> dict[str, list[EngineProcess]]:
-    """Start an engine of every mode on every GPU."""
-    places = range(len(engines.gpus) or 2)
+def start(options: argparse.Namespace, engines: Engines, mode: str, stack: ExitStack) -> list[EngineProcess]:
+    """Start an engine of this mode on every GPU."""
     longest = max(options.system + TURNS * (options.say + options.answer), options.document + options.question)
-    more: dict[str, Any] = {"share": 0.96 / len(options.modes), "longest": longest + options.answer + 64, "seqs": 128}
-    made: dict[str, list[EngineProcess]] = {}
-    for mode in options.modes:
-        own = {name: value for name, value in MODES[mode].items() if name != "hook"}
-        if "hook" in MODES[mode]:
-            own["address"] = engines.address
-        if not engines.gpus:
-            own["llm"] = {"num_gpu_blocks_override": 4 * longest // engines.block_size}
-        made[mode] = [engines.start(f"{mode}-{at}", at, **own, **more) for at in places]
-    for each in made.values():
-        for engine in each:
-            stack.enter_context(engine)
-    for each in made.values():
-        for engine in each:
-            engine.wait(START_SECONDS)
-    return made
+    more: dict[str, Any] = {"share": 0.95, "longest": longest + options.answer + 64, "seqs": 128}
+    more |= {name: value for name, value in MODES[mode].items() if name != "hook"}
+    if "hook" in MODES[mode]:
+        more["address"] = engines.address
+    if not engines.gpus:
+        more["llm"] = {"num_gpu_blocks_override": 4 * longest // engines.block_size}
+    group = [engines.start(f"{mode}-{at}", at, **more) for at in range(len(engines.gpus) or 2)]
+    for engine in group:
+        stack.enter_context(engine)
+    for engine in group:
+        engine.wait(START_SECONDS)
+    return group
 
 
 def run(group: list[EngineProcess], plans: Plans, window: int = 0) -> Plans:
@@ -145,26 +140,25 @@ def main() -> None:
             packages = ("torch", "triton", "vllm", "kvmarket")
             report.write(options.write, "serving", rows, packages, settings=settings)
 
-    with tempfile.TemporaryDirectory(prefix="serving-", dir="/tmp") as folder, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(prefix="serving-", dir="/tmp") as folder:
         engines = Engines(Path(folder), [] if options.cpu else options.gpus)
-        groups = start(options, engines, stack)
-        for group in groups.values():  # compiles and captures what the first requests would otherwise pay for
-            warm = {"at": 0.0, "parts": [[load.fresh(), options.system]], "tokens": 8}
-            for requests in ([warm], [warm] * 8):
-                run(group, [requests] * len(group))
-        for rate in options.rates:
-            plans = chat(options, len(next(iter(groups.values()))), rate)
-            for mode, group in groups.items():
-                done = run(group, plans)
-                note(summary(f"chat, {rate:g}/s, {mode}", plans, done, load="chat", mode=mode, rate=rate))
-        for mode in ("hook on", "hook off"):
-            if mode not in groups or not options.documents:
-                continue
-            plans = retrieval(options, len(groups[mode]))
-            done = run(groups[mode], plans, WINDOW)
-            note(summary(f"retrieval, {mode}", plans, done, load="retrieval", mode=mode, engines=len(groups[mode])))
-        for engine in groups.get("hook on", ()):
-            print("counters of an engine with the hook:", engine.ask("counters"))
+        count = len(engines.gpus) or 2
+        chats = {rate: chat(options, count, rate) for rate in options.rates}
+        asked = retrieval(options, count)
+        for mode in options.modes:
+            with ExitStack() as stack:
+                group = start(options, engines, mode, stack)
+                warm = {"at": 0.0, "parts": [[load.fresh(), options.system]], "tokens": 8}
+                for requests in ([warm], [warm] * 8):  # compile and capture what the first ones would pay for
+                    run(group, [requests] * count)
+                for rate, plans in chats.items():
+                    done = run(group, plans)
+                    note(summary(f"chat, {rate:g}/s, {mode}", plans, done, load="chat", mode=mode, rate=rate))
+                if options.documents and mode != "host offload":
+                    done = run(group, asked, WINDOW)
+                    note(summary(f"retrieval, {mode}", asked, done, load="retrieval", mode=mode, engines=count))
+                for engine in group if "hook" in MODES[mode] else ():
+                    print("counters of an engine with the hook:", engine.ask("counters"))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,25 @@ TINY = LLAMA_8B | {
     "torch_dtype": "float32",
     "initializer_range": 0.2,
 }
-WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, and of activations, graphs and contexts of one engine
+MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent vector of 512, and 64 with positions
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "kv_lora_rank": 512,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "first_k_dense_replace": 16,  # no experts
+    "n_routed_experts": None,
+    "rope_theta": 10000.0,
+}
+WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, the largest, and of activations, graphs and contexts of one engine
 START_SECONDS = 600  # none takes that long; with CUDA graphs one is up in 40, several start at a time
 COMMANDS = "bench.commands"  # what engine processes know beside the commands of their own
 
@@ -69,9 +87,9 @@ def driver() -> str:
 class Engines:
     """Starts engines of one shape; `gpus` empty: on the CPU. Their logs and the model lie in `folder`."""
 
-    def __init__(self, folder: Path, gpus: list[int]) -> None:
+    def __init__(self, folder: Path, gpus: list[int], shape: dict[str, Any] = LLAMA_8B) -> None:
         self.gpus = gpus
-        self.shape = LLAMA_8B if gpus else TINY
+        self.shape = shape if gpus else TINY
         self.block_size = 16 if gpus else 32
         self.token_bytes = token_bytes(self.shape)
         self.address = str(folder / "market")
