@@ -76,6 +76,10 @@ class MissingBlockError(MessageError):
     """An offer that goes on from a block which is not on offer; the engine offers all that stands again."""
 
 
+class NotJoinedError(MessageError):
+    """A message of an engine that is no member, because its connection broke; the engine joins again."""
+
+
 class RefusedError(RegistryError):
     """The service refused to let this engine join; the message says why."""
 

@@ -85,6 +85,12 @@ class ModelEngine:
         """How many of these tokens' blocks others are computing."""
         return self.market._control.promised(tokens)
 
+    def publish_all(self, prompts: list[list[int]]) -> None:
+        """Offer the first block of each as fast as can be, all in one slot, which is not written."""
+        for tokens in prompts:
+            self.market.retire([0])
+            self.market.publish(tokens, [0])
+
     def close(self) -> None:
         """Leave."""
         self.market.close()
@@ -135,10 +141,18 @@ class Peer:
 
     def __getattr__(self, method: str) -> Any:
         def call(*arguments: Any) -> Any:
-            self._pipe.send((method, arguments))
-            return self._pipe.recv()
+            self.tell(method, *arguments)
+            return self.hear()
 
         return call
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call a method and do not wait for it; `hear` does."""
+        self._pipe.send((method, arguments))
+
+    def hear(self) -> Any:
+        """What the method that it was told returned."""
+        return self._pipe.recv()
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -13,6 +13,7 @@ import torch
 import kvmarket
 from kvmarket import counters
 from kvmarket.errors import ClosedError
+from kvmarket.registry.messages import MAX_MESSAGE_BYTES
 from tests.model_engine import BLOCK, FACTS, ModelEngine, Peer, prompt, until
 
 
@@ -211,6 +212,28 @@ def test_the_service_killed_and_back(own_address):
 
     engine.close()
     peer.kill()
+
+
+def test_a_connection_that_broke_is_made_again(market_address, peer):
+    engine = ModelEngine(market_address)
+    line = engine.market._control._client._line
+    line._socket.send_multipart([bytes(MAX_MESSAGE_BYTES + 1)])  # the service hangs up on who sends such a thing
+    engine.publish(tokens := prompt(16), [0, 1, 2, 3])
+    until(lambda: engine.market._control._client._line is not line)
+    until(lambda: peer.take(tokens, [0, 1, 2, 3]) == 4)
+    peer.publish(later := prompt(16), [4, 5, 6, 7])
+    until(lambda: engine.take(later, [4, 5, 6, 7]) == 4)
+    engine.close()
+
+
+def test_an_engine_that_never_waits_hears_of_all_soon(engine, peer):
+    """Its thread leaves Python's lock to others for one turn in 5 ms only."""
+    prompts = [prompt(BLOCK, seed) for seed in range(3000)]
+    peer.tell("publish_all", prompts)
+    start = time.monotonic()
+    while engine.market._control.match(prompts[-1], own=False).blocks == 0:
+        assert sum(range(100_000)) and time.monotonic() < start + 10
+    peer.hear()
 
 
 def test_the_service_ends_with_its_last_engine(own_address):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from kvmarket.errors import LayoutError, MessageError, RefusedError
+from kvmarket.errors import LayoutError, MessageError, NotJoinedError, RefusedError
 from kvmarket.registry.messages import Join, MemberStatus, News
 from kvmarket.registry.news import put_in
 from kvmarket.registry.space import Space
@@ -74,11 +74,13 @@ class Book:
         return member.join
 
     def hear(self, name: str, news: News) -> str:
-        """Do what `name` says of one of its pools; the space that this changed. Raises MessageError.
+        """Do what `name` says of one of its pools; the space that this changed.
 
-        Costs as what `Space` does for it.
+        Raises NotJoinedError where `name` is no member, MessageError. Costs as what `Space` does for it.
         """
-        if self._owners.get(news.pool, "") != name or not name:
+        if name not in self.members:
+            raise NotJoinedError(f"news of pool {news.pool} by somebody who has not joined; join (again)")
+        if self._owners.get(news.pool) != name:
             raise MessageError(f"pool {news.pool} is not one of this engine")
         member = self.members[name]
         put_in(member.space, news)

@@ -2,6 +2,8 @@
 
 A thread of the market's own puts the stream into the replica as it comes, in turns so short that who matches meanwhile
 waits some 0.2 ms at most: news comes while the engine's own thread waits for its GPU, and costs that thread nothing.
+An engine that never waits leaves it a turn every 5 ms, Python's switch interval: the longer the replica is behind, the
+longer are the turns.
 When the service dies, this thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what
 it still holds; the old replica answers until then.
 """
@@ -26,6 +28,7 @@ from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 
 TURN_SECONDS = 100e-6  # so long at a time the watching thread holds the replica, and one step of it
+TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
 NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1
 AGAIN_SECONDS = 1.0  # no more often is all offered again to a service that missed something
@@ -53,6 +56,7 @@ class Client:
         self._closing = threading.Event()
         self._context = zmq.Context()
         self._gone: list[str] = []
+        self._behind_since: float | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             self._line = join_service(self._context, address, join, self._closing)
@@ -142,7 +146,12 @@ class Client:
         """Put in what comes, say which pools have gone, and rejoin when the service dies."""
         again_at = 0.0
         while not self._closing.is_set():
-            if self._died_meanwhile() and not self._rejoin():
+            died = self._died_meanwhile()
+            if died:
+                counters.add("service_lost", reason="the service of the market died; joining again")
+            elif self._line.lost:
+                counters.add("membership_lost", reason="the connection to the service broke; joining again")
+            if (died or self._line.lost) and not self._rejoin():
                 return
             self._put_in()
             with self._lock:
@@ -169,18 +178,20 @@ class Client:
     def _put_in(self) -> None:
         """Put what has come into the replica, and let others have their turn in between."""
         end = time.monotonic() + WATCH_SECONDS
-        while time.monotonic() < end:
+        while (now := time.monotonic()) < end:
+            self._behind_since = now if self._behind_since is None else self._behind_since
+            turn = min(max(TURN_SECONDS, TURN_SHARE * (now - self._behind_since)), LONGEST_TURN)
             with self._lock:
-                current, gone = self._line.drain(time.perf_counter() + TURN_SECONDS)
+                current, gone = self._line.drain(time.perf_counter() + turn)
                 self._gone += gone
             if current:
+                self._behind_since = None
                 return
             time.sleep(NAP_SECONDS)
         os.eventfd_write(self._wake, 1)
 
     def _rejoin(self) -> bool:
-        """Join anew after the service died, trying until it works or the client is closed."""
-        counters.add("service_lost", reason="the service of the market died; joining again")
+        """Join anew, trying until it works or the client is closed."""
         with self._lock:
             self._line.close()
         while not self._closing.is_set():

@@ -18,6 +18,7 @@ from kvmarket.errors import (
     MessageError,
     MissingBlockError,
     NamespaceError,
+    NotJoinedError,
     RefusedError,
     RegistryError,
     VersionError,
@@ -39,8 +40,10 @@ from kvmarket.registry.messages import (
 from kvmarket.registry.replica import Replica
 from kvmarket.shared_file import Process
 
+WAITING_MESSAGES = 10_000  # of ours, for a service that does not keep up: all that a large cache offers again
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
+JOIN_SECONDS = 0.01  # so long at a time a snapshot is put in
 
 
 class Line:
@@ -53,7 +56,8 @@ class Line:
         self.pidfd = -1  # readable when the service has died
         self.fd = int(socket.getsockopt(zmq.FD))  # readable when something has come, until the socket is next used
         self.muted = False  # sends nothing: all that stands is about to be offered again
-        self.missing = False  # whether the service lacks a block that we offered
+        self.missing = False  # whether the service has missed something that we said
+        self.lost = False  # whether the service does not know us: the connection broke and was made again
         self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
         socket.send_multipart(pack_message(join))
 
@@ -68,6 +72,7 @@ class Line:
             self._socket.send_multipart(frames, zmq.NOBLOCK)
         except zmq.Again:
             counters.add("message_dropped", reason="the service does not keep up")
+            self.missing = True
             return False
         return True
 
@@ -94,7 +99,7 @@ class Line:
     def joined(self, closing: threading.Event, deadline: float) -> bool:
         """Wait until the replica has all that the service knew when it let us in.
 
-        False when it does not answer, died, or `closing` is set. Raises what a refusal stands for.
+        False when it does not answer in time, died, or `closing` is set. Raises what a refusal stands for.
         """
         answer = self._answer()
         if answer is None or self._socket is None:
@@ -103,12 +108,11 @@ class Line:
         poll = zmq.Poller()
         poll.register(self._socket, zmq.POLLIN)
         poll.register(self.pidfd, zmq.POLLIN)
-        while not self.replica.synced or self.replica.pending:
-            self.drain(time.perf_counter() + ANSWER_SECONDS)
-            if not self.replica.synced:
-                ready = dict(poll.poll(100))
-                if self.pidfd in ready or closing.is_set() or time.monotonic() > deadline:
-                    return False
+        while not self.replica.whole:  # what comes meanwhile may never end
+            current, _ = self.drain(time.perf_counter() + JOIN_SECONDS)
+            ready = dict(poll.poll(100 if current and not self.replica.whole else 0))
+            if self.pidfd in ready or closing.is_set() or time.monotonic() > deadline:
+                return False
         return True
 
     def leave(self) -> None:
@@ -150,6 +154,7 @@ class Line:
         if isinstance(reply, Refused):
             counters.add("refused_by_service", reason=reply.kind)
             self.missing = self.missing or reply.kind == MissingBlockError.__name__
+            self.lost = self.lost or reply.kind == NotJoinedError.__name__
         elif isinstance(reply, Changes | Snapshot) and not self.replica.receive(reply):
             counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
             self._sync_due = True
@@ -185,7 +190,7 @@ def join_service(
 def _dealer(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> zmq.Socket[bytes]:
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, 10_000)
+    socket.setsockopt(zmq.SNDHWM, WAITING_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
     socket.connect(address.endpoint)
     return socket

@@ -34,6 +34,7 @@ class Replica:
         self._own = frozenset(own)
         self.space = Space(block_size)
         self.synced = False  # whether a whole snapshot has come, and no number was missed since
+        self.whole = False  # whether one has been put in: it knows what stood when it joined
         self._next = 0
         self._queue: deque[Change | Snapshot | _Own] = deque()
         self._rest: Offering | None = None  # of the change under way
@@ -120,6 +121,7 @@ class Replica:
         if not snapshot.last or self._building is None:
             return []
         old, self.space, self._building = self.space, self._building, None
+        self.whole = True
         for offering in old.offerings(self._own):
             self.space.offer(offering)
         return [pool for pool in old.pools if pool not in self.space.pools]

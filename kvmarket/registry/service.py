@@ -1,11 +1,13 @@
 """The service: one process per user and market that holds the book. Everything it knows is soft state.
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
-moment it dies. It answers no match: every engine does that itself, from its replica (see replica.py).
+moment it dies. A member whose connection is gone is found out when something is next sent to it. It answers no match:
+every engine does that itself, from its replica (see replica.py).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -20,6 +22,7 @@ from kvmarket.errors import (
     LayoutError,
     MessageError,
     NamespaceError,
+    NotJoinedError,
     RefusedError,
     TokenError,
     VersionError,
@@ -51,7 +54,7 @@ from kvmarket.registry.stream import Stream
 from kvmarket.shared_file import Process, pid_namespace
 
 POLL_SECONDS = 0.2
-WAITING_MESSAGES = 1024  # for an engine that does not read, and as many more on its side; then it misses some
+WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some; and of one, where we do not keep up
 
 _log = logging.getLogger("kvmarket.service")
 
@@ -80,6 +83,7 @@ class Service:
         self._routes: dict[bytes, str] = {}  # connection -> member
         self._streams: dict[str, Stream] = {}  # space -> what its members hear
         self._watched: dict[int, str] = {}  # pidfd -> member
+        self._lost: set[bytes] = set()  # connections of members that are gone
         self._counters: Counter[str] = Counter()
         self._packed: tuple[Reply | None, list[bytes]] = None, []
         self._context = zmq.Context()
@@ -88,7 +92,7 @@ class Service:
             (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
             (zmq.LINGER, 0),
             (zmq.SNDHWM, WAITING_MESSAGES),
-            (zmq.RCVHWM, 100_000),
+            (zmq.RCVHWM, WAITING_MESSAGES),
             (zmq.ROUTER_MANDATORY, 1),  # what cannot be sent is refused instead of dropped in silence
             (zmq.IPC_FILTER_UID, os.getuid()),
         ):
@@ -125,6 +129,8 @@ class Service:
                     wait = min(wait, due)
                 else:
                     stream.flush(self._send)
+            while self._lost:
+                self._remove(self._routes.get(self._lost.pop(), ""))
             if self._book.members:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
@@ -159,8 +165,8 @@ class Service:
             except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
                 kind = type(error).__name__
                 self._counters[kind] += 1
-                _log.warning("%s: %s", kind, error)
-                self._send(route, Refused(kind, str(error)))
+                if self._send(route, Refused(kind, str(error))):  # else it has died, and left messages
+                    _log.warning("%s: %s", kind, error)
 
     def _handle(self, route: bytes, request: Request) -> None:
         member = self._routes.get(route, "")
@@ -208,7 +214,7 @@ class Service:
     def _sync(self, route: bytes, member: str) -> None:
         """Send all that stands in the space of `member`, which hears what changes from here on."""
         if member not in self._book.members:
-            raise MessageError("a request to be synchronised by somebody who has not joined")
+            raise NotJoinedError("a request to be synchronised by somebody who has not joined; join (again)")
         joined = self._book.members[member]
         self._streams[joined.join.space].welcome(route, joined.space.changes(), self._send)
 
@@ -237,7 +243,8 @@ class Service:
             self._socket.send_multipart([route, *self._packed[1]], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             self._counters["reply_dropped"] += 1
-            _log.info("a reply was dropped: %s", error)
+            if error.errno == errno.EHOSTUNREACH and route in self._routes:
+                self._lost.add(route)
             return False
         return True
 

@@ -101,6 +101,18 @@ def test_an_offer_is_put_in_slice_by_slice(net):
     assert steps == 4
 
 
+def test_whole_when_a_snapshot_is_in_whatever_came_since(net):
+    net.offer("pa", [1, 2, 3, 4], [0, 1])
+    late = net.join(b"b", "pb")
+    net.offer("pa", [5, 6], [2])
+    net.stream.flush(net.send)
+    while not late.whole:
+        assert not found(late.space, [1, 2, 3, 4])
+        late.step()
+    assert late.pending
+    assert found(late.space, [1, 2, 3, 4]) == [("pa", 0, 1), ("pa", 1, 1)]
+
+
 def test_a_pool_that_goes_is_told(net):
     late = net.join(b"b", "pb")
     net.offer("pa", [1, 2], [0])

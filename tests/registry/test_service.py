@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from kvmarket.registry.messages import (
     OfferBlocks,
     PoolRecord,
     Refused,
+    Retire,
     Snapshot,
     Status,
     Sync,
@@ -62,6 +64,13 @@ class Line:
         assert self._socket.poll(5000), "no answer"
         return unpack_reply(self._socket.recv_multipart())
 
+    def ask_status(self) -> Status:
+        """What the market holds; whatever else comes before the answer is passed over."""
+        self.tell(*pack_message(AskStatus()))
+        while not isinstance(answer := self.hear(), Status):
+            pass
+        return answer
+
     def tell(self, *frames: bytes) -> None:
         self._socket.send_multipart(frames)
 
@@ -73,9 +82,9 @@ class Line:
         self._context.term()
 
 
-def join_message() -> Join:
+def join_message(pool: str = "pool") -> Join:
     me = Process.current()
-    return Join(me, "space", "geometry", 4, (PoolRecord("pool", 8, (me,), b""),))
+    return Join(me, "space", "geometry", 4, (PoolRecord(pool, 8, (me,), b""),))
 
 
 def test_join_status_leave(place):
@@ -113,7 +122,20 @@ def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
 
 def test_a_stranger_gets_no_snapshot(place):
     with Line(place) as line:
-        assert isinstance(line.ask(*pack_message(Sync())), Refused)
+        assert line.ask(*pack_message(Sync())).kind == "NotJoinedError"
+
+
+def test_a_member_whose_connection_is_gone_is_removed(place):
+    """Its process lives on, and its farewell was lost."""
+    with Line(place) as line:
+        with Line(place) as lost:
+            assert isinstance(lost.ask(*pack_message(join_message("of the lost one"))), Joined)
+        line.ask(*pack_message(join_message()))
+        deadline = time.monotonic() + 10
+        while len(line.ask_status().members) > 1:
+            line.tell(*pack_message(Retire("pool", None)))  # news: now it is found out
+            assert time.monotonic() < deadline
+        line.tell(*pack_message(Leave()))
 
 
 def test_a_second_service_is_refused(place):
