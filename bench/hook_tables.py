@@ -62,31 +62,37 @@ def _running(row: Row) -> list[str]:
 
 def serving(path: Path) -> str:
     """One row for each run: what came, what was done, milliseconds to the first token, what had to be computed."""
-    measured = json.loads(path.read_text())["rows"]
+    result = json.loads(path.read_text())
     rows = [
         [
             f"{row['load']}, {row['rate']:g} requests/s"
             if "rate" in row
-            else f"{row['load']}, {row['engines']} engines",
+            else f"{row['load']}, {row['window']} at a time on each of {row['engines']} engines",
             row["mode"],
-            *(short(row[key]) for key in ("requests_per_s", "p50", "p99")),
-            f"{100 * row['computed_share']:.0f} %",
+            *(short(row[key]) for key in ("requests_per_s", "p50", "p99", "tpot_p50")),
+            f"{100 * row['computed_share']:.1f} %",
         ]
-        for row in measured
+        for row in result["rows"]
     ]
-    text = f"From `bench/results/{path.name}`."
-    done = {row["mode"]: row["requests_per_s"] for row in measured if row["load"] == "retrieval"}
-    if {"hook on", "hook off"} <= set(done):
-        text = f"Retrieval with the hook: {done['hook on'] / done['hook off']:.2f} times the requests. {text}"
-    head = ["what comes", "mode", "requests done/s", "first token p50, ms", "p99", "prompt tokens computed"]
-    return "\n".join([text, *markdown(head, rows)])
+    done = {(row["window"], row["mode"]): row["requests_per_s"] for row in result["rows"] if row["load"] == "retrieval"}
+    more = [
+        f"{done[window, 'hook on'] / done[window, mode]:.2f} times as many with {window} at a time"
+        for window, mode in done
+        if mode == "hook off" and (window, "hook on") in done
+    ]
+    text = f"Requests done in retrieval, hook on against off: {', '.join(more)}. " if more else ""
+    head = ["what comes", "mode", "requests done/s", "first token p50, ms", "p99", "per output token", "computed"]
+    return "\n".join([f"{result['gpu']}. {text}From `bench/results/{path.name}`.", *markdown(head, rows)])
 
 
 def outputs(path: Path) -> str:
     """One row for each mode: answers, those that imports left the same, and the model's own spread."""
+    result = json.loads(path.read_text())
     rows = [
         [row["mode"], *(f"{row[key]:,}" for key in ("answers", "tokens_imported", "same", "spread"))]
-        for row in json.loads(path.read_text())["rows"]
+        for row in result["rows"]
     ]
     head = ["mode", "answers", "tokens imported", "same as without", "differ without the hook too"]
-    return "\n".join([f"From `bench/results/{path.name}`.", *markdown(head, rows)])
+    killed = any("service" in row for row in result["rows"])
+    text = f"{result['gpu']}. " + ("In each mode the market's service is killed halfway. " if killed else "")
+    return "\n".join([f"{text}From `bench/results/{path.name}`.", *markdown(head, rows)])

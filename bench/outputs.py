@@ -26,7 +26,7 @@ from typing import Any
 
 from bench import load, report
 from bench.recover import service_of
-from bench.shapes import LLAMA_8B, MLA, START_SECONDS, Engines
+from bench.shapes import LLAMA_8B, MLA, START_SECONDS, Engines, machine
 from kvmarket.registry.address import Address
 from tests.vllm_hook.processes import EngineProcess
 
@@ -94,7 +94,7 @@ class Conversations:
 def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     """One mode on three engines of its own: its row."""
     more: dict[str, Any] = {"seqs": max(8, options.together), "longest": options.longest, **MODES[mode]}
-    engines = Engines(folder, [] if options.cpu else options.gpus, more.pop("shape", LLAMA_8B))
+    engines = Engines(folder, options.gpus, more.pop("shape", LLAMA_8B))
     more["share"] = 0.31 if "gpus" in more or len(set(engines.gpus)) == 1 else 0.45
     if options.batch_invariant:
         more["env"] = {"VLLM_BATCH_INVARIANT": "1"}
@@ -152,13 +152,14 @@ def main() -> None:
     options.more = options.more or ([20, 60] if options.cpu else [50, 400])
     options.longest = options.prompt[1] + options.turns * (options.answer + options.more[1]) + 32
     rows: list[dict[str, Any]] = []
+    options.gpus = [] if options.cpu else options.gpus
     settings = {name: value for name, value in vars(options).items() if name != "write"}
     for mode in options.modes or (CPU_MODES if options.cpu else MODES):
         with tempfile.TemporaryDirectory(prefix="outputs-", dir="/tmp") as folder, ExitStack() as stack:
             rows.append(load.show(measure(Path(folder), mode, options, stack)))
         if options.write:
             packages = ("torch", "triton", "vllm", "kvmarket")
-            print(report.write(options.write, "outputs", rows, packages, settings=settings))
+            print(report.write(options.write, "outputs", rows, packages, settings=settings, **machine(options.gpus)))
     raise SystemExit(
         any(not row["tokens_imported_after_halfway"] or row["answers"] - row["same"] > row["spread"] for row in rows)
     )

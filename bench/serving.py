@@ -1,18 +1,19 @@
 """What the hook is worth to engines that serve: a shared system prompt, and documents that are asked about again.
 
-    python -m bench.serving --write h200x2      two GPUs, an engine on each; eight minutes
+    python -m bench.serving --write h200x2      two GPUs; seven minutes
     python -m bench.serving --cpu               a tiny model: shows that it runs, its times mean nothing
 
 chat: a system prompt of `--system` tokens and `--turns` turns of users, four each, that come at random moments at each
 of the `--rates` (requests a second, all engines together) and go to the engines by turns. A turn's prompt is the
 system prompt, the user's former turns with answers of the script, and `--say` new tokens; its answer has `--answer`.
 retrieval: `--documents` of `--document` tokens, each asked about four times, with short answers. Requests go to
-engines at random, come in an order in which the four are some documents apart, and two at a time run on each: what
-counts is how soon all are done.
+engines at random, come in an order in which the four are some documents apart, and so many of `--windows` at a time
+run on each: what counts is how soon all are done.
 
-Modes: "hook on"; "hook off", no connector; "host offload", vLLM's OffloadingConnector (chat alone). The
-modes come one after the other, each with engines of its own, which have a GPU to themselves. Every run begins with
-empty caches and has tokens that no run of its engines had; the same requests come at the same moments in every mode.
+Modes: "hook on"; "hook on, import_all", with that setting (chat alone); "hook off", no connector; "host offload", the
+OffloadingConnector of vLLM (chat alone). Those that TOGETHER names together have their engines up at the same time,
+which share each GPU's memory, and take turns run by run; the others follow. Every run begins with empty caches, and the
+same requests come at the same moments in every mode.
 """
 
 from __future__ import annotations
@@ -25,17 +26,18 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines
+from bench.shapes import START_SECONDS, Engines, machine
 from tests.vllm_hook.processes import EngineProcess
 
-MODES: dict[str, dict[str, Any]] = {
-    "hook on": {"hook": True},
-    "hook off": {},
-    "host offload": {"llm": {"kv_offloading_size": 24}},
+ENGINES: dict[str, dict[str, Any]] = {
+    "hook": {"hook": True},
+    "plain": {},
+    "offload": {"llm": {"kv_offloading_size": 24}},
 }
+MODES = {"hook on": "hook", "hook on, import_all": "hook", "hook off": "plain", "host offload": "offload"}
+TOGETHER = (("hook on", "hook on, import_all", "hook off"), ("host offload",))
 TURNS, ASKS = 4, 4  # of each user, about each document
 APART = 2.5  # documents between two questions about one
-WINDOW = 2
 Plans = list[load.Requests]
 
 
@@ -83,27 +85,35 @@ def summary(name: str, plans: Plans, done: Plans, **more: Any) -> dict[str, Any]
     }
 
 
-def start(options: argparse.Namespace, engines: Engines, mode: str, stack: ExitStack) -> list[EngineProcess]:
-    """Start an engine of this mode on every GPU."""
+def start(
+    options: argparse.Namespace, engines: Engines, kinds: list[str], stack: ExitStack
+) -> dict[str, list[EngineProcess]]:
+    """Start an engine of each of these kinds on every GPU."""
     longest = max(options.system + TURNS * (options.say + options.answer), options.document + options.question)
-    more: dict[str, Any] = {"share": 0.95, "longest": longest + options.answer + 64, "seqs": 128}
-    more |= {name: value for name, value in MODES[mode].items() if name != "hook"}
-    if "hook" in MODES[mode]:
-        more["address"] = engines.address
-    if not engines.gpus:
-        more["llm"] = {"num_gpu_blocks_override": 4 * longest // engines.block_size}
-    group = [engines.start(f"{mode}-{at}", at, **more) for at in range(len(engines.gpus) or 2)]
-    for engine in group:
-        stack.enter_context(engine)
-    for engine in group:
-        engine.wait(START_SECONDS)
-    return group
+    more: dict[str, Any] = {"share": 0.95 / len(kinds), "longest": longest + options.answer + 64, "seqs": 128}
+    made: dict[str, list[EngineProcess]] = {}
+    for kind in kinds:
+        own = {name: value for name, value in ENGINES[kind].items() if name != "hook"}
+        if "hook" in ENGINES[kind]:
+            own["address"] = engines.address
+        if not engines.gpus:
+            own["llm"] = {"num_gpu_blocks_override": 4 * longest // engines.block_size}
+        made[kind] = [engines.start(f"{kind}-{at}", at, **own, **more) for at in range(len(engines.gpus) or 2)]
+    for each in made.values():
+        for engine in each:
+            stack.enter_context(engine)
+    for each in made.values():
+        for engine in each:
+            engine.wait(START_SECONDS)
+    return made
 
 
-def run(group: list[EngineProcess], plans: Plans, window: int = 0) -> Plans:
+def run(mode: str, group: list[EngineProcess], plans: Plans, window: int = 0) -> Plans:
     """One run on engines with empty caches."""
     for engine in group:
         engine.ask("reset")
+        if MODES[mode] == "hook":
+            engine.ask("import_all", on="import_all" in mode)
     return load.replay(group, plans, window)
 
 
@@ -113,21 +123,22 @@ def main() -> None:
     parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-serving.json")
     parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1], help="an engine of each mode on each")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, without host offload")
-    parser.add_argument("--modes", nargs="+", choices=MODES, help="all; CPU: hook on and off")
-    parser.add_argument("--rates", type=float, nargs="*", help="of chat (16 32 64 128; CPU: 8)")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="all; CPU: without host offload")
+    parser.add_argument("--rates", type=float, nargs="*", help="of chat (16 32 64; CPU: 8)")
     parser.add_argument("--system", type=int, help="8,192")
     parser.add_argument("--turns", type=int, help="500")
     parser.add_argument("--say", type=int, help="256")
     parser.add_argument("--answer", type=int, help="64")
     parser.add_argument("--documents", type=int, help="32; none: no retrieval")
     parser.add_argument("--document", type=int, help="16,384")
+    parser.add_argument("--windows", type=int, nargs="+", help="2 and 8; CPU: 2")
     parser.add_argument("--question", type=int, default=32)
     parser.add_argument("--short-answer", type=int, default=16)
     options = parser.parse_args()
-    usual: dict[str, Any] = {"modes": list(MODES), "rates": [16, 32, 64, 128], "system": 8192, "turns": 500}
-    usual |= {"say": 256, "answer": 64, "documents": 32, "document": 16_384}
-    tiny: dict[str, Any] = {"modes": ["hook on", "hook off"], "rates": [8], "system": 512, "turns": 16}
-    tiny |= {"say": 40, "answer": 8, "documents": 3, "document": 768}
+    usual: dict[str, Any] = {"modes": list(MODES), "rates": [16, 32, 64], "system": 8192, "turns": 500}
+    usual |= {"say": 256, "answer": 64, "documents": 32, "document": 16_384, "windows": [2, 8]}
+    tiny: dict[str, Any] = {"modes": list(TOGETHER[0]), "rates": [8], "system": 512, "turns": 16}
+    tiny |= {"say": 40, "answer": 8, "documents": 3, "document": 768, "windows": [2]}
     for name, value in (tiny if options.cpu else usual).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -138,26 +149,31 @@ def main() -> None:
         rows.append(load.show(row))
         if options.write:
             packages = ("torch", "triton", "vllm", "kvmarket")
-            report.write(options.write, "serving", rows, packages, settings=settings)
+            report.write(options.write, "serving", rows, packages, settings=settings, **machine(engines.gpus))
 
     with tempfile.TemporaryDirectory(prefix="serving-", dir="/tmp") as folder:
         engines = Engines(Path(folder), [] if options.cpu else options.gpus)
         count = len(engines.gpus) or 2
         chats = {rate: chat(options, count, rate) for rate in options.rates}
         asked = retrieval(options, count)
-        for mode in options.modes:
+        lineups = [[mode for mode in lineup if mode in options.modes] for lineup in TOGETHER]
+        for modes in filter(None, lineups):
             with ExitStack() as stack:
-                group = start(options, engines, mode, stack)
-                warm = {"at": 0.0, "parts": [[load.fresh(), options.system]], "tokens": 8}
-                for requests in ([warm], [warm] * 8):  # compile and capture what the first ones would pay for
-                    run(group, [requests] * count)
+                groups = start(options, engines, sorted({MODES[mode] for mode in modes}), stack)
+                for mode in modes:
+                    warm = {"at": 0.0, "parts": [[load.fresh(), options.system]], "tokens": 8}
+                    for requests in ([warm], [warm] * 8):  # compile and capture what the first ones would pay for
+                        run(mode, groups[MODES[mode]], [requests] * count)
                 for rate, plans in chats.items():
-                    done = run(group, plans)
-                    note(summary(f"chat, {rate:g}/s, {mode}", plans, done, load="chat", mode=mode, rate=rate))
-                if options.documents and mode != "host offload":
-                    done = run(group, asked, WINDOW)
-                    note(summary(f"retrieval, {mode}", asked, done, load="retrieval", mode=mode, engines=count))
-                for engine in group if "hook" in MODES[mode] else ():
+                    for mode in modes:
+                        done = run(mode, groups[MODES[mode]], plans)
+                        note(summary(f"chat, {rate:g}/s, {mode}", plans, done, load="chat", mode=mode, rate=rate))
+                for window in options.windows if options.documents else ():
+                    for mode in [mode for mode in modes if mode in ("hook on", "hook off")]:
+                        done = run(mode, groups[MODES[mode]], asked, window)
+                        more: dict[str, Any] = {"load": "retrieval", "window": window, "engines": count}
+                        note(summary(f"retrieval, {window} at a time, {mode}", asked, done, mode=mode, **more))
+                for engine in groups.get("hook", ()):
                     print("counters of an engine with the hook:", engine.ask("counters"))
 
 

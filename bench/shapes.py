@@ -78,10 +78,13 @@ def gpu_bytes(gpu: int) -> int:
     return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu)).total)
 
 
-def driver() -> str:
-    """Version of the NVIDIA driver."""
+def machine(gpus: list[int]) -> dict[str, str]:
+    """What a result file says of the machine: its GPU and the driver."""
+    if not gpus:
+        return {"gpu": "CPU"}
     pynvml.nvmlInit()
-    return str(pynvml.nvmlSystemGetDriverVersion())
+    gpu = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(gpus[0]))
+    return {"gpu": str(gpu), "driver": str(pynvml.nvmlSystemGetDriverVersion())}
 
 
 class Engines:

@@ -156,8 +156,8 @@ def versions(path: Path) -> str:
 TABLES = {
     "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
     "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
-    "serving": (hook_tables.serving, "h200x2-serving.json"),
-    "outputs": (hook_tables.outputs, "h200x2-outputs.json"),
+    "serving": (hook_tables.serving, "h100x2-serving.json"),
+    "outputs": (hook_tables.outputs, "h100x2-outputs.json"),
     "transfer": (transfer, "h200x2-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
     "versions": (versions, "cpu-vllm-versions.json"),

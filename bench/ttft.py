@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines, driver
+from bench.shapes import START_SECONDS, Engines, machine
 from tests.vllm_hook.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
@@ -168,9 +168,7 @@ def main() -> None:
                 if each["tokens"] == tokens:
                     load.show(each)
             if options.write:
-                facts = (
-                    {"gpu": torch.cuda.get_device_name(0), "driver": driver()} if not options.cpu else {"gpu": "CPU"}
-                )
+                facts: dict[str, Any] = dict(machine(engines.gpus))
                 facts |= {"repeats": repeats, "copy_GBps": round(rate, 1), "wrong": bench.wrong}
                 packages = ("torch", "triton", "vllm", "kvmarket", "lmcache")
                 print(report.write(options.write, "ttft", rows, packages, **facts))

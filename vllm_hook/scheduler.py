@@ -37,6 +37,7 @@ class SchedulerSide:
         offers: bool = True,
         imports: bool = True,
         wait_tokens: int = 0,
+        import_all: bool = True,
         speculates: bool = False,
     ) -> None:
         self._block_size = block_size
@@ -50,7 +51,7 @@ class SchedulerSide:
         self._ways = ""
         self._pool: Any = None
         self._tracks: dict[str, Track] = {}
-        self._steps = Steps()
+        self._steps = Steps(import_all)
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
         self._found: dict[str, Hit] = {}  # matched, not allocated yet
         self._unsent: list[Load] = []
@@ -132,7 +133,7 @@ class SchedulerSide:
         hit = control.match(tokens, tenant=track.tenant, first=first, own=False)
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
-        if hit.blocks == 0:
+        if not hit.blocks or not self._steps.pace.pays(hit.blocks * self._block_size):
             self._found.pop(request.request_id, None)
             return 0, False
         self._found[request.request_id] = hit
@@ -149,10 +150,8 @@ class SchedulerSide:
             counters.add("vllm_tokens_local", track.hit * self._block_size)
             track.hit = 0
         if track and self._offers and not track.refusal:
-            at_hand = track.known + external // self._block_size
-            self._waits.begin(
-                self._control, request.request_id, track.tokens(request.num_tokens), track.tenant, at_hand
-            )
+            tokens, at_hand = track.tokens(request.num_tokens), track.known + external // self._block_size
+            self._waits.begin(self._control, request.request_id, tokens, track.tenant, at_hand)
         self._retire(track.whole(slots) if track else slots)
         if external and track:
             self._take_off(track)
@@ -173,12 +172,12 @@ class SchedulerSide:
         if self._control is None:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
-        tokens = bool(output.num_scheduled_tokens)
+        tokens = sum(output.num_scheduled_tokens.values())
         if not self._unsent and (self._steps.computing or not tokens):
             self._chores.run()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
-    def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
+    def plain_step(self, written: list[Written] | None = None, tokens: int = 1) -> StepMetadata:
         """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
         loads, self._unsent = tuple(self._unsent), []
         gone = tuple(self._control.take_gone()) if self._control is not None else ()

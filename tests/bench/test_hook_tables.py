@@ -44,11 +44,13 @@ def test_throughput_and_what_runs_meanwhile(tmp_path: Path):
 
 def test_one_line_for_each_run_and_mode(tmp_path: Path):
     run = {"mode": "hook on", "requests_per_s": 3.214, "p50": 50.0, "p99": 90.0, "computed_share": 0.126}
-    text = serving(saved(tmp_path, [run | {"load": "chat", "rate": 16.0}, run | {"load": "retrieval", "engines": 2}]))
-    assert "| chat, 16 requests/s | hook on | 3.21 | 50 | 90 | 13 % |" in text
-    assert "| retrieval, 2 engines | hook on |" in text
+    run |= {"tpot_p50": 9.5}
+    asked = {"load": "retrieval", "engines": 2, "window": 8}
+    text = serving(saved(tmp_path, [run | {"load": "chat", "rate": 16.0}, run | asked]))
+    assert "| chat, 16 requests/s | hook on | 3.21 | 50 | 90 | 9.5 | 12.6 % |" in text
+    assert "| retrieval, 8 at a time on each of 2 engines | hook on |" in text
     assert "times" not in text
-    off = run | {"mode": "hook off", "load": "retrieval", "engines": 2, "requests_per_s": 1.607}
-    assert "2.00 times the requests" in serving(saved(tmp_path, [run | {"load": "retrieval", "engines": 2}, off]))
+    off = run | {"mode": "hook off", "requests_per_s": 1.607}
+    assert "2.00 times as many with 8 at a time" in serving(saved(tmp_path, [run | asked, off | asked]))
     counts = {"mode": "bf16", "answers": 600, "tokens_imported": 250_000, "same": 599, "spread": 3}
     assert "| bf16 | 600 | 250,000 | 599 | 3 |" in outputs(saved(tmp_path, [counts]))
