@@ -49,13 +49,6 @@ def ask(engine: Engine, parts: Parts, tokens: int = 1, trace: bool = False) -> d
     return {**answer, "spans": spans.stop()}
 
 
-def import_all(engine: Engine, on: bool) -> dict[str, Any]:
-    """Switch the hook's setting of that name."""
-    connector = engine.llm.llm_engine.engine_core.engine_core.scheduler.connector
-    connector._scheduler._steps.pace.import_all = on
-    return {}
-
-
 def prepare(engine: Engine, requests: Asked) -> dict[str, Any]:
     """Make the prompts of the next `replay`: requests of ``at`` seconds after its start, ``parts``, and ``tokens``."""
     requests = sorted(requests, key=lambda request: request["at"])

@@ -72,7 +72,7 @@ def serving(path: Path) -> str:
             *(short(row[key]) for key in ("requests_per_s", "p50", "p99", "tpot_p50")),
             f"{100 * row['computed_share']:.1f} %",
         ]
-        for row in result["rows"]
+        for row in sorted(result["rows"], key=lambda row: (row["load"], row.get("rate", row.get("window"))))
     ]
     done = {(row["window"], row["mode"]): row["requests_per_s"] for row in result["rows"] if row["load"] == "retrieval"}
     more = [

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from bench.report import RESULTS
 from bench.tables import CO_FETCHES, CO_RUNNERS, TRANSFER_ROWS, Row
 
-SERVING_MODES = {"hook on": "C0", "hook on, import_all": "C3", "hook off": "C1", "host offload": "C2"}
+SERVING_MODES = {"hook on": "C0", "hook off": "C1", "host offload": "C2"}
 mpl.use("Agg")
 
 

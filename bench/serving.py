@@ -10,10 +10,9 @@ retrieval: `--documents` of `--document` tokens, each asked about four times, wi
 engines at random, come in an order in which the four are some documents apart, and so many of `--windows` at a time
 run on each: what counts is how soon all are done.
 
-Modes: "hook on"; "hook on, import_all", with that setting (chat alone); "hook off", no connector; "host offload", the
-OffloadingConnector of vLLM (chat alone). Those that TOGETHER names together have their engines up at the same time,
-which share each GPU's memory, and take turns run by run; the others follow. Every run begins with empty caches, and the
-same requests come at the same moments in every mode.
+Modes: "hook on"; "hook off", no connector; "host offload", vLLM's OffloadingConnector (chat alone). Those that TOGETHER
+names together have their engines up at the same time, which share each GPU's memory, and take turns run by run; the
+others follow. Every run begins with empty caches, and the same requests come at the same moments in every mode.
 """
 
 from __future__ import annotations
@@ -29,13 +28,12 @@ from bench import load, report
 from bench.shapes import START_SECONDS, Engines, machine
 from tests.vllm_hook.processes import EngineProcess
 
-ENGINES: dict[str, dict[str, Any]] = {
-    "hook": {"hook": True},
-    "plain": {},
-    "offload": {"llm": {"kv_offloading_size": 24}},
+MODES: dict[str, dict[str, Any]] = {
+    "hook on": {"hook": True},
+    "hook off": {},
+    "host offload": {"llm": {"kv_offloading_size": 24}},
 }
-MODES = {"hook on": "hook", "hook on, import_all": "hook", "hook off": "plain", "host offload": "offload"}
-TOGETHER = (("hook on", "hook on, import_all", "hook off"), ("host offload",))
+TOGETHER = (("hook on", "hook off"), ("host offload",))
 TURNS, ASKS = 4, 4  # of each user, about each document
 APART = 2.5  # documents between two questions about one
 Plans = list[load.Requests]
@@ -86,19 +84,19 @@ def summary(name: str, plans: Plans, done: Plans, **more: Any) -> dict[str, Any]
 
 
 def start(
-    options: argparse.Namespace, engines: Engines, kinds: list[str], stack: ExitStack
+    options: argparse.Namespace, engines: Engines, modes: list[str], stack: ExitStack
 ) -> dict[str, list[EngineProcess]]:
-    """Start an engine of each of these kinds on every GPU."""
+    """Start an engine of each of these modes on every GPU."""
     longest = max(options.system + TURNS * (options.say + options.answer), options.document + options.question)
-    more: dict[str, Any] = {"share": 0.95 / len(kinds), "longest": longest + options.answer + 64, "seqs": 128}
+    more: dict[str, Any] = {"share": 0.95 / len(modes), "longest": longest + options.answer + 64, "seqs": 128}
     made: dict[str, list[EngineProcess]] = {}
-    for kind in kinds:
-        own = {name: value for name, value in ENGINES[kind].items() if name != "hook"}
-        if "hook" in ENGINES[kind]:
+    for mode in modes:
+        own = {name: value for name, value in MODES[mode].items() if name != "hook"}
+        if "hook" in MODES[mode]:
             own["address"] = engines.address
         if not engines.gpus:
             own["llm"] = {"num_gpu_blocks_override": 4 * longest // engines.block_size}
-        made[kind] = [engines.start(f"{kind}-{at}", at, **own, **more) for at in range(len(engines.gpus) or 2)]
+        made[mode] = [engines.start(f"{mode}-{at}", at, **own, **more) for at in range(len(engines.gpus) or 2)]
     for each in made.values():
         for engine in each:
             stack.enter_context(engine)
@@ -108,12 +106,10 @@ def start(
     return made
 
 
-def run(mode: str, group: list[EngineProcess], plans: Plans, window: int = 0) -> Plans:
+def run(group: list[EngineProcess], plans: Plans, window: int = 0) -> Plans:
     """One run on engines with empty caches."""
     for engine in group:
         engine.ask("reset")
-        if MODES[mode] == "hook":
-            engine.ask("import_all", on="import_all" in mode)
     return load.replay(group, plans, window)
 
 
@@ -159,21 +155,21 @@ def main() -> None:
         lineups = [[mode for mode in lineup if mode in options.modes] for lineup in TOGETHER]
         for modes in filter(None, lineups):
             with ExitStack() as stack:
-                groups = start(options, engines, sorted({MODES[mode] for mode in modes}), stack)
-                for mode in modes:
+                groups = start(options, engines, modes, stack)
+                for group in groups.values():
                     warm = {"at": 0.0, "parts": [[load.fresh(), options.system]], "tokens": 8}
                     for requests in ([warm], [warm] * 8):  # compile and capture what the first ones would pay for
-                        run(mode, groups[MODES[mode]], [requests] * count)
+                        run(group, [requests] * count)
                 for rate, plans in chats.items():
                     for mode in modes:
-                        done = run(mode, groups[MODES[mode]], plans)
+                        done = run(groups[mode], plans)
                         note(summary(f"chat, {rate:g}/s, {mode}", plans, done, load="chat", mode=mode, rate=rate))
                 for window in options.windows if options.documents else ():
                     for mode in [mode for mode in modes if mode in ("hook on", "hook off")]:
-                        done = run(mode, groups[MODES[mode]], asked, window)
+                        done = run(groups[mode], asked, window)
                         more: dict[str, Any] = {"load": "retrieval", "window": window, "engines": count}
                         note(summary(f"retrieval, {window} at a time, {mode}", asked, done, mode=mode, **more))
-                for engine in groups.get("hook", ()):
+                for engine in groups.get("hook on", ()):
                     print("counters of an engine with the hook:", engine.ask("counters"))
 
 

@@ -57,8 +57,8 @@ MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent ve
     "qk_nope_head_dim": 128,
     "qk_rope_head_dim": 64,
     "v_head_dim": 128,
-    "first_k_dense_replace": 16,  # no experts
-    "n_routed_experts": None,
+    "first_k_dense_replace": 16,  # all layers: no experts
+    "n_routed_experts": 64,
     "rope_theta": 10000.0,
 }
 WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, the largest, and of activations, graphs and contexts of one engine

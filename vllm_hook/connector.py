@@ -39,8 +39,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
     ``programs`` (SMs that a fetch may take at a time), ``wait_tokens`` (from how many on a request waits for a peer
-    that computes them), ``import_all`` (also what a busy engine computes sooner), ``any_gpu`` (share with other models
-    of GPU), ``block_outermost`` (ask for that KV layout), ``force``.
+    that computes them), ``min_tokens`` (of an import), ``any_gpu`` (share with other models of GPU),
+    ``block_outermost`` (ask for that KV layout), ``force``.
     Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
     """
 
@@ -66,7 +66,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 offers=self._kv_transfer_config.is_kv_producer,
                 imports=self._kv_transfer_config.is_kv_consumer,
                 wait_tokens=self._settings.wait_tokens,
-                import_all=self._settings.import_all,
+                min_tokens=self._settings.min_tokens,
                 speculates=vllm_config.speculative_config is not None,
             )
 

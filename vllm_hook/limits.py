@@ -21,17 +21,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config``: what an operator may set.
 
     The market's address, this engine's tenant, how many SMs a fetch may take at a time, from how many tokens on a
-    request waits for a peer that is computing its prompt (0: never), whether to import also what a busy engine computes
-    sooner, whether engines on other models of GPU (which compute slightly different KV) may share, those that say so
-    too, whether to ask vLLM for the layout in which a block is one range of memory (under MultiConnector all connectors
-    must ask for the same one, or for none), and whether any failure policy will do.
+    request waits for a peer that is computing its prompt (0: never), how many tokens a hit must have beyond the
+    engine's own to be imported, whether engines on other models of GPU (which compute slightly different KV) may share,
+    those that say so too, whether to ask vLLM for the layout in which a block is one range of memory (under
+    MultiConnector all connectors must ask for the same one, or for none), and whether any failure policy will do.
     """
 
     address: str | None = None
     tenant: str = ""
     programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     wait_tokens: Annotated[int, msgspec.Meta(ge=0)] = WAIT_TOKENS
-    import_all: bool = False
+    min_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     any_gpu: bool = False
     block_outermost: bool = True
     force: bool = False

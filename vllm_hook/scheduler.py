@@ -37,7 +37,7 @@ class SchedulerSide:
         offers: bool = True,
         imports: bool = True,
         wait_tokens: int = 0,
-        import_all: bool = True,
+        min_tokens: int = 0,
         speculates: bool = False,
     ) -> None:
         self._block_size = block_size
@@ -46,18 +46,19 @@ class SchedulerSide:
         self._tenant = tenant
         self._offers = offers
         self._imports = imports
+        self._least = max(1, -(-min_tokens // block_size))  # blocks of an import
         self._control: ControlHalf | None = None
         self._rejoin: Rejoin | None = None
         self._ways = ""
         self._pool: Any = None
         self._tracks: dict[str, Track] = {}
-        self._steps = Steps(import_all)
+        self._steps = Steps()
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
         self._found: dict[str, Hit] = {}  # matched, not allocated yet
         self._unsent: list[Load] = []
         self._chores = Chores()
         self._flights: dict[str, Flight] = {}
-        self._waits = Waits(block_size, wait_tokens)
+        self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens))
 
     # ---- start and end
 
@@ -133,7 +134,7 @@ class SchedulerSide:
         hit = control.match(tokens, tenant=track.tenant, first=first, own=False)
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
-        if not hit.blocks or not self._steps.pace.pays(hit.blocks * self._block_size):
+        if hit.blocks < self._least:
             self._found.pop(request.request_id, None)
             return 0, False
         self._found[request.request_id] = hit
@@ -172,12 +173,12 @@ class SchedulerSide:
         if self._control is None:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
-        tokens = sum(output.num_scheduled_tokens.values())
+        tokens = bool(output.num_scheduled_tokens)
         if not self._unsent and (self._steps.computing or not tokens):
             self._chores.run()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
-    def plain_step(self, written: list[Written] | None = None, tokens: int = 1) -> StepMetadata:
+    def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
         """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
         loads, self._unsent = tuple(self._unsent), []
         gone = tuple(self._control.take_gone()) if self._control is not None else ()

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvmarket.pool import UInt64s
-from vllm_hook.pace import Pace
 from vllm_hook.tracks import Track
 
 
@@ -28,12 +27,11 @@ class Written:
 class Steps:
     """A queue of numbered steps, oldest first. Numbers start at 1 and never come again."""
 
-    def __init__(self, import_all: bool) -> None:
+    def __init__(self) -> None:
         self._next = 1
         self._computing = 0  # the last step that has tokens
         self._back = 0  # the last step that came back
         self._queue: deque[tuple[int, list[Written]]] = deque()
-        self.pace = Pace(import_all)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -48,13 +46,12 @@ class Steps:
         """The number of the next step."""
         return self._next
 
-    def dispatch(self, written: list[Written], tokens: int = 1) -> int:
-        """Number the step that is about to be dispatched with so many `tokens`, and keep what it completes."""
+    def dispatch(self, written: list[Written], tokens: bool = True) -> int:
+        """Number the step that is about to be dispatched and keep what it completes; `tokens`: it computes any."""
         number = self._next
         self._next += 1
         if tokens:
             self._computing = number
-            self.pace.dispatched(number, tokens)
         if written:
             self._queue.append((number, written))
         return number
@@ -62,7 +59,6 @@ class Steps:
     def through(self, number: int) -> Iterator[Written]:
         """Take out what steps up to `number` have completed: vLLM hands outputs back in the order of dispatch."""
         self._back = max(self._back, number)
-        self.pace.returned(number)
         while self._queue and self._queue[0][0] <= number:
             yield from self._queue.popleft()[1]
 

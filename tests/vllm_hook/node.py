@@ -64,7 +64,7 @@ class Node:
         llm = {**llm_options(GPUS), "enable_lora": self.adapters, "async_scheduling": name != "a"}
         llm["disable_log_stats"] = not more.pop("stats", False)
         options = {"model": self.model, "address": self.address, "llm": llm, "gpu": GPUS > 0, "path": [str(HERE)]}
-        options["extra"] = {"wait_tokens": 8 * BLOCK, "import_all": True}
+        options["extra"] = {"wait_tokens": 8 * BLOCK}
         env = {"KVMARKET_TEST_GATE": str(self.gate), "PYTHONHASHSEED": seed}
         if GPUS:
             env["CUDA_VISIBLE_DEVICES"] = str(gpu % GPUS)

@@ -28,7 +28,7 @@ def test_policy_must_be_recompute_unless_forced():
 
 @pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}, {"any_gpu": 1}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
-    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, import_all, any_gpu"):
+    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, min_tokens, any_gpu"):
         limits.settings_of(transfer(**extra))
 
 

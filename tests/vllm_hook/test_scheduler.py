@@ -44,6 +44,14 @@ def test_chunks_and_decode_are_offered_as_blocks_fill():
     assert control.live()[3] == prefix(3)
 
 
+def test_a_hit_of_fewer_tokens_than_asked_for_is_computed():
+    side, control = joined(min_tokens=2 * BLOCK + 1)
+    control.found = 2
+    assert side.match(request("a", 6 * BLOCK), 0) == (0, False)
+    control.found = 3
+    assert side.match(request("b", 6 * BLOCK), 0) == (3 * BLOCK, True)
+
+
 def test_async_steps_that_run_past_the_stop_offer_only_known_tokens():
     side, control = joined()
     one = request("a", 7)

@@ -31,6 +31,14 @@ def test_a_request_waits_until_the_prompt_is_on_offer(clock):
     assert side.match(one, 0) == (4 * BLOCK, True)
 
 
+def test_nobody_waits_for_less_than_would_be_imported(clock):
+    side, control = joined(wait_tokens=BLOCK, min_tokens=3 * BLOCK)
+    control.coming = 2
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (0, False)
+    control.coming = 3
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (None, False)
+
+
 @pytest.mark.parametrize(("coming", "found", "local"), [(1, 0, 0), (4, 3, 0), (4, 0, 3), (0, 0, 0)])
 def test_too_little_is_computed_at_once(clock, coming, found, local):
     side, control = waiting()
