@@ -5,8 +5,7 @@
     KVMarketError
     ├── MisuseError (also ValueError)     the call is wrong; nothing was launched, nothing was lost
     │   ├── LayoutError                   tensors that do not form a paged cache, or caches that do not fit each other
-    │   ├── SlotError                     block ids out of range, twice in one call, too few, or offered for other
-    tokens
+    │   ├── SlotError                     block ids out of range, twice in one call, too few, or of other tokens
     │   ├── TokenError                    tokens that are not a flat sequence of 32-bit integers
     │   ├── FingerprintError              facts that cannot be hashed
     │   └── ClosedError                   a call on a market that was closed
@@ -14,7 +13,8 @@
     │   ├── AddressError                  the socket of the market cannot be made or is not private
     │   ├── VersionError                  the service speaks another protocol version
     │   ├── MessageError                  a message that does not decode or breaks a bound
-    │   │   └── MissingBlockError         an offer that goes on from a block which is not on offer
+    │   │   ├── MissingBlockError         an offer that goes on from a block which is not on offer
+    │   │   └── NotJoinedError            a message of an engine that is no member (any more)
     │   └── RefusedError                  the service refused to let this engine join
     ├── TransportError                    the memory of a pool cannot be shared or mapped
     │   ├── SharedMemoryError             no room, or a shared file that is not what its owner said
