@@ -281,10 +281,11 @@ class ControlHalf:
         return Offering(pool.id, owner, tokens, first, slots, pool.epoch, generations, checksums)
 
     def _offer_again(self) -> None:
-        """The service started anew and knows nothing: offer all that still stands. Runs on the watching thread."""
+        """The service missed something, or is new: offer what stands, and nothing else. Runs on the watching thread."""
         with self._lock:  # nobody offers meanwhile
             self._client.speak()
             for pool in self._pools:
+                self._client.retire(pool.id, None)
                 for offering in pool.standing().offerings():
                     self._client.offer(offering)
 

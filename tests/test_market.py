@@ -214,11 +214,14 @@ def test_the_service_killed_and_back(own_address):
     peer.kill()
 
 
-def test_a_connection_that_broke_is_made_again(market_address, peer):
+@pytest.mark.parametrize("talks", [True, False])
+def test_a_connection_that_broke_is_made_again(market_address, peer, talks):
     engine = ModelEngine(market_address)
+    engine.publish(tokens := prompt(16), [0, 1, 2, 3])
     line = engine.market._control._client._line
     line._socket.send_multipart([bytes(MAX_MESSAGE_BYTES + 1)])  # the service hangs up on who sends such a thing
-    engine.publish(tokens := prompt(16), [0, 1, 2, 3])
+    if talks:
+        engine.publish(tokens := prompt(16, 1), [4, 5, 6, 7])
     until(lambda: engine.market._control._client._line is not line)
     until(lambda: peer.take(tokens, [0, 1, 2, 3]) == 4)
     peer.publish(later := prompt(16), [4, 5, 6, 7])

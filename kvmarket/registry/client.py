@@ -3,7 +3,7 @@
 A thread of the market's own puts the stream into the replica as it comes, in turns so short that who matches meanwhile
 waits some 0.2 ms at most: news comes while the engine's own thread waits for its GPU, and costs that thread nothing.
 An engine that never waits leaves it a turn every 5 ms, Python's switch interval: the longer the replica is behind, the
-longer are the turns.
+longer are the turns, up to 5 ms too.
 When the service dies, this thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what
 it still holds; the old replica answers until then.
 """
@@ -31,7 +31,7 @@ TURN_SECONDS = 100e-6  # so long at a time the watching thread holds the replica
 TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
 NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1
-AGAIN_SECONDS = 1.0  # no more often is all offered again to a service that missed something
+AGAIN_SECONDS, LONGEST_AGAIN = 1.0, 60.0  # before all is offered again: doubled each time that some is missed again
 
 
 class Client:
@@ -144,24 +144,26 @@ class Client:
 
     def _watch(self) -> None:
         """Put in what comes, say which pools have gone, and rejoin when the service dies."""
-        again_at = 0.0
+        again_at, pause = 0.0, AGAIN_SECONDS
         while not self._closing.is_set():
             died = self._died_meanwhile()
             if died:
                 counters.add("service_lost", reason="the service of the market died; joining again")
             elif self._line.lost:
                 counters.add("membership_lost", reason="the connection to the service broke; joining again")
+                self._closing.wait(AGAIN_SECONDS)  # it may break again and again
             if (died or self._line.lost) and not self._rejoin():
                 return
             self._put_in()
             with self._lock:
                 gone, self._gone = self._gone, []
-                missing = self._line.missing and time.monotonic() - again_at > AGAIN_SECONDS
+                missing = self._line.missing and time.monotonic() > again_at
                 self._line.missing = self._line.missing and not missing
             if missing:
-                again_at = time.monotonic()
                 counters.add("offered_again", reason="the service missed an offer")
                 self._on_rejoin()
+                pause = min(2 * pause, LONGEST_AGAIN) if self._line.missing else AGAIN_SECONDS
+                again_at = time.monotonic() + pause
             if gone:
                 self._on_gone(gone)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import zmq
@@ -31,6 +30,7 @@ from kvmarket.registry.messages import (
     Join,
     Joined,
     Leave,
+    Ping,
     Refused,
     Snapshot,
     Sync,
@@ -43,6 +43,7 @@ from kvmarket.shared_file import Process
 WAITING_MESSAGES = 10_000  # of ours, for a service that does not keep up: all that a large cache offers again
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
+QUIET_SECONDS = 5.0  # without any news: then we ask whether we are still a member
 JOIN_SECONDS = 0.01  # so long at a time a snapshot is put in
 
 
@@ -58,6 +59,7 @@ class Line:
         self.muted = False  # sends nothing: all that stands is about to be offered again
         self.missing = False  # whether the service has missed something that we said
         self.lost = False  # whether the service does not know us: the connection broke and was made again
+        self._heard = time.monotonic()
         self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
         socket.send_multipart(pack_message(join))
 
@@ -68,9 +70,7 @@ class Line:
         if self._socket is None:
             counters.add("message_dropped", reason="the service is away")
             return False
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
+        if not self._say(frames):
             counters.add("message_dropped", reason="the service does not keep up")
             self.missing = True
             return False
@@ -86,7 +86,10 @@ class Line:
         Whether that was all of it, and the pools that have gone.
         """
         if self._sync_due:
-            self._sync_due = not self.send(pack_message(Sync()))
+            self._sync_due = not self._say(pack_message(Sync()))
+        if time.monotonic() - self._heard > QUIET_SECONDS:
+            self._heard = time.monotonic()
+            self._say(pack_message(Ping()))
         gone: list[str] = []
         while True:
             if self.replica.pending:
@@ -111,15 +114,13 @@ class Line:
         while not self.replica.whole:  # what comes meanwhile may never end
             current, _ = self.drain(time.perf_counter() + JOIN_SECONDS)
             ready = dict(poll.poll(100 if current and not self.replica.whole else 0))
-            if self.pidfd in ready or closing.is_set() or time.monotonic() > deadline:
+            if self.pidfd in ready or self.lost or closing.is_set() or time.monotonic() > deadline:
                 return False
         return True
 
     def leave(self) -> None:
         """Tell the service that we leave; if it does not take that, it learns of it when this process ends."""
-        if self._socket is not None:
-            with suppress(zmq.Again):
-                self._socket.send_multipart(pack_message(Leave()), zmq.NOBLOCK)
+        self._say(pack_message(Leave()))
         self.close(linger=200)
 
     def close(self, linger: int = 0) -> None:
@@ -130,6 +131,16 @@ class Line:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+    def _say(self, frames: list[bytes]) -> bool:
+        """Send without waiting; whether it went out."""
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def _answer(self) -> Joined | None:
         """The answer to our joining, None if there is none within a second."""
@@ -149,8 +160,10 @@ class Line:
         except zmq.Again:
             return False
         except RegistryError as error:
+            self._heard = time.monotonic()
             counters.add("message_refused", reason=type(error).__name__)
             return True
+        self._heard = time.monotonic()
         if isinstance(reply, Refused):
             counters.add("refused_by_service", reason=reply.kind)
             self.missing = self.missing or reply.kind == MissingBlockError.__name__

@@ -15,7 +15,7 @@ import msgspec
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/4"
+PROTOCOL = b"kvmarket/5"
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -148,6 +148,10 @@ class Sync(msgspec.Struct, frozen=True, tag="sync"):
     """An engine missed a number, and asks for a snapshot."""
 
 
+class Ping(msgspec.Struct, frozen=True, tag="ping"):
+    """An engine has heard nothing for a while; it is answered only if it is no member (any more)."""
+
+
 class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
     """Ask what the market holds."""
 
@@ -174,7 +178,7 @@ class Leave(msgspec.Struct, frozen=True, tag="leave"):
     """An engine leaves: everything of it is taken down."""
 
 
-Request = Join | News | Sync | AskStatus | Leave
+Request = Join | News | Sync | Ping | AskStatus | Leave
 Reply = Joined | Refused | Changes | Snapshot | Status
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -37,6 +37,7 @@ from kvmarket.registry.messages import (
     Joined,
     Leave,
     OfferBlocks,
+    Ping,
     PoolGone,
     PoolJoined,
     Promise,
@@ -54,6 +55,7 @@ from kvmarket.registry.stream import Stream
 from kvmarket.shared_file import Process, pid_namespace
 
 POLL_SECONDS = 0.2
+SWEEP_SECONDS = 60.0
 WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some; and of one, where we do not keep up
 
 _log = logging.getLogger("kvmarket.service")
@@ -115,6 +117,7 @@ class Service:
         """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
         empty_since = time.monotonic()
         wait = POLL_SECONDS
+        sweep_at = 0.0
         while not self._stopped:
             ready = [source for source, _ in self._poller.poll(math.ceil(1000 * max(0.0, wait)))]
             for source in ready:  # deaths first: requests may close a pidfd and open another of the same number
@@ -131,6 +134,10 @@ class Service:
                     stream.flush(self._send)
             while self._lost:
                 self._remove(self._routes.get(self._lost.pop(), ""))
+                wait = 0.0  # others are to hear of it
+            if time.monotonic() > sweep_at:  # after those too whose end was seen by their connections first
+                sweep_at = time.monotonic() + SWEEP_SECONDS
+                sweep()
             if self._book.members:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
@@ -178,6 +185,9 @@ class Service:
                 self._streams[self._book.hear(member, request)].add(request)
             case Sync():
                 self._sync(route, member)
+            case Ping():
+                if not member:
+                    raise NotJoinedError("a sign of life of somebody who has not joined; join (again)")
             case AskStatus():
                 me = Process.current()
                 self._send(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))

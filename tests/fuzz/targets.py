@@ -32,6 +32,7 @@ from kvmarket.registry.messages import (
     Join,
     Leave,
     OfferBlocks,
+    Ping,
     PoolGone,
     PoolJoined,
     PoolRecord,
@@ -116,7 +117,7 @@ class ServiceTarget:
         requests: list[Request] = [
             Join(Process.current(), "space", "g", BLOCK, (record("mine"), record("more"))),
             offer("mine", (3, 4, 5), 7), offer("mine", (0,), 9), Retire("mine", np.array([0, 2]).tobytes()),
-            Retire("mine", None), Sync(), AskStatus(), Leave(),
+            Retire("mine", None), Sync(), Ping(), AskStatus(), Leave(),
             Promise("mine", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("mine", 1),
         ]  # fmt: skip
         return [pack_message(each)[1] for each in requests]

@@ -20,6 +20,7 @@ from kvmarket.registry.messages import (
     Joined,
     Leave,
     OfferBlocks,
+    Ping,
     PoolRecord,
     Refused,
     Retire,
@@ -122,7 +123,8 @@ def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
 
 def test_a_stranger_gets_no_snapshot(place):
     with Line(place) as line:
-        assert line.ask(*pack_message(Sync())).kind == "NotJoinedError"
+        for message in (Sync(), Ping()):
+            assert line.ask(*pack_message(message)).kind == "NotJoinedError"
 
 
 def test_a_member_whose_connection_is_gone_is_removed(place):
