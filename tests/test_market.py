@@ -224,7 +224,7 @@ def test_a_connection_that_broke_is_made_again(market_address, peer, talks):
         engine.publish(tokens := prompt(16, 1), [4, 5, 6, 7])
     until(lambda: engine.market._control._client._line is not line)
     until(lambda: peer.take(tokens, [0, 1, 2, 3]) == 4)
-    peer.publish(later := prompt(16), [4, 5, 6, 7])
+    peer.publish(later := prompt(16, 2), [4, 5, 6, 7])
     until(lambda: engine.take(later, [4, 5, 6, 7]) == 4)
     engine.close()
 
