@@ -26,7 +26,7 @@ from typing import Any
 
 from bench import load, report
 from bench.recover import service_of
-from bench.shapes import LLAMA_8B, MLA, START_SECONDS, Engines, machine
+from bench.shapes import LLAMA_8B, MLA, START_SECONDS, Engines
 from kvmarket.registry.address import Address
 from tests.vllm_hook.processes import EngineProcess
 
@@ -91,6 +91,13 @@ class Conversations:
         ]
 
 
+def imported(engines: list[EngineProcess]) -> tuple[int, list[str]]:
+    """How many tokens these engines have imported so far, and why the hook of any takes no part."""
+    counters = [engine.ask("counters") for engine in engines]
+    off = sorted({name for each in counters for name in each if name.startswith("vllm_hook_off")})
+    return sum(each.get("vllm_tokens_imported", 0) for each in counters), off
+
+
 def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
     """One mode on three engines of its own: its row."""
     more: dict[str, Any] = {"seqs": max(8, options.together), "longest": options.longest, **MODES[mode]}
@@ -108,24 +115,20 @@ def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitSta
         engine.wait(START_SECONDS)
     talks, before = Conversations(options, (1000, 120_000)), 0
 
-    def imports() -> int:
-        return sum(engine.ask("counters").get("vllm_tokens_imported", 0) for engine in hooks)
-
     def halfway() -> None:
         nonlocal before
-        before = imports()
+        before = imported(hooks)[0]
         if options.kill_service:
             os.kill(service_of(Address(engines.address)), signal.SIGKILL)
 
     talks.run(hooks, plain, halfway)
-    counters = [engine.ask("counters") for engine in hooks]
-    imported, found = imports(), tally(**talks.answers)
-    off = sorted({name for each in counters for name in each if name.startswith("vllm_hook_off")})
+    tokens, off = imported(hooks)
+    found: dict[str, Any] = tally(**talks.answers)
     share = found["same"] / found["answers"]
-    more = {"mode": mode, "tokens_imported": imported, "tokens_imported_after_halfway": imported - before, "off": off}
+    found |= {"mode": mode, "tokens_imported": tokens, "tokens_imported_after_halfway": tokens - before, "off": off}
     if options.kill_service:
-        more["service"] = "killed halfway"
-    return load.row(f"same answers, {mode}", [share], "share", 1.0, **more, **found)
+        found["service"] = "killed halfway"
+    return load.row(f"same answers, {mode}", [share], "share", 1.0, **found)
 
 
 def main() -> None:
@@ -158,8 +161,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="outputs-", dir="/tmp") as folder, ExitStack() as stack:
             rows.append(load.show(measure(Path(folder), mode, options, stack)))
         if options.write:
-            packages = ("torch", "triton", "vllm", "kvmarket")
-            print(report.write(options.write, "outputs", rows, packages, settings=settings, **machine(options.gpus)))
+            packages, facts = ("torch", "triton", "vllm", "kvmarket"), report.facts(options.gpus)
+            print(report.write(options.write, "outputs", rows, packages, settings=settings, **facts))
     raise SystemExit(
         any(not row["tokens_imported_after_halfway"] or row["answers"] - row["same"] > row["spread"] for row in rows)
     )

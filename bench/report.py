@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pynvml
+
+from kvmarket.cli.nvml import driver_version, library
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -38,6 +41,15 @@ def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterab
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def facts(gpus: Sequence[int]) -> dict[str, str]:
+    """What a result says of the GPUs that were used, all alike, and of their driver."""
+    if not gpus:
+        return {"gpu": "CPU"}
+    with library():
+        gpu = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(gpus[0]))
+        return {"gpu": str(gpu), "driver": driver_version()}
 
 
 def commit() -> str:

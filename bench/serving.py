@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines, machine
+from bench.shapes import START_SECONDS, Engines
 from tests.vllm_hook.processes import EngineProcess
 
 MODES: dict[str, dict[str, Any]] = {
@@ -145,7 +145,7 @@ def main() -> None:
         rows.append(load.show(row))
         if options.write:
             packages = ("torch", "triton", "vllm", "kvmarket")
-            report.write(options.write, "serving", rows, packages, settings=settings, **machine(engines.gpus))
+            report.write(options.write, "serving", rows, packages, settings=settings, **report.facts(engines.gpus))
 
     with tempfile.TemporaryDirectory(prefix="serving-", dir="/tmp") as folder:
         engines = Engines(Path(folder), [] if options.cpu else options.gpus)

@@ -78,15 +78,6 @@ def gpu_bytes(gpu: int) -> int:
     return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu)).total)
 
 
-def machine(gpus: list[int]) -> dict[str, str]:
-    """What a result file says of the machine: its GPU and the driver."""
-    if not gpus:
-        return {"gpu": "CPU"}
-    pynvml.nvmlInit()
-    gpu = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(gpus[0]))
-    return {"gpu": str(gpu), "driver": str(pynvml.nvmlSystemGetDriverVersion())}
-
-
 class Engines:
     """Starts engines of one shape; `gpus` empty: on the CPU. Their logs and the model lie in `folder`."""
 

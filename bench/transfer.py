@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pynvml
 import torch
 
 from bench import report
@@ -195,8 +194,7 @@ def main() -> None:
                 rows.append(row)
     suite.close()
     if given.write:
-        pynvml.nvmlInit()
-        facts = {"gpu": torch.cuda.get_device_name(0), "driver": pynvml.nvmlSystemGetDriverVersion()}
+        facts = report.facts([0])
         if given.commit:
             facts["commit"] = given.commit
         path = report.write(given.write, "transfer", rows, ["torch", "triton"], repeats=given.repeats, **facts)

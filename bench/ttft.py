@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines, machine
+from bench.shapes import START_SECONDS, Engines
 from tests.vllm_hook.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
@@ -168,7 +168,7 @@ def main() -> None:
                 if each["tokens"] == tokens:
                     load.show(each)
             if options.write:
-                facts: dict[str, Any] = dict(machine(engines.gpus))
+                facts: dict[str, Any] = dict(report.facts(engines.gpus))
                 facts |= {"repeats": repeats, "copy_GBps": round(rate, 1), "wrong": bench.wrong}
                 packages = ("torch", "triton", "vllm", "kvmarket", "lmcache")
                 print(report.write(options.write, "ttft", rows, packages, **facts))

@@ -156,14 +156,15 @@ class Line:
         if self._socket is None:
             return False
         try:
-            reply = unpack_reply(self._socket.recv_multipart(zmq.NOBLOCK))
+            frames = self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return False
+        self._heard = time.monotonic()
+        try:
+            reply = unpack_reply(frames)
         except RegistryError as error:
-            self._heard = time.monotonic()
             counters.add("message_refused", reason=type(error).__name__)
             return True
-        self._heard = time.monotonic()
         if isinstance(reply, Refused):
             counters.add("refused_by_service", reason=reply.kind)
             self.missing = self.missing or reply.kind == MissingBlockError.__name__

@@ -183,11 +183,10 @@ class Service:
                 self._join(route, request)
             case OfferBlocks() | Retire() | Promise() | Settle():
                 self._streams[self._book.hear(member, request)].add(request)
+            case Sync() | Ping() if not member:
+                raise NotJoinedError("a message of somebody who has not joined; join (again)")
             case Sync():
                 self._sync(route, member)
-            case Ping():
-                if not member:
-                    raise NotJoinedError("a sign of life of somebody who has not joined; join (again)")
             case AskStatus():
                 me = Process.current()
                 self._send(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
@@ -223,8 +222,6 @@ class Service:
 
     def _sync(self, route: bytes, member: str) -> None:
         """Send all that stands in the space of `member`, which hears what changes from here on."""
-        if member not in self._book.members:
-            raise NotJoinedError("a request to be synchronised by somebody who has not joined; join (again)")
         joined = self._book.members[member]
         self._streams[joined.join.space].welcome(route, joined.space.changes(), self._send)
 
