@@ -22,7 +22,7 @@ def co_runners(suite: Suite, seconds: float = 1.2) -> Iterator[Row]:
     kinds: list[tuple[str, str, str | None, int | None]] = [
         ("nothing", "paged", None, None), ("contiguous_copy", "contiguous", None, None),
         ("contiguous", "contiguous", "copy", None), ("packed_staged", "packed", "staged", None),
-        *((f"pull_{n}", "in_place", "pull", n) for n in (4, 8, 12, 16, 24, 132)),
+        *((f"pull_{n}", "in_place", "pull", n) for n in (4, 8, 10, 12, 16, 24, 132)),
     ]  # fmt: skip
     for model in ("decode", "prefill"):
         for side in ("reader", "owner"):

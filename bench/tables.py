@@ -16,7 +16,7 @@ TRANSFER_ROWS = {
     "packed_staged": "packed source (staged)",
     "packed_pull": "packed source, pulled",
     "contiguous_copy": "contiguous slots, copy engine",
-    "in_place": "pages in place, 16 programs",  # kvmarket.kernels.pull.PROGRAMS when this was measured
+    "in_place": "pages in place, {programs} programs",  # as many as are taken by default
     "pull_8": "pages in place, 8 programs",
     "pull_132": "pages in place, every SM",
 }
@@ -35,7 +35,7 @@ CO_FETCHES = {  # here "contiguous_copy" is the bare copy, and "contiguous" a fe
     "contiguous_copy": "one contiguous copy, no fetch",
     "contiguous": "contiguous slots, copy engine",
     "packed_staged": "packed source (staged)",
-    **{f"pull_{n}": f"pages in place, {n} programs" for n in (4, 8, 12, 16, 24)},
+    **{f"pull_{n}": f"pages in place, {n} programs" for n in (4, 8, 10, 12, 16, 24)},
     "pull_132": "pages in place, every SM",
 }
 
@@ -67,6 +67,7 @@ def _rates(rows: list[Row]) -> Iterable[list[str]]:
     for name, label in TRANSFER_ROWS.items():
         shown = [cells.get((name, size)) for size in TRANSFER_SIZES]
         if any(shown):
+            label = label.format(programs=next(row for row in shown if row).get("programs"))
             yield [label, *(f"{short(row['GBps'])} ({short(100 * row['ratio'])} %)" if row else "" for row in shown)]
     ceilings = [
         [cells[name, size]["ceiling"] for name in TRANSFER_ROWS if (name, size) in cells] for size in TRANSFER_SIZES

@@ -8,11 +8,9 @@ import triton.language as tl
 
 from kvmarket.errors import LayoutError
 from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.shape import LOCAL, SMALL_LOCAL
 from kvmarket.kernels.tile import POINTERS, RUNTIME, Launcher, launch, move_tiles
 from kvmarket.layout import SlotArray
-
-TILE_BYTES = 65536  # in flight per program and step
-WARPS = 32
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=POINTERS)  # type: ignore[untyped-decorator]
@@ -27,6 +25,7 @@ def pack_kernel(
     units: int,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr,
     INTEGER: tl.constexpr,
     ALIGN: tl.constexpr,
     EXACT: tl.constexpr,
@@ -36,11 +35,11 @@ def pack_kernel(
     """Gather: each program moves its tiles of fragments from paged slots to their places in packed ones."""
     move_tiles(
         table, source_slots, destination_slots, sums, fragments, chunks, words, units,
-        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE, SUM,
+        ROWS, COLUMNS, PIECE, INTEGER, ALIGN, EXACT, WIDE, SUM,
     )  # fmt: skip
 
 
-pack_launcher = PairCache(lambda source, destination: Launcher(pack_kernel, source, destination, TILE_BYTES, WARPS))
+pack_launcher = PairCache(lambda source, destination: Launcher(pack_kernel, source, destination, LOCAL, SMALL_LOCAL))
 
 
 def pack(

@@ -7,13 +7,9 @@ import triton
 import triton.language as tl
 
 from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.shape import LINK, SMALL_LINK, SUMMING_LINK
 from kvmarket.kernels.tile import POINTERS, RUNTIME, Launcher, launch, move_tiles
 from kvmarket.layout import SlotArray
-
-PROGRAMS = 16  # an SM reads at most some 45 GB/s from a peer: these fill NVLink, more only take SMs from the model
-SUMMING_PROGRAMS = 24  # summing checksums takes time between reads
-TILE_BYTES = 65536  # in flight per program and step: the link's latency is long
-WARPS = 32
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=POINTERS)  # type: ignore[untyped-decorator]
@@ -28,6 +24,7 @@ def pull_kernel(
     units: int,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr,
     INTEGER: tl.constexpr,
     ALIGN: tl.constexpr,
     EXACT: tl.constexpr,
@@ -37,11 +34,13 @@ def pull_kernel(
     """Read over the link, write at home: few programs, each with a large tile of fragments in flight."""
     move_tiles(
         table, source_slots, destination_slots, sums, fragments, chunks, words, units,
-        ROWS, COLUMNS, INTEGER, ALIGN, EXACT, WIDE, SUM,
+        ROWS, COLUMNS, PIECE, INTEGER, ALIGN, EXACT, WIDE, SUM,
     )  # fmt: skip
 
 
-pull_launcher = PairCache(lambda source, destination: Launcher(pull_kernel, source, destination, TILE_BYTES, WARPS))
+pull_launcher = PairCache(
+    lambda source, destination: Launcher(pull_kernel, source, destination, LINK, SMALL_LINK, SUMMING_LINK)
+)
 
 
 def pull(
@@ -57,10 +56,10 @@ def pull(
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
     The source may be a peer's memory, mapped on the destination's device. Runs on that device's current stream, on at
-    most ``programs`` programs (16 unless given, 24 with ``sums``), and returns at once. The bytes count only after the
-    owner's generations were checked again. ``sums``: where one side is packed, zeroed int64, one per block, to which
-    the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or MisuseError before anything is
-    launched.
+    most ``programs`` programs (unless given, as many as fill NVLink: 10, or 20 with ``sums``), and returns at once. The
+    bytes count only after the owner's generations were checked again. ``sums``: where one side is packed, zeroed int64,
+    one per block, to which the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or
+    MisuseError before anything is launched.
     """
     launch(
         pull_launcher,
@@ -68,6 +67,6 @@ def pull(
         source_slots,
         destination,
         destination_slots,
-        programs=programs or (PROGRAMS if sums is None else SUMMING_PROGRAMS),
+        programs=programs,
         sums=sums,
     )

@@ -2,12 +2,11 @@
 
 A tile is ROWS units of COLUMNS words; a unit is a chunk of a fragment of a slot. Small fragments fill the tile side by
 side and large ones are cut into chunks, so both run at full width. Programs stride over the tiles, so their number is
-the caller's choice: it bounds the SMs taken, not the bytes moved.
+the caller's choice: it bounds the SMs taken, not the bytes moved. How large tiles are: shape.py.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -17,18 +16,17 @@ import triton.language as tl
 from kvmarket.errors import MisuseError
 from kvmarket.kernels import checksum
 from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.shape import Program, Tile, constants_of, program_of, tile_of
 from kvmarket.kernels.slots import check_slots, check_sums
-from kvmarket.kernels.tables import table_of
+from kvmarket.kernels.tables import Table, table_of
 from kvmarket.layout import SlotArray
 
 Int64s: TypeAlias = torch.Tensor | int  # a tensor of them, or its address
-INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32}  # a word of so many bytes
 RUNTIME = ["fragments", "chunks", "words", "units"]  # arguments whose values must not make another kernel
 POINTERS = ["source_slots", "destination_slots", "sums"]  # arguments whose alignment must not
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
 NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # what SUM may be
 _PER_UNIT = tl.constexpr(PER_UNIT)
-REGISTERS = 64  # a thread: Triton's own choice, 32, makes loads of a tile wait for each other's registers
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -80,6 +78,7 @@ def move_tiles(
     units: int,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr,
     INTEGER: tl.constexpr,
     ALIGN: tl.constexpr,
     EXACT: tl.constexpr,
@@ -89,9 +88,11 @@ def move_tiles(
     """Move units ``0 .. units`` (slot-major, then fragment, then chunk), this program's share of them.
 
     table: (5, fragments) int64, see Table. slots: int64, one per block. words: INTEGERs per fragment; EXACT when
-    COLUMNS divides them. ALIGN divides all addresses and the length. WIDE counts units in 64 bits. SUM weights the
-    words, see checksum.py: PER_BLOCK adds those of each block to its int64 in ``sums``, PER_UNIT stores those of each
-    unit in one of its own, which may lie in host memory and need not be zeroed; INTEGER is 4 bytes then.
+    COLUMNS divides them. PIECE divides COLUMNS: each access of the program is of PIECE words in every row, and all
+    reads of a tile are asked for before the first of them is written. ALIGN divides all addresses and the length. WIDE
+    counts units in 64 bits. SUM weights the words, see checksum.py: PER_BLOCK adds those of each block to its int64 in
+    ``sums``, PER_UNIT stores those of each unit in one of its own, which may lie in host memory and need not be zeroed;
+    INTEGER is 4 bytes then.
 
     The addresses of the next tile are asked for while the bytes of this one are on their way.
     """
@@ -103,30 +104,39 @@ def move_tiles(
     if WIDE:
         first = tl.program_id(0).to(tl.int64) * ROWS
         step = tl.num_programs(0).to(tl.int64) * ROWS
-    column = tl.arange(0, COLUMNS)
+    column = tl.arange(0, PIECE)
     source, destination, live, chunk, place, block = locate_tile(
         table, source_slots, destination_slots, fragments, chunks, units, first, ROWS, COLUMNS, WORD
     )
     for start in tl.range(first, units, step, num_stages=1):
         readable = tl.multiple_of(source.to(pointer, bitcast=True), ALIGN)
         writable = tl.multiple_of(destination.to(pointer, bitcast=True), ALIGN)
+        left = (words // PAIR) * PAIR - chunk * COLUMNS
         mask = None  # where each row of a tile is a whole chunk of a unit that exists
         if ROWS > 1:
             mask = live[:, None]
-        if not EXACT:
-            left = (words // PAIR) * PAIR - chunk * COLUMNS
-            mask = live[:, None] & (column[None, :] < left[:, None])
-        value = tl.load(readable[:, None] + column[None, :], mask=mask)
+        values = ()
+        for at in tl.static_range(0, COLUMNS, PIECE):
+            if not EXACT:
+                mask = live[:, None] & ((column + at)[None, :] < left[:, None])
+            value = tl.load(readable[:, None] + (column + at)[None, :], mask=mask)
+            values = values + (value,)  # type: ignore[assignment]  # noqa: RUF005 - Triton knows no *
         source, destination, next_live, chunk, next_place, next_block = locate_tile(
             table, source_slots, destination_slots, fragments, chunks, units, start + step, ROWS, COLUMNS, WORD
         )
-        tl.store(writable[:, None] + column[None, :], value, mask=mask)
+        for at in tl.static_range(0, COLUMNS, PIECE):
+            if not EXACT:
+                mask = live[:, None] & ((column + at)[None, :] < left[:, None])
+            tl.store(writable[:, None] + (column + at)[None, :], values[at // PIECE], mask=mask)
         if SUM:
-            word = (place // WORD).to(tl.uint32)[:, None] + column[None, :].to(tl.uint32)
-            key = word * KEY_STEP + FIRST_KEY
-            weighted = value.to(tl.uint32, bitcast=True).to(tl.uint64) * key.to(tl.uint64)
-            if mask is not None:
-                weighted = tl.where(mask, weighted, 0)
+            weighted = tl.zeros((ROWS, PIECE), tl.uint64)
+            for at in tl.static_range(0, COLUMNS, PIECE):
+                word = (place // WORD).to(tl.uint32)[:, None] + (column + at)[None, :].to(tl.uint32)
+                key = word * KEY_STEP + FIRST_KEY
+                part = values[at // PIECE].to(tl.uint32, bitcast=True).to(tl.uint64) * key.to(tl.uint64)
+                if not EXACT:
+                    part = tl.where((column + at)[None, :] < left[:, None], part, 0)
+                weighted += part
             total = tl.sum(weighted, 1).to(tl.int64, bitcast=True)
             if SUM == _PER_UNIT:
                 tl.store(sums + start + tl.arange(0, ROWS), total, mask=live)
@@ -135,49 +145,28 @@ def move_tiles(
         live, place, block = next_live, next_place, next_block
 
 
-class Tile(NamedTuple):
-    """The shape of a tile: constants of the compiled kernel."""
+class Plan(NamedTuple):
+    """What is the same in every launch of one kind; ``sizes``: fragments of a slot, chunks and words of a fragment."""
 
-    rows: int
-    columns: int
-    word: int
-    align: int
-    exact: bool
-
-
-@functools.lru_cache(maxsize=1024)
-def tile_of(length: int, align: int, size: int) -> Tile:
-    """Choose the tile of at most ``size`` bytes (a power of two) for fragments of ``length`` bytes.
-
-    As wide as it can be without masking off more of the fragment's last chunk than a narrower tile would. The number of
-    words is that of 4-byte words even where words are narrower, because each word takes a register.
-    """
-    word = min(align, 4)
-    words, limit = length // word, size // 4
-    widest = min(1 << (words - 1).bit_length(), limit)
-    narrowest = min(widest, 32)
-    choices = [1 << bit for bit in range(narrowest.bit_length() - 1, widest.bit_length())]
-    columns = min(choices, key=lambda choice: (-(-words // choice) * choice, -choice))
-    return Tile(limit // columns, columns, word, align, words % columns == 0)
-
-
-def constants_of(tile: Tile, *, wide: bool, summed: int) -> dict[str, Any]:
-    """Name the constants with which a kernel is compiled for a tile; ``summed``: what SUM is."""
-    return {
-        "ROWS": tile.rows,
-        "COLUMNS": tile.columns,
-        "INTEGER": INTEGERS[tile.word],
-        "ALIGN": tile.align,
-        "EXACT": tile.exact,
-        "WIDE": wide,
-        "SUM": summed,
-    }
+    program: Program
+    tile: Tile
+    sizes: tuple[int, int, int]
+    units: int  # of a block
 
 
 class Launcher:
     """One kernel between one pair of arrays, which it does not hold: what is the same in every launch, prepared."""
 
-    def __init__(self, kernel: Any, source: SlotArray, destination: SlotArray, tile_bytes: int, warps: int) -> None:
+    def __init__(
+        self,
+        kernel: Any,
+        source: SlotArray,
+        destination: SlotArray,
+        large: Program,
+        small: Program,
+        summing: Program | None = None,
+    ) -> None:
+        """Programs are ``large``, or ``small`` for small fragments; ``summing`` instead of ``large`` where they sum."""
         if interpreted() != (destination.device.type == "cpu"):
             raise MisuseError(
                 f"a Triton kernel cannot run on {destination.device} like this: CUDA tensors need TRITON_INTERPRET "
@@ -185,13 +174,20 @@ class Launcher:
                 "copy_blocks)"
             )
         table = table_of(source, destination)
-        self._kernel, self._options = kernel, {"num_warps": warps, "maxnreg": REGISTERS}
-        self._tile = tile_of(table.length, table.align, tile_bytes)
-        words = table.length // self._tile.word
-        self._sizes = (table.count, -(-words // self._tile.columns), words)
-        self.units = table.count * self._sizes[1]  # a block
+        self._kernel = kernel
+        self._plain = _plan(table, large, small)
+        self._summing = _plan(table, summing or large, small)
         self._entries, self._address = table.entries, table.entries.data_ptr()
         self._compiled: dict[tuple[bool, bool, int], tuple[Any, tuple[Any, ...]]] = {}
+
+    @property
+    def units(self) -> int:
+        """How many units a block has where they are summed."""
+        return self._summing.units
+
+    def enough(self, *, summed: bool) -> int | None:
+        """How many programs fill the link; None where each tile may have one."""
+        return (self._summing if summed else self._plain).program.enough
 
     def __call__(
         self,
@@ -209,24 +205,34 @@ class Launcher:
         per block, or, if ``summed`` is PER_UNIT, one int64 for each of the ``units`` of each block, whose sum over a
         block's units is the block's. Nothing is checked. Costs some 8 us, the first call of each kind a second.
         """
-        units = blocks * self.units
-        tiles = -(-units // self._tile.rows)
+        plan, kind = (self._plain, NO_SUMS) if sums is None else (self._summing, summed)
+        units, rows = blocks * plan.units, plan.tile.rows
+        tiles = -(-units // rows)
         grid = (max(1, tiles if programs is None else min(programs, tiles)), 1, 1)
-        wide, kind = units + grid[0] * self._tile.rows >= 2**31, NO_SUMS if sums is None else summed
+        wide = units + grid[0] * rows >= 2**31
         slots = (source_slots, destination_slots, source_slots if sums is None else sums)
-        sizes = (*self._sizes, units)
+        sizes = (*plan.sizes, units)
         key = (wide, units >= 2**31, kind)
         known = self._compiled.get(key)  # Triton takes three times as long to find out which kernel it is
         if known is None:
-            constants = constants_of(self._tile, wide=wide, summed=kind)
+            constants = constants_of(plan.tile, wide=wide, summed=kind)
             if interpreted():
                 self._kernel[grid](self._entries, *slots, *sizes, **constants)
                 return
             pointers = [self._entries] * 4  # of the right type all of them
-            made = self._kernel.warmup(*pointers, *sizes, grid=grid, **constants, **self._options)
+            options = {"num_warps": plan.program.warps, "maxnreg": plan.program.registers}
+            made = self._kernel.warmup(*pointers, *sizes, grid=grid, **constants, **options)
             known = self._compiled[key] = made, tuple(constants.values())
         made, values = known
         made[grid](self._address, *slots, *sizes, *values, stream=stream)
+
+
+def _plan(table: Table, large: Program, small: Program) -> Plan:
+    program = program_of(table.length, table.align, large, small)
+    tile = tile_of(table.length, table.align, program)
+    words = table.length // tile.word
+    chunks = -(-words // tile.columns)
+    return Plan(program, tile, (table.count, chunks, words), table.count * chunks)
 
 
 def launch(
@@ -239,7 +245,7 @@ def launch(
     programs: int | None,
     sums: torch.Tensor | None = None,
 ) -> None:
-    """Run a kernel over all fragments of all given slots, on at most ``programs`` programs (None: one per tile).
+    """Run a kernel over all fragments of all given slots, on at most ``programs`` programs (None: `Launcher.enough`).
 
     On the destination device's current stream; returns at once. The arrays and all tensors must live until the copy is
     done. ``sums``: see `check_sums`. Without any slots nothing moves, but the table is built and the kernel compiled.
@@ -249,6 +255,7 @@ def launch(
     run = launcher(source, destination)
     if sums is not None:
         check_sums(sums, source, destination, source_slots, table_of(source, destination).align)
+    programs = programs or run.enough(summed=sums is not None)
     if interpreted():
         run(source_slots, destination_slots, len(source_slots), programs, sums, 0)
         return

@@ -13,7 +13,7 @@ from triton.runtime import driver
 
 from kvmarket import counters
 from kvmarket.kernels import can_sum
-from kvmarket.kernels.pull import PROGRAMS, pull_launcher
+from kvmarket.kernels.pull import pull_launcher
 from kvmarket.kernels.tables import Table, table_of
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout import SlotArray
@@ -121,9 +121,10 @@ class GpuMover:
 
     def describe(self) -> str:
         """The ways for sources like our own slots."""
-        flat = self._links[self._own].table.count == 1 and copy_engine.takes_batches()
+        link = self._links[self._own]
+        flat = link.table.count == 1 and copy_engine.takes_batches()
         ways = "pull or copy (no SM)" if flat else "pull"
-        return f"{ways} on at most {self.programs or PROGRAMS} SMs"
+        return f"{ways} on at most {self.programs or link.run.enough(summed=False)} SMs"
 
     def close(self) -> None:
         """Wait for the copies under way."""

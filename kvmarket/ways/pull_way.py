@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kvmarket.kernels.pull import PROGRAMS, SUMMING_PROGRAMS
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout import SlotArray
 from kvmarket.ways import rooms
@@ -36,7 +35,7 @@ class PullJob:
         self._run, self._stream, self._programs = run, stream.cuda_stream, programs
         self._blocks = blocks = len(copy.slots)
         if programs is None and blocks * own.layout.slot_bytes > SHORT:
-            self._programs = SUMMING_PROGRAMS if copy.summed else PROGRAMS
+            self._programs = run.enough(summed=copy.summed)
         self._free, self._summed = free, copy.summed
         self._found: Int64s | None = None
         short = blocks <= rooms.FEW and not (copy.summed and blocks * run.units > rooms.UNITS)

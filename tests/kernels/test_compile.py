@@ -17,33 +17,36 @@ import json, re, sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from kvmarket.kernels.pack import WARPS as PACK_WARPS, pack_kernel
-from kvmarket.kernels.pull import WARPS as PULL_WARPS, pull_kernel
-from kvmarket.kernels.scatter import WARPS as SCATTER_WARPS, scatter_kernel
-from kvmarket.kernels.tile import REGISTERS, constants_of, tile_of
+from kvmarket.kernels import shape
+from kvmarket.kernels.pack import pack_kernel
+from kvmarket.kernels.pull import pull_kernel
+from kvmarket.kernels.scatter import scatter_kernel
 
-kernels = {"pack": (pack_kernel, PACK_WARPS), "scatter": (scatter_kernel, SCATTER_WARPS)}
-kernels["pull"] = (pull_kernel, PULL_WARPS)
+kernels = {"pack": pack_kernel, "scatter": scatter_kernel, "pull": pull_kernel}
 found = []
-for name, length, align, size, wide, summed in json.loads(sys.argv[1]):
-    kernel, warps = kernels[name]
-    constants = constants_of(tile_of(length, align, size), wide=wide, summed=summed)
+for name, length, align, program, wide, summed in json.loads(sys.argv[1]):
+    kernel, program = kernels[name], getattr(shape, program)
+    constants = shape.constants_of(shape.tile_of(length, align, program), wide=wide, summed=summed)
     signature = dict.fromkeys(["table", "source_slots", "destination_slots", "sums"], "*i64")
     signature |= {"fragments": "i32", "chunks": "i32", "words": "i32", "units": "i64" if wide else "i32"}
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "maxnreg": REGISTERS})
+    options = {"num_warps": program.warps, "maxnreg": program.registers}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     found.append(sorted(set(re.findall(r"(?:ld|st)\\.global[.\\w]*", made.asm["ptx"]))))
 print(json.dumps(found))
 """
 NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # as in kvmarket.kernels.tile, which imports Triton
-CASES = [  # kernel, fragment bytes, alignment, tile bytes, 64-bit counts, checksums
-    ("pull", 65536, 16, 65536, False, NO_SUMS),
-    ("pull", 65536, 16, 65536, False, PER_BLOCK),
-    ("pull", 65536, 16, 65536, False, PER_UNIT),
-    ("pack", 512, 16, 65536, False, PER_BLOCK),
-    ("scatter", 48, 16, 32768, True, PER_BLOCK),
-    ("pull", 520, 8, 8192, False, NO_SUMS),
-    ("scatter", 6, 2, 8192, False, NO_SUMS),
+CASES = [  # kernel, fragment bytes, alignment, program of shape.py, 64-bit counts, checksums
+    ("pull", 65536, 16, "LINK", False, NO_SUMS),
+    ("pull", 4096, 16, "LINK", True, NO_SUMS),
+    ("pull", 65536, 16, "SUMMING_LINK", False, PER_BLOCK),
+    ("pull", 65536, 16, "SUMMING_LINK", False, PER_UNIT),
+    ("pull", 2048, 16, "SMALL_LINK", False, NO_SUMS),
+    ("pack", 65536, 16, "LOCAL", False, NO_SUMS),
+    ("pack", 512, 16, "SMALL_LOCAL", False, PER_BLOCK),
+    ("scatter", 48, 16, "LOCAL", True, PER_BLOCK),
+    ("pull", 520, 8, "SMALL_LINK", False, NO_SUMS),
+    ("scatter", 6, 2, "SMALL_LOCAL", False, NO_SUMS),
 ]
 
 

@@ -18,7 +18,8 @@ from kvmarket.kernels import copy_blocks, pack_reference, prepare, pull_referenc
 from kvmarket.kernels.pack import pack
 from kvmarket.kernels.pull import pull
 from kvmarket.kernels.scatter import scatter
-from kvmarket.kernels.tile import constants_of, interpreted, tile_of
+from kvmarket.kernels.shape import LINK, LOCAL, SMALL_LINK, SUMMING_LINK, Program, constants_of, program_of, tile_of
+from kvmarket.kernels.tile import interpreted
 from kvmarket.layout import SlotArray
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, Shape, clone, make
@@ -133,18 +134,24 @@ def test_tables_die_with_their_arrays(device: str):
     assert len(table_of._made) == held - 1
 
 
-@pytest.mark.parametrize("size", [32768, 65536])
+@pytest.mark.parametrize("program", [LINK, SUMMING_LINK, SMALL_LINK, LOCAL])
 @pytest.mark.parametrize("length", [1, 3, 48, 512, 640, 2048, 18432, 65536, 2 << 20])
-def test_tiles_are_full(length: int, size: int):
+def test_tiles_are_full(length: int, program: Program):
     align = (length | 16) & -(length | 16)
-    shape = tile_of(length, align, size)
+    shape = tile_of(length, align, program)
     words = length // shape.word
     covered = -(-words // shape.columns) * shape.columns
-    assert shape.rows * shape.columns == size // 4
+    assert shape.rows * shape.columns == program.tile_bytes // 4
+    assert shape.columns % shape.piece == 0
     assert shape.exact == (covered == words)
     assert covered < 2 * words
     if words % 32 == 0:
         assert shape.exact and shape.columns >= 32
+
+
+def test_large_programs_are_for_large_fragments():
+    chosen = [program_of(length, 16, LINK, SMALL_LINK) for length in (512, 2048, 4096, 65536, 2 << 20)]
+    assert chosen == [SMALL_LINK, SMALL_LINK, LINK, LINK, LINK]
 
 
 def test_misuse(device: str):
