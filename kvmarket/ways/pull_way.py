@@ -38,7 +38,8 @@ class PullJob:
             self._programs = run.enough(summed=copy.summed)
         self._free, self._summed = free, copy.summed
         self._found: Int64s | None = None
-        short = blocks <= rooms.FEW and not (copy.summed and blocks * run.units > rooms.UNITS)
+        few = rooms.MANY if own.layout.slot_bytes >= rooms.WIDE * run.units else rooms.FEW
+        short = blocks <= few and not (copy.summed and blocks * run.units > rooms.UNITS)
         room = free.short() if short else free.long(blocks)
         self._room: Room | LongRoom | None = room
         room.ids[:blocks], room.ids[blocks : 2 * blocks] = copy.source_slots, copy.slots

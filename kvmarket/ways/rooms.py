@@ -9,19 +9,21 @@ import torch
 
 from kvmarket.ways import copy_engine
 
-FEW = 64  # blocks: so few ids the kernel reads from host memory, which saves a copy ahead of it
+FEW = 64  # blocks: so few ids the kernel reads from host memory, which saves a copy ahead of it, and its 10 us
+MANY = 2048  # blocks: so many where it moves WIDE bytes for each id that it reads
+WIDE = 32768
 UNITS = 4096  # so many sums it writes to host memory, which saves zeroing some ahead of it and a copy behind it
 
 
 class Room:
     """Pinned host memory in which a short pull has its ids and leaves its sums."""
 
-    size = FEW
+    size = MANY
 
     def __init__(self) -> None:
-        host = torch.empty(2 * FEW + UNITS, dtype=torch.int64, pin_memory=True)
-        self.ids, self.found = host[: 2 * FEW].numpy(), host[2 * FEW :].numpy()  # they keep it alive
-        self.source_slots, self.sums = host.data_ptr(), host.data_ptr() + 16 * FEW
+        host = torch.empty(2 * MANY + UNITS, dtype=torch.int64, pin_memory=True)
+        self.ids, self.found = host[: 2 * MANY].numpy(), host[2 * MANY :].numpy()  # they keep it alive
+        self.source_slots, self.sums = host.data_ptr(), host.data_ptr() + 16 * MANY
 
 
 class LongRoom:
@@ -58,7 +60,7 @@ class Rooms:
         self._long: dict[int, list[LongRoom]] = {}
 
     def short(self) -> Room:
-        """A room for up to ``FEW`` blocks."""
+        """A room for up to ``MANY`` blocks."""
         try:
             return self._short.pop()
         except IndexError:
