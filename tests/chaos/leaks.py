@@ -15,7 +15,9 @@ from kvmarket.cli.nvml import library
 from kvmarket.registry.address import Address
 
 MiB = 1 << 20
-DRIVERS = b"/dev/shm/cuda.shm."  # the CUDA driver's own: it keeps 80 KiB mapped of every process whose memory it opened
+# The CUDA driver keeps 80 KiB mapped of every process whose memory it opened, in address space that it has reserved and
+# that falls to pieces by that. Neither counts.
+DRIVERS, RESERVED = "/dev/shm/cuda.shm.", " ---p "
 
 
 class Held(NamedTuple):
@@ -35,13 +37,21 @@ class Held(NamedTuple):
             smaps = (proc / "smaps_rollup").read_text()
             status = (proc / "status").read_text()
             descriptors = sum(1 for _ in (proc / "fd").iterdir())
-            mappings = sum(DRIVERS not in line for line in (proc / "maps").read_bytes().splitlines())
+            maps = (proc / "maps").read_text(errors="replace").splitlines()
         except (FileNotFoundError, ProcessLookupError):
             return None
         if "VmRSS" not in status:  # a zombie
             return None
         private = _kib(smaps, "Private_Clean") + _kib(smaps, "Private_Dirty")
-        return cls(private, _kib(status, "RssShmem"), descriptors, mappings, int(_field(status, "Threads")))
+        shared = max(0, _kib(status, "RssShmem") - sum(_size(line) for line in maps if DRIVERS in line))
+        mappings = sum(DRIVERS not in line and RESERVED not in line for line in maps)
+        return cls(private, shared, descriptors, mappings, int(_field(status, "Threads")))
+
+
+def _size(line: str) -> int:
+    """Bytes of the mapping that a line of /proc/PID/maps is about."""
+    start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
+    return end - start
 
 
 # Comings and goings of peers (a mapped one costs some ten descriptors); a leak at each kill or fetch outgrows it.
