@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from bench.report import RESULTS
-from bench.tables import CO_FETCHES, CO_RUNNERS, TRANSFER_ROWS, Row
+from bench.tables import CO_FETCHES, CO_RUNNERS, TRANSFER_ROWS, Row, by_default
 
 SERVING_MODES = {"hook on": "C0", "hook off": "C1", "host offload": "C2"}
 mpl.use("Agg")
@@ -22,10 +22,11 @@ def rate(rows: list[Row]) -> Figure:
     axes = figure.subplots()
     ceilings: dict[int, float] = {}
     for name, label in TRANSFER_ROWS.items():
-        points = sorted((row["bytes"], row["GBps"]) for row in rows if row["name"] == name)
-        ceilings |= {row["bytes"]: row["bytes"] / row["ceiling"] / 1e3 for row in rows if row["name"] == name}
+        mine = [row for row in rows if row["name"] == name]
+        points = sorted((row["bytes"], row["GBps"]) for row in mine)
+        ceilings |= {row["bytes"]: row["bytes"] / row["ceiling"] / 1e3 for row in mine}
         if points:
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label + by_default(mine))
     if ceilings:
         axes.plot(*zip(*sorted(ceilings.items()), strict=True), "k--", label="one contiguous copy")
         axes.legend(fontsize=8)

@@ -16,7 +16,7 @@ TRANSFER_ROWS = {
     "packed_staged": "packed source (staged)",
     "packed_pull": "packed source, pulled",
     "contiguous_copy": "contiguous slots, copy engine",
-    "in_place": "pages in place, {programs} programs",  # as many as are taken by default
+    "in_place": "pages in place",
     "pull_8": "pages in place, 8 programs",
     "pull_132": "pages in place, every SM",
 }
@@ -67,8 +67,10 @@ def _rates(rows: list[Row]) -> Iterable[list[str]]:
     for name, label in TRANSFER_ROWS.items():
         shown = [cells.get((name, size)) for size in TRANSFER_SIZES]
         if any(shown):
-            label = label.format(programs=next(row for row in shown if row).get("programs"))
-            yield [label, *(f"{short(row['GBps'])} ({short(100 * row['ratio'])} %)" if row else "" for row in shown)]
+            yield [
+                label + by_default(row for row in shown if row),
+                *(f"{short(row['GBps'])} ({short(100 * row['ratio'])} %)" if row else "" for row in shown),
+            ]
     ceilings = [
         [cells[name, size]["ceiling"] for name in TRANSFER_ROWS if (name, size) in cells] for size in TRANSFER_SIZES
     ]
@@ -78,6 +80,12 @@ def _rates(rows: list[Row]) -> Iterable[list[str]]:
             for size, us in zip(TRANSFER_SIZES, ceilings, strict=True)
         )
         yield ["the contiguous copy itself", *rates]
+
+
+def by_default(rows: Iterable[Row]) -> str:
+    """What is added to the label of these rows of one name: the number of programs, where the name does not say it."""
+    programs = {row["programs"] for row in rows if row.get("programs") and str(row["programs"]) not in row["name"]}
+    return f", {programs.pop()} programs" if programs else ""
 
 
 def _costs(rows: list[Row]) -> Iterable[list[str]]:
@@ -159,7 +167,7 @@ TABLES = {
     "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
     "serving": (hook_tables.serving, "h100x2-serving.json"),
     "outputs": (hook_tables.outputs, "h100x2-outputs.json"),
-    "transfer": (transfer, "h200x2-transfer.json"),
+    "transfer": (transfer, "h100x2-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
     "versions": (versions, "cpu-vllm-versions.json"),
 }

@@ -24,7 +24,7 @@ class Program(NamedTuple):
     enough: int | None
 
 
-LINK = Program(131072, 16, 128, 12)  # with half as much on its way an SM reads 42 GB/s from a peer, with this 46
+LINK = Program(131072, 16, 128, 12)  # with half as much on its way an SM reads 45 GB/s from a peer, with this 49
 SUMMING_LINK = Program(65536, 16, 128, 20)  # summing takes time between reads, and registers
 SMALL_LINK = Program(65536, 32, 64, 16)
 LOCAL = Program(32768, 16, 64, None)
