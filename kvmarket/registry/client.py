@@ -1,7 +1,7 @@
 """An engine's membership of a market, with a replica of what the service knows: a match asks nobody.
 
 A thread of the market's own puts the stream into the replica as it comes, in turns so short that who matches meanwhile
-waits some 0.2 ms at most: news comes while the engine's own thread waits for its GPU, and costs that thread nothing.
+waits some 0.6 ms at most: news comes while the engine's own thread waits for its GPU, and costs that thread nothing.
 An engine that never waits leaves it a turn every 5 ms, Python's switch interval: the longer the replica is behind, the
 longer are the turns, up to 5 ms too.
 When the service dies, this thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what
@@ -27,7 +27,7 @@ from kvmarket.registry.offering import Offering
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 
-TURN_SECONDS = 100e-6  # so long at a time the watching thread holds the replica, and one step of it
+TURN_SECONDS = 500e-6  # so long at a time the watching thread holds the replica: what comes at once goes in at once
 TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
 NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1

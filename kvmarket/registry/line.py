@@ -153,12 +153,9 @@ class Line:
 
     def _receive(self) -> bool:
         """Hand the replica one message, if one has come; whether one had."""
-        if self._socket is None:
+        if self._socket is None or not self.readable():
             return False
-        try:
-            frames = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return False
+        frames = self._socket.recv_multipart(zmq.NOBLOCK)
         self._heard = time.monotonic()
         try:
             reply = unpack_reply(frames)
