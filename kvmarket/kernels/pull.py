@@ -56,7 +56,7 @@ def pull(
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
     The source may be a peer's memory, mapped on the destination's device. Runs on that device's current stream, on at
-    most ``programs`` programs (unless given, as many as fill NVLink: 12, or 20 with ``sums``), and returns at once. The
+    most ``programs`` programs (unless given, as many as fill NVLink, see shape.py), and returns at once. The
     bytes count only after the owner's generations were checked again. ``sums``: where one side is packed, zeroed int64,
     one per block, to which the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or
     MisuseError before anything is launched.

@@ -64,7 +64,7 @@ def tile_of(length: int, align: int, program: Program) -> Tile:
 def program_of(length: int, align: int, large: Program, small: Program) -> Program:
     """The one of two programs that suits fragments of ``length`` bytes.
 
-    The large one unless each of its threads would have to keep more addresses than it has registers for.
+    The large one, unless each of its threads would have to keep more addresses and masks than it has registers for.
     """
     tile = tile_of(length, align, large)
     return large if tile.exact and tile.rows <= 2 * large.warps else small

@@ -153,9 +153,12 @@ class Line:
 
     def _receive(self) -> bool:
         """Hand the replica one message, if one has come; whether one had."""
-        if self._socket is None or not self.readable():
+        if self._socket is None:
             return False
-        frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
         self._heard = time.monotonic()
         try:
             reply = unpack_reply(frames)

@@ -31,12 +31,7 @@ class Stream:
         self._due = math.inf  # when what waits must go out
 
     def add(self, change: Change) -> None:
-        """Something has changed; it goes out with the next `flush`.
-
-        A retirement that still waits for that goes if its slots are offered anew: an offer takes older ones down.
-        """
-        if isinstance(change, OfferBlocks):
-            self._waiting = [each for each in self._waiting if not _superseded(each, change)]
+        """Something has changed; it goes out with the next `flush`."""
         self._waiting.append(change)
         lingers = isinstance(change, Retire)
         self._due = min(self._due, time.monotonic() + (LINGER_SECONDS if lingers else 0.0))
@@ -72,11 +67,6 @@ class Stream:
         """A connection listens no longer."""
         self.routes.discard(route)
         self._behind.discard(route)
-
-
-def _superseded(change: Change, offer: OfferBlocks) -> bool:
-    """Whether `change` only takes down what `offer` takes down too."""
-    return isinstance(change, Retire) and (change.pool, change.slots) == (offer.pool, offer.slots)
 
 
 def _parts(changes: Iterable[Change], nbytes: int) -> Iterator[tuple[tuple[Change, ...], bool]]:

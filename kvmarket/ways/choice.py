@@ -1,4 +1,4 @@
-"""Which way a copy takes: by what was measured on this machine, else by what was measured on two H200 and two H100.
+"""Which way a copy takes: by what was measured on this machine, else by what was measured on two H200.
 
 A table says, for one pair of devices, how fast each way was for copies of some sizes. `kvmarket doctor --measure`
 writes it, for every pair of GPUs, below ``$XDG_CACHE_HOME/kvmarket`` (or ``~/.cache/kvmarket``).
@@ -42,14 +42,14 @@ class Table(msgspec.Struct, frozen=True):
     rates: tuple[Rate, ...]
 
 
-_NVLINK = (  # in GB/s: single fetches between two H200, by call_p50 of bench/results/h200x2-transfer.json
+_TWO_H200 = (  # over NVLink, in GB/s: single fetches, by call_p50 of bench/results/h200x2-transfer.json
     *(Rate("pull", n << 20, 65536, r * 1e9) for n, r in ((2, 37), (16, 177), (64, 259), (256, 333), (1024, 360))),
     *(Rate("copy", n << 20, 2 << 20, r * 1e9) for n, r in ((2, 40), (16, 130), (64, 252), (256, 336), (1024, 371))),
     *(Rate("staged", n << 20, 65536, r * 1e9) for n, r in ((16, 67), (64, 155), (256, 260), (1024, 319))),
-    # two under way between two H100, by p50 of bench/results/h100x2-transfer.json, whose CPUs are half as fast
-    *(Rate("pull", n << 20, 65536, r * 1e9, True) for n, r in ((16, 223), (64, 353), (256, 370), (1024, 372))),
-    *(Rate("copy", n << 20, 2 << 20, r * 1e9, True) for n, r in ((16, 110), (64, 379), (256, 392), (1024, 397))),
-    *(Rate("staged", n << 20, 65536, r * 1e9, True) for n, r in ((16, 55), (64, 165), (256, 389), (1024, 390))),
+    # two under way: the lower rate of that machine and of h200x2-slow-host-transfer.json, whose CPUs are half as fast
+    *(Rate("pull", n << 20, 65536, r * 1e9, True) for n, r in ((16, 162), (64, 335), (256, 360), (1024, 370))),
+    *(Rate("copy", n << 20, 2 << 20, r * 1e9, True) for n, r in ((16, 76), (64, 284), (256, 391), (1024, 396))),
+    *(Rate("staged", n << 20, 65536, r * 1e9, True) for n, r in ((16, 31), (64, 76), (256, 201), (1024, 368))),
 )
 
 
@@ -110,7 +110,7 @@ class Forced(Choice):
         return self._forced
 
 
-BUILT_IN = Choice(_NVLINK)
+BUILT_IN = Choice(_TWO_H200)
 
 
 def folder() -> Path:

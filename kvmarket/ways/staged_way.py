@@ -22,8 +22,8 @@ from kvmarket.ways.sums import Sums
 
 CHUNK_BYTES = 64 << 20  # the copy engine pauses some us between chunks: 3 % of what it takes for one of these
 BUFFERS = 3  # one is filled, one is scattered, one waits
-LAST_BYTES = 32 << 20  # what is left to be scattered, in some 20 us, when the last byte has come
-PROGRAMS = 64  # of a scatter, two on an SM: twice as fast as the link
+LAST_BYTES = 32 << 20  # what is left to be scattered when the last byte has come: less takes more chunks, each CPU time
+PROGRAMS = 64  # of a scatter: at least twice as fast as the link
 
 
 class Ring:

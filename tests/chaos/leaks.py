@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable
@@ -15,8 +16,8 @@ from kvmarket.cli.nvml import library
 from kvmarket.registry.address import Address
 
 MiB = 1 << 20
-# The CUDA driver keeps 80 KiB mapped of every process whose memory it opened, in address space that it has reserved and
-# that falls to pieces by that. Neither counts.
+# The CUDA driver keeps 80 KiB mapped of every process whose memory it opened, in address space that it has reserved:
+# what is left of that behind such a mapping is a mapping too. Neither counts.
 DRIVERS, RESERVED = "/dev/shm/cuda.shm.", " ---p "
 
 
@@ -38,20 +39,24 @@ class Held(NamedTuple):
             status = (proc / "status").read_text()
             descriptors = sum(1 for _ in (proc / "fd").iterdir())
             maps = (proc / "maps").read_text(errors="replace").splitlines()
+            drivers = _drivers_bytes(proc) if any(DRIVERS in line for line in maps) else 0
         except (FileNotFoundError, ProcessLookupError):
             return None
         if "VmRSS" not in status:  # a zombie
             return None
         private = _kib(smaps, "Private_Clean") + _kib(smaps, "Private_Dirty")
-        shared = max(0, _kib(status, "RssShmem") - sum(_size(line) for line in maps if DRIVERS in line))
-        mappings = sum(DRIVERS not in line and RESERVED not in line for line in maps)
+        mappings = sum(
+            DRIVERS not in line and not (RESERVED in line and DRIVERS in before)
+            for before, line in itertools.pairwise(["", *maps])
+        )
+        shared = _kib(status, "RssShmem") - drivers
         return cls(private, shared, descriptors, mappings, int(_field(status, "Threads")))
 
 
-def _size(line: str) -> int:
-    """Bytes of the mapping that a line of /proc/PID/maps is about."""
-    start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
-    return end - start
+def _drivers_bytes(proc: Path) -> int:
+    """Bytes of the driver's mappings that the process has touched."""
+    parts = (proc / "smaps").read_text(errors="replace").split(DRIVERS)[1:]
+    return sum(_kib(part, "Rss") for part in parts)
 
 
 # Comings and goings of peers (a mapped one costs some ten descriptors); a leak at each kill or fetch outgrows it.
@@ -112,8 +117,7 @@ def left_in_shm(pids: Iterable[int]) -> list[str]:
     return [
         f"shared memory {path.name} is left"
         for path in Path("/dev/shm").iterdir()
-        if not os.fsencode(path).startswith(DRIVERS)
-        and known & {int(number) for number in re.findall(r"\d+", path.name)}
+        if not str(path).startswith(DRIVERS) and known & {int(number) for number in re.findall(r"\d+", path.name)}
     ]
 
 

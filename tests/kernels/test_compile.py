@@ -44,7 +44,9 @@ CASES = [  # kernel, fragment bytes, alignment, program of shape.py, 64-bit coun
     ("pull", 2048, 16, "SMALL_LINK", False, NO_SUMS),
     ("pack", 65536, 16, "LOCAL", False, NO_SUMS),
     ("pack", 512, 16, "SMALL_LOCAL", False, PER_BLOCK),
-    ("scatter", 48, 16, "LOCAL", True, PER_BLOCK),
+    ("pull", 2048, 16, "SMALL_LINK", False, PER_BLOCK),
+    ("scatter", 65536, 16, "LOCAL", False, PER_BLOCK),
+    ("scatter", 48, 16, "SMALL_LOCAL", True, PER_BLOCK),
     ("pull", 520, 8, "SMALL_LINK", False, NO_SUMS),
     ("scatter", 6, 2, "SMALL_LOCAL", False, NO_SUMS),
 ]

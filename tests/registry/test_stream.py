@@ -6,7 +6,7 @@ import math
 import time
 
 from kvmarket.registry import stream as stream_module
-from kvmarket.registry.messages import Changes, OfferBlocks, PoolGone, Reply, Retire
+from kvmarket.registry.messages import Changes, PoolGone, Reply, Retire
 from kvmarket.registry.stream import Stream
 
 
@@ -37,13 +37,3 @@ def test_a_retirement_alone_is_due_in_the_end():
     time.sleep(0.001)
     stream.add(Retire("pb", None))
     assert stream.due() < first, "a later one put the first off"
-
-
-def test_a_retirement_goes_when_its_very_slots_are_offered_anew():
-    stream = Stream()
-    stream.routes.add(b"one")
-    retired = [Retire("pa", b"slots"), Retire("pb", b"slots"), Retire("pa", b"other"), Retire("pa", None)]
-    offer = OfferBlocks("pa", "", b"tokens", 0, b"slots", 1, b"generations", b"", -1)
-    for change in (*retired, offer, retired[0]):
-        stream.add(change)
-    assert heard(stream) == [Changes(1, (*retired[1:], offer, retired[0]))], "not one that came after the offer"

@@ -56,6 +56,7 @@ def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(staged_way, "CHUNK_BYTES", 5 * array.layout.slot_bytes)
     monkeypatch.setattr(staged_way, "LAST_BYTES", array.layout.slot_bytes)
     monkeypatch.setattr(rooms, "FEW", 20)
+    monkeypatch.setattr(rooms, "MANY", 20)
     source, own, mover = movers(way, array, target, owner)
     expected = clone(target)
     for count, seed, most in ((1, 1, 4096), (SLOTS, 2, 4096), (17, 3, 4096), (0, 4, 4096), (23, 5, 0), (19, 6, 0)):
@@ -69,6 +70,20 @@ def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyP
         assert (sums is not None) == (way != "copy" and can_sum(source, own))
         if sums is not None:
             assert sums.tolist() == checksum_reference(array, torch.from_numpy(ids)).tolist()
+    mover.close()
+
+
+@pytest.mark.parametrize("owner", PEERS)
+def test_ids_of_many_wide_blocks_stay_in_host_memory(owner: str):
+    many = 3 * rooms.FEW
+    array, target = CASES[0].arrays(layers=2, slots=many + 9)
+    source, own, mover = movers("pull", array, target, owner)
+    ids, places = (np.array(random.Random(seed).sample(range(many + 9), many), np.int64) for seed in (1, 2))
+    expected = clone(target)
+    pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
+    mover.start([Copy(source, ids, places, summed=False)]).finish()
+    assert_bitwise(on("cpu", own), expected)
+    assert mover._rooms._short and not mover._rooms._long
     mover.close()
 
 
