@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import mmap
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.leaks import DRIVERS, Held, left_in_shm
 
-
 NOBODY = 99_999_999  # no process has such a number
+MAPS = """
+import mmap, sys
+print("ready", flush=True)
+sys.stdin.readline()
+file = open(sys.argv[1], "r+b")
+memory = mmap.mmap(file.fileno(), 0)
+memory[:] = bytes(len(memory))
+print("mapped", flush=True)
+sys.stdin.readline()
+"""
 
 
 def test_files_in_shared_memory_are_found_by_their_process_but_not_the_drivers():
@@ -26,18 +36,23 @@ def test_files_in_shared_memory_are_found_by_their_process_but_not_the_drivers()
         drivers.unlink()
 
 
-@pytest.mark.parametrize("name", ["kvmarket-test", Path(DRIVERS).name])
-def test_mapped_memory_counts_unless_it_is_the_drivers(name: str):
-    path, size = Path(f"/dev/shm/{name}.{os.getpid()}"), 8 << 20
+@pytest.mark.parametrize(("name", "counts"), [("kvmarket-test.", True), (Path(DRIVERS).name, False)])
+def test_mapped_memory_counts_unless_it_is_the_drivers(name: str, counts: bool):
+    path, size = Path(f"/dev/shm/{name}{NOBODY}"), 8 << 20
     path.touch()
     os.truncate(path, size)
-    before = Held.by(os.getpid())
     try:
-        with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as memory:
-            memory[:] = bytes(size)
-            held = Held.by(os.getpid())
-            theirs = size if name == "kvmarket-test" else 0
-            assert held.shared - before.shared == theirs
-            assert (held.mappings > before.mappings) == bool(theirs)
+        with subprocess.Popen(
+            [sys.executable, "-c", MAPS, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout.readline() == "ready\n"
+            before = Held.by(process.pid)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "mapped\n"
+            held = Held.by(process.pid)
+            process.communicate("\n")
     finally:
         path.unlink()
+    assert held.shared - before.shared == (size if counts else 0)
+    assert (held.mappings > before.mappings) == counts
