@@ -36,7 +36,7 @@ class WritesBeforeItRetires(Engine):
 
     def _compute(self, slots: np.ndarray, ids: np.ndarray) -> None:
         self._write(slots, ids)
-        time.sleep(0.002)
+        time.sleep(0.02)
         self.market.retire(slots.tolist())
 
 
