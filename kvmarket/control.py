@@ -57,6 +57,7 @@ class ControlHalf:
         self._on_gone = on_gone
         self.staging = OwnPool(staging) if staging else None
         self._pools = [self.pool, self.staging] if self.staging else [self.pool]
+        self._ids = frozenset(pool.id for pool in self._pools)
         self._peers = Peers(self.avoid)
         self._gone: list[str] = []
         self._promises = count(1)
@@ -154,7 +155,7 @@ class ControlHalf:
         """
         array = as_tokens(tokens)
         owner = self.tenant if tenant is None else tenant
-        unwanted = self._unreachable if own else self._unreachable | {pool.id for pool in self._pools}
+        unwanted = self._unreachable if own else self._unreachable | self._ids
         runs, records = self._client.match(array, owner, first, unwanted, DRAIN_SECONDS if own else 0.0)
         found, pools = self._peers.standing(runs, records)
         blocks = sum(map(len, found))
@@ -183,7 +184,7 @@ class ControlHalf:
         Costs some us.
         """
         owner = self.tenant if tenant is None else tenant
-        return self._client.promised(as_tokens(tokens), owner, {pool.id for pool in self._pools})
+        return self._client.promised(as_tokens(tokens), owner, self._ids)
 
     def peers(self) -> int:
         """How many other engines could exchange blocks with this one, as far as is known now."""

@@ -14,10 +14,11 @@ import torch
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
+from kvmarket.flags import leading
 from kvmarket.layout import PagedCache, SlotArray
 from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Hit, PoolDescriptor
-from kvmarket.pool import GenerationReader, Slots, as_slots, leading
+from kvmarket.pool import GenerationReader, Slots, as_slots
 from kvmarket.shared_file import Process
 from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
 from kvmarket.ways import FAILURES, Copy, Mover

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from kvmarket.errors import SlotError
-from kvmarket.pool import Flags, Slots, leading
+from kvmarket.flags import Flags, leading
+from kvmarket.pool import Slots
 from kvmarket.registry.messages import PoolRecord
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.space import Space

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kvmarket import counters
+from kvmarket.flags import Flags, leading
 from kvmarket.kernels import checksum
 from kvmarket.offer import Offers
-from kvmarket.pool import Flags, GenerationReader, leading
+from kvmarket.pool import GenerationReader
 from kvmarket.ways import FAILURES, Int64s, Started
 
 

@@ -10,8 +10,9 @@ import msgspec
 
 from kvmarket import counters
 from kvmarket.errors import LayoutError, TransportError
+from kvmarket.flags import leading
 from kvmarket.offer import Offers, PoolDescriptor
-from kvmarket.pool import GenerationReader, leading
+from kvmarket.pool import GenerationReader
 from kvmarket.registry.messages import PoolRecord
 from kvmarket.registry.standing import Run
 

@@ -38,10 +38,10 @@ def ask_status(place: Address) -> Status:
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     try:
         socket.connect(place.endpoint)
-        socket.send_multipart(pack_message(AskStatus()))
+        socket.send(pack_message(AskStatus()))
         if not socket.poll(2000):
             raise AddressError(f"the service at {place} does not answer; see {place.log}")
-        status = unpack_reply(socket.recv_multipart())
+        status = unpack_reply(socket.recv())
     finally:
         socket.close(linger=0)
         context.term()

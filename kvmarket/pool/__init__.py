@@ -5,12 +5,11 @@ Staging pools allocate and evict slots.
 
 from __future__ import annotations
 
-from kvmarket.pool.generations import GenerationReader, Generations, leading
-from kvmarket.pool.slots import Flags, Slots, UInt64s, as_slots
+from kvmarket.pool.generations import GenerationReader, Generations
+from kvmarket.pool.slots import Slots, UInt64s, as_slots
 from kvmarket.pool.staging import StagingPool, StagingRing
 
 __all__ = [
-    "Flags",
     "GenerationReader",
     "Generations",
     "Slots",
@@ -18,5 +17,4 @@ __all__ = [
     "StagingRing",
     "UInt64s",
     "as_slots",
-    "leading",
 ]

@@ -25,7 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvmarket.errors import PlatformError, SharedMemoryError
-from kvmarket.pool.slots import Flags, Slots, UInt64s, check_slots
+from kvmarket.flags import Flags, leading
+from kvmarket.pool.slots import Slots, UInt64s, check_slots
 from kvmarket.shared_file import SharedFile
 
 _MAGIC = 0x4B564D4B545F3031
@@ -138,11 +139,6 @@ class GenerationReader:
         """
         same: Flags = self._slots[slots] == generations
         return same if self.epoch == epoch else np.zeros_like(same)
-
-
-def leading(flags: Flags) -> int:
-    """How many flags are true before the first that is not."""
-    return int(flags.argmin()) if not flags.all() else len(flags)
 
 
 def _seal(fd: int) -> None:

@@ -13,7 +13,6 @@ from kvmarket.errors import SlotError
 
 Slots: TypeAlias = npt.NDArray[np.int64]
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
-Flags: TypeAlias = npt.NDArray[np.bool_]
 FEW, MANY = 32, 512  # ids; a list is checked fastest up to FEW, a table of all slots from MANY on
 
 

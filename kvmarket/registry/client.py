@@ -106,9 +106,11 @@ class Client:
         the replica; else the watching thread does it.
         """
         with self._lock:
-            replica, end = self._line.replica, time.perf_counter() + seconds
-            while replica.pending and time.perf_counter() < end:
-                self._gone += replica.step()
+            replica = self._line.replica
+            if seconds and replica.pending:
+                end = time.perf_counter() + seconds
+                while replica.pending and time.perf_counter() < end:
+                    self._gone += replica.step()
             runs = replica.space.match(tokens, tenant, first, without)
             return runs, [replica.space.pools[run.pool].record for run in runs]
 
@@ -134,10 +136,10 @@ class Client:
 
     def _tell(self, change: News) -> bool:
         """Tell our replica, and the service."""
-        frames = pack_message(change)
+        frame = pack_message(change)
         with self._lock:
             self._line.replica.add(change)
-            sent = self._line.send(frames)
+            sent = self._line.send(frame)
             if self._line.readable():  # sending may have taken the sign of it that the watching thread waits for
                 os.eventfd_write(self._wake, 1)
             return sent

@@ -1,13 +1,13 @@
 """What travels between engines and the service: typed, bounded, never unpickled.
 
-Each message on the wire is two frames: the protocol, then one of these structs in msgpack. What engines send to change
-the market (`News`) goes on from the service to every engine of the space, in one numbered stream of `Changes`; whoever
-joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes in native order.
+Each message on the wire is one frame: the protocol's name, then one of these structs in msgpack. What engines send to
+change the market (`News`) goes on from the service to every engine of the space, in one numbered stream of `Changes`;
+whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes in native
+order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/5"
+PROTOCOL = b"kvmarket/6\n"  # what every message begins with
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -186,32 +186,31 @@ _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
-def pack_message(message: Request | Reply) -> list[bytes]:
-    """The frames of `message`."""
-    return [PROTOCOL, _encoder.encode(message)]
+def pack_message(message: Request | Reply) -> bytes:
+    """The frame of `message`."""
+    return PROTOCOL + _encoder.encode(message)
 
 
-def unpack_request(frames: Sequence[bytes]) -> Request:
-    """The request in `frames`. Raises VersionError or MessageError."""
-    return _unpack(frames, _requests)
+def unpack_request(frame: bytes) -> Request:
+    """The request in `frame`. Raises VersionError or MessageError."""
+    return _unpack(frame, _requests)
 
 
-def unpack_reply(frames: Sequence[bytes]) -> Reply:
-    """The reply in `frames`. Raises VersionError or MessageError."""
-    return _unpack(frames, _replies)
+def unpack_reply(frame: bytes) -> Reply:
+    """The reply in `frame`. Raises VersionError or MessageError."""
+    return _unpack(frame, _replies)
 
 
-def _unpack(frames: Sequence[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:
-    if not frames or not frames[0].startswith(b"kvmarket/") or len(frames[0]) > 32:
-        raise MessageError("a message without the protocol frame; something else than kvmarket talks to this socket")
-    if frames[0] != PROTOCOL:
+def _unpack(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    if not frame.startswith(PROTOCOL):
+        if not frame.startswith(b"kvmarket/"):
+            raise MessageError("a message that does not begin as ours; something else than kvmarket talks here")
         raise VersionError(
-            f"this process speaks {PROTOCOL.decode()}, the other side {frames[0].decode(errors='replace')}; "
+            f"this process speaks {PROTOCOL.decode().strip()}, the other side "
+            f"{frame[:16].split()[0].decode(errors='replace')}; "
             "run one version of kvmarket on the node, or give each its own address"
         )
-    if len(frames) != 2:
-        raise MessageError(f"a message of {len(frames)} frames where 2 are due")
     try:
-        return decoder.decode(frames[1])
+        return decoder.decode(memoryview(frame)[len(PROTOCOL) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"a message that does not decode: {error}") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvmarket.registry.tokens import Int64s
+from kvmarket.flags import leading
+from kvmarket.registry.tokens import Int32s, Int64s
 
 OFFERS_PER_BLOCK = 64  # several pools of each of a node's engines may offer one system prompt
 NONE = -1
@@ -46,20 +47,16 @@ class Node:
         """Return the number of offers, over all blocks. Cost: O(offers)."""
         return int(np.count_nonzero(self.offers >= 0))
 
-    def reach(self, data: bytes, at: int) -> int:
-        """Return how many leading blocks equal those of `data` from byte `at` on; the first is known to.
+    def reach(self, tokens: Int32s, at: int) -> int:
+        """Return how many leading blocks equal those of `tokens` from `at` on; the first is known to.
 
-        Cost: O(bytes equal), by memcmp.
+        Cost: O(tokens of the node), by memcpy and memcmp.
         """
-        tail, after = self.tail, at + len(self.head)
-        if data.startswith(tail, after):
+        tail, width = self.tail, len(self.head)
+        after = tokens[at + width // 4 : at + (width + len(tail)) // 4]
+        if after.tobytes() == tail:
             return self.size
-        most = min(len(tail), len(data) - after) // 4
-        if most <= 0:
-            return 1
-        differ = np.frombuffer(tail, np.int32, most) != np.frombuffer(data, np.int32, most, after)
-        first = int(differ.argmax())
-        return 1 + (first if differ[first] else most) * 4 // len(self.head)
+        return 1 + leading(np.frombuffer(tail, np.int32, after.size) == after) * 4 // width
 
     def path(self, blocks: int) -> bytes:
         """Return the tokens of the whole prefix that ends with the first `blocks` blocks. Cost: O(tokens)."""
@@ -74,9 +71,7 @@ class Node:
         """Return how many of the first `blocks` blocks come before a hole. Cost: O(1) where the node has no holes."""
         if not self.holes:
             return blocks
-        gone = self.offers[0, :blocks] < 0
-        first = int(gone.argmax())
-        return first if gone[first] else blocks
+        return leading(self.offers[0, :blocks] >= 0)
 
     def add(self, start: int, new: Int64s) -> tuple[Int64s, int]:
         """Put one offer on each block from `start` on, as the newest; those beyond OFFERS_PER_BLOCK fall off.
@@ -87,7 +82,7 @@ class Node:
         end = start + new.size
         part = self.offers[:, start:end]
         known = part == new
-        if known[0].all():
+        if leading(known[0]) == new.size:
             return _NOTHING, 0
         before = int(np.count_nonzero(part >= 0))
         fresh = new[~known.any(axis=0)]
@@ -104,6 +99,10 @@ class Node:
             found = self.offers == gone[0]
         else:
             gone = np.sort(gone)
+            if self.offers.size == gone.size and np.sort(self.offers[0]).tobytes() == gone.tobytes():  # mostly all
+                self.offers[:] = NONE
+                self.holes = gone.size
+                return self.holes
             found = gone.take(gone.searchsorted(self.offers), mode="clip") == self.offers
         count = int(np.count_nonzero(found))
         if count:

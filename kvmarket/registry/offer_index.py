@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmarket.flags import leading
 from kvmarket.registry.tokens import Int64s
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -65,12 +66,13 @@ class OfferIndex:
         self._used = end
         heads, entries = self._heads, np.arange(start, end, dtype=np.int32)
         buckets = hashes & np.uint32(heads.size - 1)
-        while entries.size:  # link each in front of its bucket; of several for one bucket, one a round
+        while True:  # link each in front of its bucket; of several for one bucket, one a round
             self._next[entries] = heads[buckets]
             heads[buckets] = entries
-            lost = heads[buckets] != entries
-            entries, buckets = entries[lost], buckets[lost]
-        return True
+            linked = heads[buckets] == entries
+            if leading(linked) == linked.size:
+                return True
+            entries, buckets = entries[~linked], buckets[~linked]
 
     def nodes(self, offer: int) -> list[int]:
         """Return the numbers of every node that holds this offer, and of some that do not.
@@ -95,7 +97,7 @@ class OfferIndex:
         found, numbers = [offers[:0]], [self._numbers[:0]]
         while True:
             linked = at >= 0
-            if not linked.all():
+            if leading(linked) < linked.size:
                 at, hashes, offers = at[linked], hashes[linked], offers[linked]
             if not at.size:
                 return np.concatenate(found), np.concatenate(numbers)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvmarket.flags import leading
 from kvmarket.registry.messages import Promise
 from kvmarket.registry.tokens import Int32s
 
@@ -71,6 +72,4 @@ class Promises:
         """How many leading whole blocks of `tokens` are promised."""
         promised = np.frombuffer(promise.tokens, np.int32)
         most = min(len(promised), len(tokens))
-        differ = promised[:most] != tokens[:most]
-        same = int(differ.argmax()) if differ.any() else most
-        return same * 4 // self._width
+        return leading(promised[:most] == tokens[:most]) * 4 // self._width

@@ -18,6 +18,7 @@ from kvmarket.registry.offering import Offering, offering_of
 from kvmarket.registry.space import Space
 
 SLICE_BLOCKS = 64  # put up in one step: some 50 us
+_OF_ALL = PoolJoined, PoolGone, Snapshot  # not news of one pool by its engine
 
 
 class _Own(NamedTuple):
@@ -81,7 +82,7 @@ class Replica:
         change = self._queue.popleft()
         if isinstance(change, _Own):
             change, space = change.change, self.space
-        elif not isinstance(change, PoolJoined | PoolGone | Snapshot) and change.pool in self._own:
+        elif not isinstance(change, _OF_ALL) and change.pool in self._own:
             return []
         try:
             match change:

@@ -10,9 +10,9 @@ from itertools import count
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kvmarket.errors import MessageError, MissingBlockError
+from kvmarket.flags import Flags, leading
 from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Promise
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.offering import Offering, array_of
@@ -23,6 +23,7 @@ from kvmarket.registry.tree import Place
 from kvmarket.registry.trie import PrefixTrie
 
 SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
+_SLOTS = np.uint64(1 << SLOT_BITS)
 MAX_BLOCKS = 1 << 22  # in one tenant's trie; beyond it the block matched longest ago goes
 
 
@@ -131,23 +132,24 @@ class Space:
         if tenancy is None:
             return []
         unwanted = {self.pools[pool].number for pool in without if pool in self.pools}
-        chosen: list[Int64s] = []
+        chosen: list[tuple[int, list[Int64s]]] = []  # the number of a pool, and slots of it
         number = 0
         for offers in tenancy.trie.match_arrays(tokens, first):
             while offers.shape[1]:
-                pools = offers >> SLOT_BITS
-                there = pools[:, 0].tolist()
+                there = (offers[:, 0] >> SLOT_BITS).tolist()
                 if number not in there:
                     number = next((n for n in there if n >= 0 and n not in unwanted), 0)
                     if not number:
                         return self._runs(chosen)
-                held = pools == number
+                    chosen.append((number, []))
+                slots = offers ^ (number << SLOT_BITS)  # where the pool is another one, or there is no offer,
+                held = slots.view(np.uint64) < _SLOTS  # upper bits are left
                 if len(offers) > 1:
-                    rows, held = held.argmax(axis=0), held.any(axis=0)
+                    slots, held = slots[held.argmax(axis=0), np.arange(held.shape[1])], held.any(axis=0)
                 else:
-                    rows, held = None, held[0]
-                blocks = len(held) if held.all() else int(held.argmin())
-                chosen.append(offers[0, :blocks] if rows is None else offers[rows[:blocks], np.arange(blocks)])
+                    slots, held = slots[0], held[0]
+                blocks = leading(held)
+                chosen[-1][1].append(slots[:blocks])
                 offers = offers[:, blocks:]
         return self._runs(chosen)
 
@@ -163,7 +165,7 @@ class Space:
             return int(mine[0]) & ((1 << SLOT_BITS) - 1) if len(mine) else -1
         return -1
 
-    def holds(self, offering: Offering) -> NDArray[np.bool_]:
+    def holds(self, offering: Offering) -> Flags:
         """For each block of `offering`, whether its very slot is on offer in that place of the trie.
 
         Or may have been: a block has room for so many offers only.
@@ -215,18 +217,11 @@ class Space:
                 yield Offering(run.pool, tenant, prefix, place, run.slots, run.epoch, run.generations, run.checksums)
                 at += len(run.slots)
 
-    def _runs(self, chosen: list[Int64s]) -> list[Run]:
+    def _runs(self, chosen: list[tuple[int, list[Int64s]]]) -> list[Run]:
         """The runs of consecutive offers, pieces of the same pool in one."""
         runs: list[Run] = []
-        pieces: list[tuple[int, list[Int64s]]] = []
-        for piece in chosen:
-            number = int(piece[0]) >> SLOT_BITS
-            if not pieces or pieces[-1][0] != number:
-                pieces.append((number, []))
-            pieces[-1][1].append(piece)
-        for number, parts in pieces:
-            offers = parts[0] if len(parts) == 1 else np.concatenate(parts)
-            runs += self._by_number[number].runs(offers & ((1 << SLOT_BITS) - 1))
+        for number, parts in chosen:
+            runs += self._by_number[number].runs(parts[0] if len(parts) == 1 else np.concatenate(parts))
         return runs
 
     def _before(self, pool: Pool, offering: Offering) -> Place:
@@ -260,7 +255,7 @@ class Space:
         if not len(slots):
             return
         numbers, offers = pool.tenancies[slots], slots | (pool.number << SLOT_BITS)
-        one = bool((numbers == numbers[0]).all())
+        one = leading(numbers == numbers[0]) == len(numbers)
         for number in (int(numbers[0]),) if one else set(numbers.tolist()):
             tenancy = self._tenancies.get(number)
             if tenancy is None:  # all of it was evicted

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvmarket.errors import MessageError
+from kvmarket.flags import leading
 from kvmarket.registry.messages import PoolRecord
 from kvmarket.registry.offering import UInt64s
 from kvmarket.registry.tokens import Int64s
@@ -49,10 +50,7 @@ class Pool:
                 return slots if self.generations[slot] else slots[:0]
         if len(slots) and int(slots.view(np.uint64).max()) >= len(self.generations):  # below zero too
             raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
-        standing = self.generations[slots]
-        if not standing.any():  # the slots of who reads, mostly
-            return slots[:0]
-        offered: Int64s = slots[standing != 0]
+        offered: Int64s = slots[self.generations[slots] != 0]
         return offered
 
     def runs(self, slots: Int64s) -> Iterator[Run]:
@@ -60,7 +58,7 @@ class Pool:
         epochs, generations = self.epochs[slots], self.generations[slots]
         checksums = self.checksums[slots] if self.summed else None
         first = int(epochs[0])
-        if checksums is None and (epochs == first).all():  # mostly so
+        if checksums is None and leading(epochs == first) == len(slots):  # mostly so
             yield Run(self.record.pool, first, slots, generations, None)
             return
         edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist()]
@@ -71,12 +69,9 @@ class Pool:
 
 
 def distinct(slots: Int64s) -> Int64s:
-    """The slots, each once, in order. Costs some 3 us."""
-    if len(slots) < 2:
+    """The slots, each once, in order. Costs some us."""
+    if leading(slots[1:] > slots[:-1]) >= len(slots) - 1:  # mostly so
         return slots
-    ordered: Int64s = slots.copy()
-    ordered.sort()
+    ordered: Int64s = np.sort(slots)
     new = ordered[1:] != ordered[:-1]
-    if not new.all():
-        ordered = ordered[np.concatenate([[True], new])]
-    return ordered
+    return ordered if leading(new) == len(new) else ordered[np.concatenate([[True], new])]

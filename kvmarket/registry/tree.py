@@ -169,16 +169,15 @@ class Tree:
 
     def _remove_near(self, offers: Int64s) -> int:
         """Take down those offers that share a node with the first one; how many. Cost: O(offers of the node)."""
-        place = self.find(int(offers[0]))
-        if place is None:
-            return 0
-        node = place[0]
-        holes = node.holes
-        count = node.withdraw(offers)
-        self.held -= node.holes - holes
-        self.pairs -= count
-        self._tidy(node)
-        return count
+        for number in self.index.nodes(int(offers[0])):
+            node = self.nodes[number]
+            holes, count = (0, 0) if node is None else (node.holes, node.withdraw(offers))
+            if node is not None and count:
+                self.held -= node.holes - holes
+                self.pairs -= count
+                self._tidy(node)
+                return count
+        return 0
 
     def evict(self, most: int) -> None:
         """Drop leaf blocks, the least recently matched first, until no more than `most` blocks are stored.

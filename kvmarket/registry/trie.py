@@ -73,9 +73,8 @@ class PrefixTrie:
         if not fresh.size:
             return
         row = fresh if not first else np.concatenate((np.full(first, NONE, np.int64), fresh))
-        data = array[: count * self.block_size].tobytes()
         self._tree.clock += 1
-        self._put(self._tree.root, data, row, first)
+        self._put(self._tree.root, array, row, first)
 
     def place(self, offer: int) -> Place | None:
         """Return where the block that has `offer` is, None if none has; good until the trie changes. Cost: some us."""
@@ -102,10 +101,10 @@ class PrefixTrie:
             before = node.path(position + 1)
             blocks = len(before) // tree.width
             row = np.concatenate((np.full(blocks, NONE, np.int64), fresh))
-            self._put(tree.root, before + array.tobytes(), row, blocks)
+            self._put(tree.root, np.concatenate((np.frombuffer(before, np.int32), array)), row, blocks)
         else:
             tree.touch(node)
-            self._put(node, array.tobytes(), fresh, 0)
+            self._put(node, array, fresh, 0)
         return True
 
     def depth(self, place: Place) -> int:
@@ -116,18 +115,19 @@ class PrefixTrie:
             blocks += node.size
         return blocks
 
-    def _put(self, node: Node, data: bytes, row: Int64s, first: int) -> None:
-        """Put `row` on the blocks of `data` below a node, from block `first` on; those before become holes if new."""
-        tree, width = self._tree, self._tree.width
+    def _put(self, node: Node, tokens: Int32s, row: Int64s, first: int) -> None:
+        """Put `row` on the blocks of `tokens` below a node, from block `first` on; those before become holes if new."""
+        tree, size = self._tree, self.block_size
         at, count, rest = 0, row.size, None
+        tokens = tokens[: count * size]
         while at < count:
-            below = node.children and node.children.get(data[at * width : (at + 1) * width])
+            below = node.children and node.children.get(tokens[at * size : (at + 1) * size].tobytes())
             if not below:
-                fresh, last = data[at * width :], row[at:]
+                fresh, last = tokens[at * size :].tobytes(), row[at:]
                 if not tree.lengthen(node, fresh, last):
                     tree.grow(node, fresh, last)
                 break
-            blocks = below.reach(data, at * width)
+            blocks = below.reach(tokens, at * size)
             if blocks < below.size and at + blocks < count:
                 rest, below = below, tree.split(below, blocks)
             tree.offer(below, max(0, first - at), row[max(at, first) : at + blocks])
@@ -149,7 +149,7 @@ class PrefixTrie:
         tokens costs some 10 ns a token more.
         """
         found: list[int] = []
-        for node, blocks in self._walk(as_tokens(tokens).tobytes()):
+        for node, blocks in self._walk(as_tokens(tokens)):
             found += node.offers[0, :blocks].tolist()
         return found
 
@@ -159,7 +159,7 @@ class PrefixTrie:
         Raises TokenError. Cost: as `match`, and O(offers).
         """
         found: list[tuple[int, ...]] = []
-        for node, blocks in self._walk(as_tokens(tokens).tobytes()):
+        for node, blocks in self._walk(as_tokens(tokens)):
             found += _columns(node.offers[:, :blocks])
         return found
 
@@ -170,7 +170,7 @@ class PrefixTrie:
         newest offer of each block, -1 where there are no more. Views of the trie: do not write to them, nor change the
         trie meanwhile. Raises TokenError. Cost: O(tokens matched) by memcmp, and some 2 us for each array.
         """
-        for node, blocks in self._walk(as_tokens(tokens).tobytes(), holes):
+        for node, blocks in self._walk(as_tokens(tokens), holes):
             if first < blocks:
                 yield node.offers[:, first:blocks]
             first = max(0, first - blocks)
@@ -208,26 +208,26 @@ class PrefixTrie:
                 yield tokens, _columns(node.offers[:, start:end])
             waiting += [(child, data) for child in (node.children or {}).values()]
 
-    def _walk(self, data: bytes, holes: bool = False) -> Iterator[tuple[Node, int]]:
-        """Yield each node on the way of `data` and how many of its blocks match and have offers; stamp them.
+    def _walk(self, tokens: Int32s, holes: bool = False) -> Iterator[tuple[Node, int]]:
+        """Yield each node on the way of `tokens` and how many of its blocks match and have offers; stamp them.
 
         With `holes` those without offers count too.
         """
-        tree, width = self._tree, self._tree.width
+        tree, size = self._tree, self.block_size
         tree.clock += 1
         children, at = tree.root.children, 0
         while children:
-            node = children.get(data[at : at + width])
+            node = children.get(tokens[at : at + size].tobytes())
             if node is None:
                 return
-            blocks = node.reach(data, at)
+            blocks = node.reach(tokens, at)
             blocks = blocks if holes else node.leading(blocks)
             if node.stamps is not None:
                 node.stamps[:blocks] = tree.clock
             yield node, blocks
             if blocks < node.size:
                 return
-            at += blocks * width
+            at += blocks * size
             children = node.children
 
     def _check(self) -> None:

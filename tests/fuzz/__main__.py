@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable
 
 from kvmarket.registry.messages import (
+    PROTOCOL,
     Change,
     Changes,
+    News,
     OfferBlocks,
     PoolGone,
     PoolJoined,
@@ -105,18 +107,18 @@ def shoot(runs: int, seed: int) -> dict[str, int]:
 
 def _packed(name: str, chance: random.Random) -> bytes:
     """A message that decodes."""
-    change = chance.choice(made_up(chance))
-    if name != "replica":
-        return pack_message(change)[1]
-    about = PoolJoined(
-        PoolRecord(chance.choice(("new", "theirs")), chance.choice((1, SLOTS)), (Process.current(),), b"x")
-    )
-    changes: list[Change] = [change, chance.choice([about, PoolGone(chance.choice(("new", "theirs")))])]
-    chance.shuffle(changes)
-    number = chance.randrange(4)
-    if chance.random() < 0.2:
-        return pack_message(Snapshot(number, chance.random() < 0.7, chance.random() < 0.7, tuple(changes)))[1]
-    return pack_message(Changes(number, tuple(changes)))[1]
+    message: News | Changes | Snapshot = chance.choice(made_up(chance))
+    if name == "replica":
+        about = PoolJoined(
+            PoolRecord(chance.choice(("new", "theirs")), chance.choice((1, SLOTS)), (Process.current(),), b"x")
+        )
+        changes: list[Change] = [message, chance.choice([about, PoolGone(chance.choice(("new", "theirs")))])]
+        chance.shuffle(changes)
+        number = chance.randrange(4)
+        message = Changes(number, tuple(changes))
+        if chance.random() < 0.2:
+            message = Snapshot(number, chance.random() < 0.7, chance.random() < 0.7, tuple(changes))
+    return pack_message(message).removeprefix(PROTOCOL)
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ class ServiceTarget:
         """Whether the service took the message."""
         before = self.state()
         try:
-            self.service._handle(b"other" if stranger else b"me", unpack_request([PROTOCOL, data]))
+            self.service._handle(b"other" if stranger else b"me", unpack_request(PROTOCOL + data))
         except REFUSALS:
             assert self.state() == before, "a refused message changed the state"
             return False
@@ -120,7 +120,7 @@ class ServiceTarget:
             Retire("mine", None), Sync(), Ping(), AskStatus(), Leave(),
             Promise("mine", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("mine", 1),
         ]  # fmt: skip
-        return [pack_message(each)[1] for each in requests]
+        return [pack_message(each).removeprefix(PROTOCOL) for each in requests]
 
     def close(self) -> None:
         """Remove everything."""
@@ -150,7 +150,7 @@ class ReplicaTarget:
         """Whether the message was one. What it says of pools and offers may be refused all the same."""
         before = state_of(self.replica.space)
         try:
-            reply = unpack_reply([PROTOCOL, data])
+            reply = unpack_reply(PROTOCOL + data)
         except RegistryError:
             assert state_of(self.replica.space) == before, "a refused message changed the state"
             return False
@@ -180,7 +180,7 @@ class ReplicaTarget:
         )  # fmt: skip
         replies: list[Reply] = [Changes(2, (change,)) for change in changes]
         replies += [Changes(2, changes), Changes(1, ()), Snapshot(5, True, True, changes[:2])]
-        return [pack_message(each)[1] for each in replies]
+        return [pack_message(each).removeprefix(PROTOCOL) for each in replies]
 
 
 def check_offering(data: bytes) -> bool:

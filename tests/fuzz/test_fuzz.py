@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmarket.errors import MessageError, VersionError
-from kvmarket.registry.messages import unpack_reply, unpack_request
+from kvmarket.registry.messages import PROTOCOL, unpack_reply, unpack_request
 from tests.fuzz.__main__ import shoot
 from tests.fuzz.targets import check_offering
 
@@ -23,12 +23,11 @@ def test_damaged_and_made_up_messages(seed):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.binary(max_size=200), max_size=4), st.booleans())
-def test_any_frames(frames, versioned):
-    frames = [b"kvmarket/3", *frames] if versioned else frames
+@given(st.binary(max_size=800), st.sampled_from([b"", b"kvmarket/", b"kvmarket/3\n", PROTOCOL]))
+def test_any_frame(frame, begins):
     for unpack in (unpack_request, unpack_reply):
         with suppress(MessageError, VersionError):
-            unpack(frames)
+            unpack(begins + frame)
 
 
 @settings(max_examples=300, deadline=None)

@@ -68,7 +68,7 @@ def test_a_service_of_another_version(engine, own_address):
 
     def answer() -> None:
         route, *_ = router.recv_multipart()
-        router.send_multipart([route, b"kvmarket/999", b"\x80"])
+        router.send_multipart([route, b"kvmarket/999\n\x80"])
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -83,7 +83,7 @@ def test_a_service_of_another_version(engine, own_address):
 def test_an_engine_of_another_version(own_address, monkeypatch):
     engine = ModelEngine(own_address)
     with monkeypatch.context() as patch, pytest.raises(VersionError, match="one version of kvmarket"):
-        patch.setattr(messages, "PROTOCOL", b"kvmarket/0")
+        patch.setattr(messages, "PROTOCOL", b"kvmarket/0\n")
         kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
     engine.close()
 

@@ -58,16 +58,16 @@ class Line:
         self._socket.connect(place.endpoint)
 
     def ask(self, *frames: bytes):
-        self._socket.send_multipart(frames)
+        self.tell(*frames)
         return self.hear()
 
     def hear(self):
         assert self._socket.poll(5000), "no answer"
-        return unpack_reply(self._socket.recv_multipart())
+        return unpack_reply(self._socket.recv())
 
     def ask_status(self) -> Status:
         """What the market holds; whatever else comes before the answer is passed over."""
-        self.tell(*pack_message(AskStatus()))
+        self.tell(pack_message(AskStatus()))
         while not isinstance(answer := self.hear(), Status):
             pass
         return answer
@@ -90,54 +90,54 @@ def join_message(pool: str = "pool") -> Join:
 
 def test_join_status_leave(place):
     with Line(place) as line:
-        joined = line.ask(*pack_message(join_message()))
+        joined = line.ask(pack_message(join_message()))
         assert isinstance(joined, Joined)
         assert joined.service.pid == os.getpid()
         snapshot = line.hear()
         assert isinstance(snapshot, Snapshot)
         assert snapshot.first and snapshot.last
         assert [change.record.pool for change in snapshot.changes] == ["pool"]
-        status = line.ask(*pack_message(AskStatus()))
+        status = line.ask(pack_message(AskStatus()))
         assert isinstance(status, Status)
         assert [member.pid for member in status.members] == [os.getpid()]
-        line.tell(*pack_message(Leave()))
-        assert line.ask(*pack_message(AskStatus())).members == ()
+        line.tell(pack_message(Leave()))
+        assert line.ask(pack_message(AskStatus())).members == ()
 
 
 def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
     with Line(place) as line:
-        line.ask(*pack_message(join_message()))
+        line.ask(pack_message(join_message()))
         first = line.hear().sequence
         generation = b"\1" + bytes(7)
         for slot in range(3):
             slots = bytes([slot]) + bytes(7)
-            line.tell(*pack_message(OfferBlocks("pool", "", bytes(16), 0, slots, 1, generation)))
+            line.tell(pack_message(OfferBlocks("pool", "", bytes(16), 0, slots, 1, generation)))
             heard = line.hear()
             assert heard.sequence == first + 1 + slot
             assert [change.slots for change in heard.changes] == [slots]
-        snapshot = line.ask(*pack_message(Sync()))
+        snapshot = line.ask(pack_message(Sync()))
         assert snapshot.sequence == first + 3
         assert len(snapshot.changes) == 4
-        line.tell(*pack_message(Leave()))
+        line.tell(pack_message(Leave()))
 
 
 def test_a_stranger_gets_no_snapshot(place):
     with Line(place) as line:
         for message in (Sync(), Ping()):
-            assert line.ask(*pack_message(message)).kind == "NotJoinedError"
+            assert line.ask(pack_message(message)).kind == "NotJoinedError"
 
 
 def test_a_member_whose_connection_is_gone_is_removed(place):
     """Its process lives on, and its farewell was lost."""
     with Line(place) as line:
         with Line(place) as lost:
-            assert isinstance(lost.ask(*pack_message(join_message("of the lost one"))), Joined)
-        line.ask(*pack_message(join_message()))
+            assert isinstance(lost.ask(pack_message(join_message("of the lost one"))), Joined)
+        line.ask(pack_message(join_message()))
         deadline = time.monotonic() + 10
         while len(line.ask_status().members) > 1:
-            line.tell(*pack_message(Retire("pool", None)))  # news: now it is found out
+            line.tell(pack_message(Retire("pool", None)))  # news: now it is found out
             assert time.monotonic() < deadline
-        line.tell(*pack_message(Leave()))
+        line.tell(pack_message(Leave()))
 
 
 def test_a_second_service_is_refused(place):
@@ -147,29 +147,31 @@ def test_a_second_service_is_refused(place):
 
 def test_bad_frames_are_refused_and_change_nothing(place):
     chance = random.Random(5)
-    good = pack_message(join_message())[1]
+    good = pack_message(join_message()).removeprefix(PROTOCOL)
     with Line(place) as line:
-        assert isinstance(line.ask(*pack_message(join_message())), Joined)
+        assert isinstance(line.ask(pack_message(join_message())), Joined)
         assert isinstance(line.hear(), Snapshot)
         bad = [
-            [b"kvmarket/2", good],
-            [b"GET / HTTP/1.1", b""],
+            [b"kvmarket/2", good],  # in two frames, as it was
+            [b"kvmarket/2\n" + good],
+            [b"GET / HTTP/1.1"],
+            [b""],
             [PROTOCOL],
-            [PROTOCOL, b"", b""],
-            [PROTOCOL, b"\xc1"],
-            [PROTOCOL, msgspec.msgpack.encode({"type": "nothing"})],
-            [PROTOCOL, msgspec.msgpack.encode({"type": "retire", "pool": "", "slots": None})],
-            *([PROTOCOL, bytes(chance.randrange(256) for _ in range(chance.randrange(40)))] for _ in range(200)),
-            *([PROTOCOL, _mutated(good, chance)] for _ in range(200)),
-            pack_message(join_message()),
-            pack_message(OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8))),
-            pack_message(OfferBlocks("somebody's", "", bytes(16), 0, bytes(8), 1, b"\1" + bytes(7))),
+            [PROTOCOL + good, b"more"],
+            [PROTOCOL + b"\xc1"],
+            [PROTOCOL + msgspec.msgpack.encode({"type": "nothing"})],
+            [PROTOCOL + msgspec.msgpack.encode({"type": "retire", "pool": "", "slots": None})],
+            *([PROTOCOL + bytes(chance.randrange(256) for _ in range(chance.randrange(40)))] for _ in range(200)),
+            *([PROTOCOL + _mutated(good, chance)] for _ in range(200)),
+            [pack_message(join_message())],
+            [pack_message(OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8)))],
+            [pack_message(OfferBlocks("somebody's", "", bytes(16), 0, bytes(8), 1, b"\1" + bytes(7)))],
         ]
         refused = sum(isinstance(line.ask(*frames), Refused) for frames in bad)
         assert refused >= len(bad) - 200
-        status = line.ask(*pack_message(AskStatus()))
+        status = line.ask(pack_message(AskStatus()))
         assert len(status.members) == 1
-        line.tell(*pack_message(Leave()))
+        line.tell(pack_message(Leave()))
 
 
 def _mutated(data: bytes, chance: random.Random) -> bytes:
@@ -178,8 +180,11 @@ def _mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def test_frames_of_another_version_are_told_apart():
-    with pytest.raises(VersionError, match="kvmarket/9"):
-        unpack_reply([b"kvmarket/9", b""])
-    for frames in ([], [b"x" * 100, b""], [b"kvmarket/" + b"9" * 100, b""]):
+    with pytest.raises(VersionError, match="side kvmarket/9; run one version"):
+        unpack_reply(b"kvmarket/9\n\x80")
+    for frame in (b"kvmarket/5", b"kvmarket/" + b"9" * 100, b"kvmarket/\xff"):
+        with pytest.raises(VersionError):
+            unpack_request(frame)
+    for frame in (b"", b"x" * 100, b"kvmarket", PROTOCOL, PROTOCOL + b"\xc1"):
         with pytest.raises(MessageError):
-            unpack_request(frames)
+            unpack_request(frame)

@@ -14,7 +14,7 @@ from kvmarket.pool import GenerationReader, Generations
 from kvmarket.registry import line
 from kvmarket.registry.address import Address
 from kvmarket.registry.line import join_service
-from kvmarket.registry.messages import AskStatus, pack_message
+from kvmarket.registry.messages import PROTOCOL, AskStatus, pack_message
 from kvmarket.shared_file import Process, SharedFile
 from tests.registry.test_service import join_message
 
@@ -43,7 +43,7 @@ def answered(endpoint: str) -> bool:
     context = zmq.Context()
     socket = context.socket(zmq.DEALER)
     socket.connect(endpoint)
-    socket.send_multipart(pack_message(AskStatus()))
+    socket.send(pack_message(AskStatus()))
     heard = bool(socket.poll(1000))
     socket.close(linger=0)
     context.term()
@@ -94,7 +94,7 @@ def test_another_users_service_is_refused(own_address, monkeypatch):
 def test_another_version_is_told_so(market_address, monkeypatch):
     context = zmq.Context()
     with monkeypatch.context() as patched:
-        patched.setattr(line, "pack_message", lambda message: [b"kvmarket/9", pack_message(message)[1]])
+        patched.setattr(line, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/9\n"))
         with pytest.raises(VersionError, match="one version"):
             join_service(context, Address(market_address), join_message(), threading.Event())
     context.term()
