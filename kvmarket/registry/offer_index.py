@@ -10,7 +10,7 @@ from kvmarket.registry.tokens import Int64s
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
-_LEAST = 4096
+_LEAST, _LITTLE = 4096, 1 << 18  # entries
 
 
 class OfferIndex:
@@ -22,7 +22,8 @@ class OfferIndex:
 
     12 bytes an entry (32 bits of hash, node, next entry of the bucket), 4 a bucket. Room is 1.5 times what was alive at
     the last reset, so a steady state costs some 16 to 24 bytes an offer, and resets cost O(1) an added offer,
-    amortized.
+    amortized. Where that is little memory it is more, up to eight times: all replicas of a market come to their resets
+    with the same offer, and each takes as long as some five offers of 64 blocks do.
     """
 
     __slots__ = ("_hashes", "_heads", "_next", "_numbers", "_used")
@@ -35,11 +36,11 @@ class OfferIndex:
         return self._used
 
     def reset(self, alive: int) -> None:
-        """Forget everything and make room for `alive` offers and half as many again; the owner then adds them all.
+        """Forget everything and make room for `alive` offers and at least half as many; the owner then adds them all.
 
         Cost: O(alive), a few ns an offer; adding them costs some 20 ns an offer.
         """
-        room = max(_LEAST, alive * 3 // 2)
+        room = max(_LEAST, alive * 3 // 2, min(8 * alive, _LITTLE))
         self._heads = np.full(1 << (room.bit_length() - 1), -1, np.int32)
         self._hashes = np.empty(room, np.uint32)
         self._next = np.empty(room, np.int32)
