@@ -85,6 +85,19 @@ def serving(path: Path) -> str:
     return "\n".join([f"{result['gpu']}. {text}From `bench/results/{path.name}`.", *markdown(head, rows)])
 
 
+def waits(path: Path) -> str:
+    """One row for each length and number of requests at a time: both engines' requests a second, and first tokens."""
+    result = json.loads(path.read_text())
+    cells = {(row["tokens"], row["window"], row["mode"]): row for row in result["rows"]}
+    rows = []
+    for tokens, window in sorted({(tokens, window) for tokens, window, _ in cells}):
+        on, off = (cells[tokens, window, mode] for mode in ("waits", "does not"))
+        rate = on["requests_per_s"] / off["requests_per_s"]
+        rows.append([f"{tokens:,}", str(window), f"{rate:.2f}", *(short(row["p50"]) for row in (on, off))])
+    head = ["prompt tokens", "at a time", "requests/s, waiting over not", "first token p50, waiting, ms", "not waiting"]
+    return "\n".join([f"{result['gpu']}. From `bench/results/{path.name}`.", *markdown(head, rows)])
+
+
 def outputs(path: Path) -> str:
     """One row for each mode: answers, those that imports left the same, and the model's own spread."""
     result = json.loads(path.read_text())

@@ -8,7 +8,10 @@ Nowhere, in the engine's own cache, in a peer's pool, in host memory.
 One request at a time, Llama-3.1-8B shape, bf16, CUDA graphs. `--prompts` fresh random prompts of each length; each is
 prefilled once and then asked for `--again` times from every other place, the asking engine's own cache emptied before.
 On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
-second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time.
+second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time. Cores of rented
+machines differ by half, as their neighbours work: the engines without host memory move to other CORES together before
+each round, so that what is compared was measured on the same ones. Those with host memory keep all cores: their threads
+need them.
 
 `bytes`: KV of the prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a
 peer those bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the
@@ -20,10 +23,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import random
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ from tests.vllm_hook.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
 LMCACHE = {"LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": str(HOST_GIB), "LMCACHE_CHUNK_SIZE": "256"}
+CORES = 8
 OWN, PEER = "own prefix cache", "peer's pool"
 HOSTS = {"offload": "host memory (OffloadingConnector)", "lmcache": "host memory (LMCache)"}
 GOAL_BYTES, GOAL_MS = 1.15, 2.0
@@ -61,6 +67,7 @@ class Bench:
         self.engines, self.block_size, self.prompts, self.again = engines, block_size, prompts, again
         self.samples: Samples = defaultdict(list)
         self.wrong: list[str] = []
+        self.cores, self.random = sorted(os.sched_getaffinity(0)), random.Random(1)
 
     def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> list[int]:
         """Time one token of a prompt; `cached` is how many tokens vLLM must report as not computed."""
@@ -85,6 +92,7 @@ class Bench:
             time.sleep(0.3)
             again = 2 if warm else self.again
             for _ in range(again):
+                self.move()
                 firsts[OWN] = ask("plain", OWN, whole)
                 firsts[PEER] = ask("reader", PEER, whole)
                 firsts[f"{OWN}, hook on"] = ask("reader", f"{OWN}, hook on", whole)
@@ -98,6 +106,14 @@ class Bench:
                     self.engines[engine].ask("reset")
                     firsts[HOSTS[engine]] = ask(engine, HOSTS[engine])
                     self.compare(tokens, firsts)
+
+    def move(self) -> None:
+        """Have all engines without host memory run on the same few cores, others than before."""
+        cores = self.random.sample(self.cores, min(CORES, len(self.cores)))
+        for engine in (engine for name, engine in self.engines.items() if name not in HOSTS):
+            for thread in Path(f"/proc/{engine.pid}/task").iterdir():
+                with suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(thread.name), cores)
 
     def compare(self, tokens: int, firsts: dict[str, list[int]]) -> None:
         """Note where the same prompt had another first token."""

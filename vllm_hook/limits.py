@@ -11,7 +11,7 @@ from kvmarket.errors import MisuseError
 from vllm_hook import compat
 from vllm_hook.drafts import WITHOUT_KV
 
-WAIT_TOKENS = 2048  # prefilling so many takes about five times as long as importing them
+WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
 _LARGEST_UNCUT = 64  # tokens of a block

@@ -151,8 +151,8 @@ class SchedulerSide:
             counters.add("vllm_tokens_local", track.hit * self._block_size)
             track.hit = 0
         if track and self._offers and not track.refusal:
-            tokens, at_hand = track.tokens(request.num_tokens), track.known + external // self._block_size
-            self._waits.begin(self._control, request.request_id, tokens, track.tenant, at_hand)
+            blocks, at_hand = request.num_tokens // self._block_size, track.known + external // self._block_size
+            self._waits.begin(self._control, request.request_id, track, blocks, at_hand)
         self._retire(track.whole(slots) if track else slots)
         if external and track:
             self._take_off(track)

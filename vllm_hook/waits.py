@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.registry.tokens import Int32s
+from vllm_hook.tracks import Track
 
 STALLED_SECONDS = 1.0  # without a new block on offer: whoever promised it is stuck, or computes something else first
 
@@ -60,12 +61,14 @@ class Waits:
             return self._go_on(request)
         return True
 
-    def begin(self, control: ControlHalf, request: str, tokens: Int32s, tenant: str, at_hand: int) -> None:
-        """The request is scheduled, with `at_hand` blocks of its prompt computed or imported: promise the others."""
-        blocks = len(tokens) // self._block_size
+    def begin(self, control: ControlHalf, request: str, track: Track, blocks: int, at_hand: int) -> None:
+        """The request is scheduled, `at_hand` of its prompt's whole `blocks` computed or imported: promise the others.
+
+        Costs nothing where those are too few, else what telling the prompt costs.
+        """
         if self._blocks and blocks - at_hand >= self._blocks and request not in self._promised:
-            whole = tokens[: blocks * self._block_size]
-            self._promised[request] = control.promise(whole, tenant=tenant), blocks
+            whole = track.tokens(blocks * self._block_size)
+            self._promised[request] = control.promise(whole, tenant=track.tenant), blocks
 
     def offered(self, control: ControlHalf, request: str, blocks: int) -> None:
         """The first `blocks` blocks of the request are on offer now: its promise is kept when those are all."""
