@@ -153,7 +153,7 @@ class Line:
 
     def _receive(self) -> bool:
         """Hand the replica one message, if one has come; whether one had."""
-        if self._socket is None or not self.readable():  # an exception takes ten times as long
+        if self._socket is None or not self.readable():
             return False
         frame = self._socket.recv(zmq.NOBLOCK)
         self._heard = time.monotonic()

@@ -163,7 +163,7 @@ class Service:
 
     def _drain(self, most: int = 256) -> None:
         for _ in range(most):
-            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # an exception takes ten times as long
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return
             route, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             try:
