@@ -67,7 +67,7 @@ class Pair:
     def offered(self, engine: EngineProcess, *prompts: list[int], tokens: int = 1) -> list[list[int]]:
         """Have the prompts prefilled and their blocks offered; returns the tokens that follow."""
         answer = engine.generate(list(prompts), tokens)
-        time.sleep(VISIBLE)
+        time.sleep(3 * VISIBLE)  # idle workers of an engine with several ranks spin on all cores for a while
         return answer["tokens"]
 
     def fetched(self) -> list[int]:
