@@ -107,7 +107,7 @@ class Client:
         """
         with self._lock:
             replica = self._line.replica
-            if seconds and replica.pending:
+            if seconds:
                 end = time.perf_counter() + seconds
                 while replica.pending and time.perf_counter() < end:
                     self._gone += replica.step()

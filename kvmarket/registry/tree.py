@@ -154,13 +154,10 @@ class Tree:
         edges = np.flatnonzero(np.diff(numbers, prepend=NONE)).tolist()
         touched, removed = [], 0
         for start, end in zip(edges, [*edges[1:], numbers.size], strict=False):
-            node = self.nodes[numbers[start]]
-            holes, count = (0, 0) if node is None else (node.holes, node.withdraw(known[start:end]))
-            if node is not None and count:
+            node, count = self._withdraw(int(numbers[start]), known[start:end])
+            if node is not None:
                 removed += count
-                self.held -= node.holes - holes
                 touched.append(node)
-        self.pairs -= removed
         for node in touched:
             self._tidy(node)
         if len(self.index) > 4 * self.pairs + 65536:
@@ -170,14 +167,24 @@ class Tree:
     def _remove_near(self, offers: Int64s) -> int:
         """Take down those offers that share a node with the first one; how many. Cost: O(offers of the node)."""
         for number in self.index.nodes(int(offers[0])):
-            node = self.nodes[number]
-            holes, count = (0, 0) if node is None else (node.holes, node.withdraw(offers))
-            if node is not None and count:
-                self.held -= node.holes - holes
-                self.pairs -= count
+            node, count = self._withdraw(number, offers)
+            if node is not None:
                 self._tidy(node)
                 return count
         return 0
+
+    def _withdraw(self, number: int, offers: Int64s) -> tuple[Node | None, int]:
+        """Take offers off the node of this number, which the caller then tidies: it, and how many; None if it had none.
+
+        Cost: O(offers of the node).
+        """
+        node = self.nodes[number]
+        if node is None:
+            return None, 0
+        holes, count = node.holes, node.withdraw(offers)
+        self.held -= node.holes - holes
+        self.pairs -= count
+        return (node, count) if count else (None, 0)
 
     def evict(self, most: int) -> None:
         """Drop leaf blocks, the least recently matched first, until no more than `most` blocks are stored.
