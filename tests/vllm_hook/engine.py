@@ -198,6 +198,13 @@ class Engine:
         names = {name: f"vllm:spec_decode_num_{name}_tokens" for name in ("draft", "accepted")}
         return {name: values[metric] for name, metric in names.items()}
 
+    def found(self, prompt: list[int]) -> dict[str, Any]:
+        """How many blocks of a prompt peers have on offer, as far as this engine has heard."""
+        from vllm_hook.tracks import tenant_of
+
+        connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
+        return {"blocks": connector._scheduler._control.match(prompt, tenant=tenant_of("", None)).blocks}
+
     def ranks(self) -> dict[str, Any]:
         """The counters of kvmarket in each worker, by rank."""
         return {"ranks": self.llm.collective_rpc(rank_counters)}

@@ -64,11 +64,19 @@ class Pair:
     one: EngineProcess
     node: Node
 
-    def offered(self, engine: EngineProcess, *prompts: list[int], tokens: int = 1) -> list[list[int]]:
-        """Have the prompts prefilled and their blocks offered; returns the tokens that follow."""
-        answer = engine.generate(list(prompts), tokens)
-        time.sleep(3 * VISIBLE)  # idle workers of an engine with several ranks spin on all cores for a while
-        return answer["tokens"]
+    def offered(self, *prompts: list[int], tokens: int = 1) -> list[list[int]]:
+        """Have `a` prefill the prompts until `b` has heard of all their blocks; returns the tokens that follow.
+
+        Idle workers of an engine with several ranks spin for a while: news may take seconds on two cores.
+        """
+        outputs = self.a.generate(list(prompts), tokens)["tokens"]
+        end = time.monotonic() + 60
+        for prompt, output in zip(prompts, outputs, strict=True):
+            known = [*prompt, *output[:-1]]  # the KV of the last token is not computed
+            while self.b.ask("found", prompt=known)["blocks"] < len(known) // BLOCK:
+                assert time.monotonic() < end, "offers were not seen"
+                time.sleep(0.01)
+        return outputs
 
     def fetched(self) -> list[int]:
         """How many blocks each rank of `b` has fetched so far."""
@@ -103,7 +111,7 @@ def test_prefixes_and_decoded_blocks_are_imported_by_every_rank(pair: Pair):
     blocks = 0
     for _ in range(3):
         prompts = [pair.node.prompt(pair.node.random.randrange(40, 300)) for _ in range(3)]
-        outputs = pair.offered(pair.a, *prompts, tokens=40)
+        outputs = pair.offered(*prompts, tokens=40)
         turns = [[*prompt, *output, 3] for prompt, output in zip(prompts, outputs, strict=True)]
         whole = [(len(turn) - 2) // BLOCK for turn in turns]
         answer = pair.b.generate(turns, 32)
@@ -115,7 +123,7 @@ def test_prefixes_and_decoded_blocks_are_imported_by_every_rank(pair: Pair):
 
 def test_one_rank_that_cannot_load(pair: Pair):
     prompt = pair.node.prompt(300)
-    pair.offered(pair.a, prompt)
+    pair.offered(prompt)
     imported, fetched = pair.b.ask("counters").get("vllm_tokens_imported", 0), pair.fetched()
     pair.node.gate.touch()
     answer = pair.b.generate([prompt], 32)
@@ -127,8 +135,9 @@ def test_one_rank_that_cannot_load(pair: Pair):
 
 def test_an_engine_of_one_rank_never_matches(pair: Pair):
     prompts = [pair.node.prompt(200) for _ in range(2)]
-    pair.offered(pair.a, prompts[0])
-    pair.offered(pair.one, prompts[1])
+    pair.offered(prompts[0])
+    pair.one.generate([prompts[1]])
+    time.sleep(VISIBLE)
     assert pair.one.generate([prompts[0]])["cached"] == [0]
     assert pair.b.generate([prompts[1]])["cached"] == [0]
     assert pair.b.generate([prompts[0]])["cached"] == [199 // BLOCK * BLOCK]
