@@ -129,7 +129,7 @@ Change = News | PoolJoined | PoolGone
 
 
 class Changes(msgspec.Struct, frozen=True, tag="changes"):
-    """What has changed in a space since the message numbered one less; empty when it only tells the number."""
+    """What others have changed in a space since the message numbered one less; empty when it only tells the number."""
 
     sequence: Counter
     changes: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_CHANGES)]

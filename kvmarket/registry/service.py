@@ -87,7 +87,6 @@ class Service:
         self._watched: dict[int, str] = {}  # pidfd -> member
         self._lost: set[bytes] = set()  # connections of members that are gone
         self._counters: Counter[str] = Counter()
-        self._packed: tuple[Reply | None, bytes] = None, b""
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (
@@ -181,7 +180,7 @@ class Service:
             case Join():
                 self._join(route, request)
             case OfferBlocks() | Retire() | Promise() | Settle():
-                self._streams[self._book.hear(member, request)].add(request)
+                self._streams[self._book.hear(member, request)].add(request, route)
             case Sync() | Ping() if not member:
                 raise NotJoinedError("a message of somebody who has not joined; join (again)")
             case Sync():
@@ -243,11 +242,9 @@ class Service:
 
     def _send(self, route: bytes, reply: Reply) -> bool:
         """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
-        if self._packed[0] is not reply:  # one reply often goes to many
-            self._packed = reply, pack_message(reply)
         try:
             self._socket.send(route, zmq.NOBLOCK | zmq.SNDMORE)
-            self._socket.send(self._packed[1], zmq.NOBLOCK)
+            self._socket.send(pack_message(reply), zmq.NOBLOCK)
         except zmq.ZMQError as error:
             self._counters["reply_dropped"] += 1
             if error.errno == errno.EHOSTUNREACH and route in self._routes:

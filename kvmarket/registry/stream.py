@@ -1,4 +1,7 @@
-"""The stream of one space, from the service to every engine in it: numbered, so that an engine sees what it missed."""
+"""The stream of one space, from the service to every engine in it, of all that the others say.
+
+Numbered for each engine, so that it sees what it missed.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +27,14 @@ class Stream:
 
     def __init__(self) -> None:
         """Nobody listens yet."""
-        self.sequence = 0
-        self.routes: set[bytes] = set()
+        self.routes: dict[bytes, int] = {}  # the number of the last message to each, received or missed
         self._behind: set[bytes] = set()
-        self._waiting: list[Change] = []
+        self._waiting: list[tuple[Change, bytes]] = []
         self._due = math.inf  # when what waits must go out
 
-    def add(self, change: Change) -> None:
-        """Something has changed; it goes out with the next `flush`."""
-        self._waiting.append(change)
+    def add(self, change: Change, by: bytes = b"") -> None:
+        """Something has changed; it goes out with the next `flush`, but not to the connection that it came `by`."""
+        self._waiting.append((change, by))
         lingers = isinstance(change, Retire)
         self._due = min(self._due, time.monotonic() + (LINGER_SECONDS if lingers else 0.0))
 
@@ -43,29 +45,30 @@ class Stream:
     def flush(self, send: Send) -> None:
         """Send what was added to all who listen. Costs some us, and each message once per connection."""
         for route in list(self._behind):
-            if send(route, Changes(self.sequence, ())):
+            if send(route, Changes(self.routes[route], ())):
                 self._behind.discard(route)
         waiting, self._waiting, self._due = self._waiting, [], math.inf
-        for part, _ in _parts(waiting, CHANGES_BYTES):
-            self.sequence += 1
-            changes = Changes(self.sequence, part)
-            self._behind |= {route for route in self.routes - self._behind if not send(route, changes)}
+        for route in self.routes if waiting else ():
+            for part, _ in _parts((change for change, by in waiting if by != route), CHANGES_BYTES):
+                self.routes[route] += 1
+                if route not in self._behind and not send(route, Changes(self.routes[route], part)):
+                    self._behind.add(route)
 
     def welcome(self, route: bytes, standing: Iterable[Change], send: Send) -> None:
         """Send all that stands, which has what was added so far in it, to one who listens from here on."""
         self.flush(send)
-        self.routes.add(route)
+        number = self.routes.setdefault(route, 0)
         self._behind.discard(route)
         first = True
         for part, last in _parts(standing, SNAPSHOT_BYTES):
-            if not send(route, Snapshot(self.sequence, first, last, part)):
+            if not send(route, Snapshot(number, first, last, part)):
                 self._behind.add(route)
                 return
             first = False
 
     def forget(self, route: bytes) -> None:
         """A connection listens no longer."""
-        self.routes.discard(route)
+        self.routes.pop(route, None)
         self._behind.discard(route)
 
 

@@ -105,20 +105,23 @@ def test_join_status_leave(place):
 
 
 def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
-    with Line(place) as line:
-        line.ask(pack_message(join_message()))
+    with Line(place) as line, Line(place) as other:
+        assert isinstance(other.ask(pack_message(join_message("other"))), Joined)
+        assert isinstance(line.ask(pack_message(join_message())), Joined)
         first = line.hear().sequence
         generation = b"\1" + bytes(7)
         for slot in range(3):
             slots = bytes([slot]) + bytes(7)
-            line.tell(pack_message(OfferBlocks("pool", "", bytes(16), 0, slots, 1, generation)))
+            line.tell(pack_message(OfferBlocks("pool", "", bytes(16), 0, slots, 1, generation)))  # not told to itself
+            other.tell(pack_message(OfferBlocks("other", "", bytes(16), 0, slots, 1, generation)))
             heard = line.hear()
             assert heard.sequence == first + 1 + slot
-            assert [change.slots for change in heard.changes] == [slots]
+            assert [(change.pool, change.slots) for change in heard.changes] == [("other", slots)]
         snapshot = line.ask(pack_message(Sync()))
         assert snapshot.sequence == first + 3
-        assert len(snapshot.changes) == 4
-        line.tell(pack_message(Leave()))
+        assert len(snapshot.changes) == 8
+        for each in (line, other):
+            each.tell(pack_message(Leave()))
 
 
 def test_a_stranger_gets_no_snapshot(place):

@@ -19,7 +19,7 @@ def heard(stream: Stream) -> list[Reply]:
 
 def test_retirements_linger_until_something_comes_that_others_wait_for():
     stream = Stream()
-    stream.routes.add(b"one")
+    stream.routes[b"one"] = 0
     assert stream.due() == math.inf
     stream.add(Retire("pa", None))
     assert 0 < stream.due() <= stream_module.LINGER_SECONDS
@@ -37,3 +37,22 @@ def test_a_retirement_alone_is_due_in_the_end():
     time.sleep(0.001)
     stream.add(Retire("pb", None))
     assert stream.due() < first, "a later one put the first off"
+
+
+def test_nobody_is_told_what_he_said_himself():
+    stream, replies = Stream(), {b"one": [], b"two": [], b"three": []}
+    stream.routes.update(dict.fromkeys(replies, 0))
+
+    def flush() -> None:
+        stream.flush(lambda route, reply: replies[route].append(reply) is None)
+
+    stream.add(Retire("pa", None), b"one")
+    flush()
+    stream.add(Retire("pb", None), b"two")
+    stream.add(Retire("pa", None), b"one")
+    stream.add(PoolGone("pc"))
+    flush()
+    first, second, gone = Retire("pa", None), Retire("pb", None), PoolGone("pc")
+    assert replies[b"one"] == [Changes(1, (second, gone))]
+    assert replies[b"two"] == [Changes(1, (first,)), Changes(2, (first, gone))]
+    assert replies[b"three"] == [Changes(1, (first,)), Changes(2, (second, first, gone))]
