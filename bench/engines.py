@@ -17,16 +17,30 @@ import torch
 from numpy.typing import NDArray
 
 import kvmarket
+from kvmarket.control import ControlHalf
+from kvmarket.offer import Stage
+from kvmarket.transport import export
 
 BLOCK = 16
 VOCABULARY = 128_000
+FINGERPRINT = kvmarket.Fingerprint.of(model="benchmark")
 
 
 def join(address: str, slots: int) -> kvmarket.Market:
     """Join the market at `address` with a cache of `slots` slots of a few bytes."""
+    return kvmarket.connect(_cache(slots), FINGERPRINT, address=address)
+
+
+def join_as_scheduler(address: str, slots: int) -> ControlHalf:
+    """The half of such an engine that the scheduling thread of vLLM has: it does not match what it offers itself."""
+    cache = _cache(slots)
+    stage = Stage(cache.layout, (export(cache.storages()),))
+    return ControlHalf([stage], FINGERPRINT, address=address, finds_own=False)
+
+
+def _cache(slots: int) -> kvmarket.PagedCache:
     torch.set_num_threads(1)
-    cache = kvmarket.PagedCache([torch.zeros((slots, 2, BLOCK, 4), dtype=torch.int16)], block_size=BLOCK)
-    return kvmarket.connect(cache, kvmarket.Fingerprint.of(model="benchmark"), address=address)
+    return kvmarket.PagedCache([torch.zeros((slots, 2, BLOCK, 4), dtype=torch.int16)], block_size=BLOCK)
 
 
 def prompt(blocks: int, *seed: int) -> NDArray[np.int32]:
@@ -70,4 +84,14 @@ def market_address() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-__all__ = ["BLOCK", "Child", "Connection", "await_all", "join", "market_address", "prompt", "wait_until"]
+__all__ = [
+    "BLOCK",
+    "Child",
+    "Connection",
+    "await_all",
+    "join",
+    "join_as_scheduler",
+    "market_address",
+    "prompt",
+    "wait_until",
+]

@@ -7,7 +7,7 @@ Eight engines publish 2,000 blocks of 16 tokens a second in all, in one of two w
 blocks that are appended to a conversation of 448 blocks and more. Between that each matches a prompt of 8,192
 tokens (an int32 array) once a millisecond, as the steps of a scheduler do.
 
-`visible`: from the return of `publish` to the return of the first match, in another engine, that finds all of it. For
+`visible`: from the return of `offer` to the return of the first match, in another engine, that finds all of it. For
 prompts each pair of an offer and another engine counts; of conversations each engine watches one other at a time, and
 what was there before it looked does not count. Its ceiling is half the time between two matches. `bytes`: the tokens
 published at once. `match`: each call of every engine, wall time and CPU time of the calling thread; its ceiling is
@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import kvmarket
 from bench import report
-from bench.engines import BLOCK, Child, Connection, await_all, join, market_address, prompt, wait_until
+from bench.engines import BLOCK, Child, Connection, await_all, join_as_scheduler, market_address, prompt, wait_until
+from kvmarket.offer import Hit
 
 PROMPT_BLOCKS, TAIL, STEP = 512, 64, 0.001
 BASE = PROMPT_BLOCKS - TAIL
@@ -63,9 +63,8 @@ class Engine:
 
     def __init__(self, pipe: Connection, who: int, plan: Plan, address: str) -> None:
         self.who, self.plan = who, plan
-        self.market = join(address, BASE + RING)
-        self.base = list(range(BASE))
-        self.market.publish(prompt(BASE, who), self.base)
+        self.control = join_as_scheduler(address, BASE + RING)
+        self._offer(prompt(BASE, who), list(range(BASE)))
         self.published: list[float] = []  # moments, by offer
         self.seen: list[tuple[int, int, float, float]] = []  # engine, offer, moment, looked for since
         self.costs: list[tuple[int, int]] = []  # ns: wall, CPU of this thread
@@ -80,7 +79,7 @@ class Engine:
         self._run(pipe.recv())
         pipe.send((self.published, self.seen, self.costs, self.looks))
         pipe.recv()
-        self.market.close()
+        self.control.close()
 
     def _run(self, start: float) -> None:
         look = self._look_at_conversation if self.plan.single else self._look_at_prompts
@@ -95,14 +94,16 @@ class Engine:
 
     def _publish(self, n: int) -> None:
         tokens, end = self._prompt(n, self.who), self.plan.end(n)
-        if self.plan.single:
-            ring = [BASE + (n - n % TAIL + i) % RING for i in range(n % TAIL + 1)]
-            slots, fresh = self.base + ring, ring[-1:]
-        else:
-            slots = fresh = [BASE + (n * TAIL + i) % RING for i in range(TAIL)]
-        self.market.retire(fresh)
-        self.market.publish(tokens[: end * BLOCK], slots)
+        blocks = [n] if self.plan.single else range(n * TAIL, (n + 1) * TAIL)
+        slots = [BASE + block % RING for block in blocks]
+        self.control.retire(slots)
+        self._offer(tokens[: end * BLOCK], slots)
         self.published.append(time.monotonic())
+
+    def _offer(self, tokens: NDArray[np.int32], slots: list[int]) -> None:
+        """The last blocks of `tokens`, which lie in `slots`."""
+        generations = self.control.generations(slots)
+        self.control.offer(tokens, slots, generations, first=len(tokens) // BLOCK - len(slots))
 
     def _look_at_prompts(self, now: float) -> None:
         """At the oldest prompt that should be there, or at one that nobody waits for."""
@@ -128,9 +129,9 @@ class Engine:
             self._talk, self._found, self._grew = self._talk + 1, 0, now
             self._since = time.monotonic()
 
-    def _match(self, tokens: NDArray[np.int32]) -> kvmarket.Hit:
+    def _match(self, tokens: NDArray[np.int32]) -> Hit:
         wall, cpu = perf_counter_ns(), thread_time_ns()
-        hit = self.market._control.match(tokens, own=False)  # as a scheduling thread does
+        hit = self.control.match(tokens)
         self.costs.append((perf_counter_ns() - wall, thread_time_ns() - cpu))
         self.looks.append(time.monotonic())
         return hit

@@ -24,8 +24,6 @@ from kvmarket.registry.offering import Offering
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 from kvmarket.transport import ShmMemory
 
-DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
-
 
 class ControlHalf:
     """Joins the market for one engine; publishes, matches and retires for it. Thread-safe.
@@ -42,13 +40,15 @@ class ControlHalf:
         staging: Sequence[Stage] | None = None,
         generations: Generations | None = None,
         on_gone: Callable[[Sequence[str]], None] | None = None,
+        finds_own: bool = True,
     ) -> None:
         """Join the market at `address` with the pool that `stages` make up, and a staging pool if any.
 
         `generations`: those of the memory, where several markets share it. `on_gone` hears of pools that have gone, on
-        a thread of the market's own. Starts the market's service if nobody has, which costs about a second; else this
-        costs some milliseconds. Raises FingerprintError, LayoutError (an engine of this fingerprint has other
-        geometry), AddressError, VersionError, NamespaceError, RefusedError.
+        a thread of the market's own. `finds_own`: whether `match` finds what this engine itself offers. Starts the
+        market's service if nobody has, which costs about a second; else this costs some milliseconds. Raises
+        FingerprintError, LayoutError (an engine of this fingerprint has other geometry), AddressError, VersionError,
+        NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
         self.tenant = tenant
@@ -73,7 +73,7 @@ class ControlHalf:
             tuple(pool.record() for pool in self._pools),
         )
         try:
-            self._client = Client(Address(address), join, self._forget, self._offer_again)
+            self._client = Client(Address(address), join, self._forget, self._offer_again, finds_own)
         except KVMarketError:
             for pool in self._pools:
                 pool.close()
@@ -111,8 +111,8 @@ class ControlHalf:
         How many leading ones still had them.
 
         Call it only when what wrote the blocks has completed. Slots retired since are left out, with all that follow
-        them. `checksums` go with the offers. Visible to others when the service has read the message; never waits.
-        Raises TokenError, SlotError. Costs one pass over the prefix.
+        them. `checksums` go with the offers. Visible to others when the service has read the message; never waits. Do
+        not write to the arrays given any more. Raises TokenError, SlotError. Costs one pass over the prefix.
         """
         array, pool = as_tokens(tokens), self._own(staged)
         if (first + len(slots)) * self.block_size != len(array):
@@ -145,18 +145,17 @@ class ControlHalf:
             ledger = self.pool.standing()
             ledger.news(self._offering(self.pool, as_tokens(tokens), slots, generations, None, 0, None))
 
-    def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0, own: bool = True) -> Hit:
+    def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0) -> Hit:
         """The longest offered prefix of `tokens`, every whole block from block `first` on.
 
-        Without this engine's own pools unless `own`. Offers that are dead already do not count, nor what follows them.
-        Answered from this engine's replica of the market, whether or not its service lives. Raises TokenError. Costs
-        some 20 us at 8,192 tokens (int32 array), with `own` at most 2 ms more for what this engine offered just now,
-        and 0.1 ms for a pool seen for the first time.
+        Offers that are dead already do not count, nor what follows them. Answered from this engine's replica of the
+        market, whether or not its service lives. Raises TokenError. Costs some 20 us at 8,192 tokens (int32 array), at
+        most 2 ms more for what was just offered where this engine finds its own, and 0.1 ms for a pool seen for the
+        first time.
         """
         array = as_tokens(tokens)
         owner = self.tenant if tenant is None else tenant
-        unwanted = self._unreachable if own else self._unreachable | self._ids
-        runs, records = self._client.match(array, owner, first, unwanted, DRAIN_SECONDS if own else 0.0)
+        runs, records = self._client.match(array, owner, first, self._unreachable)
         found, pools = self._peers.standing(runs, records)
         blocks = sum(map(len, found))
         return Hit(blocks * self.block_size, blocks, first, tuple(found), pools)

@@ -28,10 +28,11 @@ class Ledger:
         Raises SlotError if one of the slots is on offer at this very generation for other tokens: its owner overwrote
         it without retiring it. Costs one match of the prefix where a slot is on offer already, else some us.
         """
+        space = self._noted()
         same: Flags = self._pool.generations[offering.slots] == offering.generations
         if not same.any():
             return 0
-        known = self._space.holds(offering)
+        known = space.holds(offering)
         wrong = np.flatnonzero(same & ~known)
         if len(wrong):
             slot = int(offering.slots[wrong[0]])
@@ -41,30 +42,43 @@ class Ledger:
         return leading(same & known)
 
     def add(self, offering: Offering) -> None:
-        """Note that these blocks are on offer now; older offers of their slots are forgotten."""
-        self._space.offer(offering)
+        """Note that these blocks are on offer now; older offers of their slots are forgotten.
+
+        Costs nothing until the ledger is next asked, which is when a request's first tokens are out: do not write to
+        the arrays before.
+        """
+        self._late.append(offering)
 
     def before(self, offering: Offering) -> int:
         """A slot that has the block before the first one of `offering` on offer, -1 if none has.
 
         Costs one match of the prefix.
         """
-        return self._space.before(offering)
+        return self._noted().before(offering)
 
     def drop(self, slots: Slots) -> Slots:
         """Forget the offers of these slots; the ones that had one. Costs some us, and the removal of those."""
-        return self._space.retire(self._record.pool, slots)
+        return self._noted().retire(self._record.pool, slots)
 
     def slots(self) -> Slots:
         """The slots on offer."""
+        self._noted()
         return self._pool.standing()
 
     def clear(self) -> None:
         """Forget everything."""
+        self._late: list[Offering] = []
         self._space = Space(self._block_size, max_blocks=None)
         self._space.add_pool(self._record)
         self._pool = self._space.pools[self._record.pool]
 
     def offerings(self) -> Iterator[Offering]:
         """Everything on offer, prefixes before what follows them. Do not change the ledger meanwhile."""
-        return self._space.offerings()
+        return self._noted().offerings()
+
+    def _noted(self) -> Space:
+        """The space, with all that was added."""
+        late, self._late = self._late, []
+        for offering in late:
+            self._space.offer(offering)
+        return self._space

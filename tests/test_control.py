@@ -25,11 +25,14 @@ def test_a_block_that_was_crowded_out_may_be_gone_on_from(market_address):
 
 def test_tokens_may_be_reused_by_the_caller(market_address):
     engine, tokens = ModelEngine(market_address), np.array(prompt(BLOCK, 61), np.int32)
-    given, control = tokens.copy(), engine.market._control
-    assert control.offer(given, [0], control.generations([0])) == 1
-    given[:] = 7
-    assert control.match(tokens).blocks == 1
-    assert control.match(given).blocks == 0
+    before = counters.snapshot().get("blocks_offered", 0)
+    given, slots = tokens.copy(), np.array([3])
+    assert engine.market.publish(given, slots) == 1
+    given[:], slots[:] = 7, 5
+    assert engine.market.match(tokens).blocks == 1
+    assert engine.market.match(given).blocks == 0
+    assert engine.market.publish(tokens, [3]) == 1
+    assert counters.snapshot().get("blocks_offered") == before + 1, "the ledger knows it as it was"
     engine.close()
 
 
@@ -38,13 +41,13 @@ def test_news_comes_by_itself_however_much_an_engine_sends_meanwhile(market_addr
     monkeypatch.setattr(client, "WATCH_SECONDS", 60.0)  # else it looks for itself
     busy, other = ModelEngine(market_address), ModelEngine(market_address)
     control, tokens = busy.market._control, prompt(2 * BLOCK, 62)
-    control.match(tokens, own=False)
+    control.match(tokens)
     for number in range(200):
         assert other.publish([number, *tokens[1:]], [number % 8, 8 + number % 8]) == 2
         for slot in range(20, 26):
             busy.publish([number, slot, *tokens[:BLOCK]][:BLOCK], [slot])
         wanted = [number, *tokens[1:]]
-        until(lambda wanted=wanted: control.match(wanted, own=False).blocks == 2)
+        until(lambda wanted=wanted: control.match(wanted).blocks == 2)
     busy.close()
     other.close()
 

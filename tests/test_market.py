@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,10 @@ import torch
 
 import kvmarket
 from kvmarket import counters
+from kvmarket.cli.top import ask_status
 from kvmarket.errors import ClosedError
+from kvmarket.registry import client
+from kvmarket.registry.address import Address
 from kvmarket.registry.messages import MAX_MESSAGE_BYTES
 from tests.model_engine import BLOCK, FACTS, ModelEngine, Peer, prompt, until
 
@@ -191,9 +195,6 @@ def test_a_dead_owners_memory_is_let_go(engine, peer):
 
 
 def test_the_service_killed_and_back(own_address):
-    from kvmarket.cli.top import ask_status
-    from kvmarket.registry.address import Address
-
     engine, peer = ModelEngine(own_address), Peer(own_address)
     tokens = prompt(16)
     peer.publish(tokens, [0, 1, 2, 3])
@@ -229,12 +230,13 @@ def test_a_connection_that_broke_is_made_again(market_address, peer, talks):
     engine.close()
 
 
-def test_an_engine_that_never_waits_hears_of_all_soon(engine, peer):
+def test_an_engine_that_never_waits_hears_of_all_soon(engine, peer, monkeypatch):
     """Its thread leaves Python's lock to others for one turn in 5 ms only."""
+    monkeypatch.setattr(client, "DRAIN_SECONDS", 0.0)  # a match does nothing of it itself
     prompts = [prompt(BLOCK, seed) for seed in range(3000)]
     peer.tell("publish_all", prompts)
     start = time.monotonic()
-    while engine.market._control.match(prompts[-1], own=False).blocks == 0:
+    while engine.market._control.match(prompts[-1]).blocks == 0:
         assert sum(range(100_000)) and time.monotonic() < start + 10
     peer.hear()
 
@@ -244,10 +246,17 @@ def test_the_service_ends_with_its_last_engine(own_address):
     until(lambda: not list(Path(own_address).parent.iterdir()), seconds=30)
 
 
-def test_eight_at_once_start_one_service(own_address):
-    from kvmarket.cli.top import ask_status
-    from kvmarket.registry.address import Address
+def test_the_service_heeds_no_terminal(own_address):
+    engine = ModelEngine(own_address)
+    service = ask_status(Address(own_address)).service.pid
+    assert os.getpgid(service) == service, "Ctrl-C would end it"
+    os.kill(service, signal.SIGHUP)
+    time.sleep(0.1)
+    assert ask_status(Address(own_address)).service.pid == service
+    engine.close()
 
+
+def test_eight_at_once_start_one_service(own_address):
     engines: list[ModelEngine] = []
     threads = [threading.Thread(target=lambda: engines.append(ModelEngine(own_address))) for _ in range(8)]
     for thread in threads:

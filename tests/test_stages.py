@@ -31,7 +31,7 @@ class Ranks:
         self.halves = [DataHalf(PagedCache(each, BLOCK), rank) for rank, each in enumerate(self.tensors)]
         per_stage = [self.halves[at : at + ranks] for at in range(0, len(self.halves), ranks)]
         stages = [Stage(group[0].cache.layout, tuple(half.memory for half in group)) for group in per_stage]
-        self.control = ControlHalf(stages, Fingerprint.of(model=facts), "", address)
+        self.control = ControlHalf(stages, Fingerprint.of(model=facts), "", address, finds_own=False)
 
     def close(self) -> None:
         self.control.close()
@@ -54,7 +54,7 @@ def start(market_address):
 
 def blocks_found(engine: Ranks, tokens: list[int], at_least: int = 1) -> int:
     end = time.monotonic() + 5
-    while (blocks := engine.control.match(tokens, own=False).blocks) < at_least and time.monotonic() < end:
+    while (blocks := engine.control.match(tokens).blocks) < at_least and time.monotonic() < end:
         time.sleep(0.005)
     return blocks
 
@@ -65,7 +65,8 @@ def test_each_rank_fetches_from_the_same_rank(start, layers, ranks):
     tokens = prompt(3 * BLOCK, 70)
     owner.control.offer(tokens, [5, 0, 3], owner.control.generations([5, 0, 3]))
     assert blocks_found(reader, tokens, 3) == 3
-    hit = reader.control.match(tokens, own=False)
+    assert blocks_found(owner, tokens, 0) == 0, "what it offers itself is not put into its replica"
+    hit = reader.control.match(tokens)
     for half, theirs, ours in zip(reader.halves, owner.tensors, reader.tensors, strict=True):
         assert half.fetch(hit, [1, 2, 7]).wait() == 3
         for source, destination in zip(theirs, ours, strict=True):

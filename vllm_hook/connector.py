@@ -172,7 +172,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         fingerprint = facts.with_weights(self._fingerprint, ranks[0].weights)
         tenant = self._settings.tenant
         address = self._settings.address
-        return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address)
+        return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold, loaded asynchronously; None: ask again."""

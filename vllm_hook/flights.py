@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvmarket.pool import UInt64s
+from kvmarket.pool import Slots, UInt64s
 from vllm_hook.tracks import Track
 
 
@@ -14,10 +14,12 @@ class Flight:
 
     track: Track
     first: int
-    slots: list[int]
+    slots: Slots
     generations: UInt64s
     bad: set[int] = field(default_factory=set)
 
     def good(self) -> int:
         """How many leading blocks every rank has, once it has landed."""
-        return next((i for i, slot in enumerate(self.slots) if slot in self.bad), len(self.slots))
+        if not self.bad:
+            return len(self.slots)
+        return next((i for i, slot in enumerate(self.slots.tolist()) if slot in self.bad), len(self.slots))

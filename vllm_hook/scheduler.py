@@ -12,7 +12,7 @@ from typing import Any
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
-from kvmarket.pool import UInt64s
+from kvmarket.pool import Slots, UInt64s, as_slots
 from vllm_hook import compat, outputs
 from vllm_hook.chores import Chores
 from vllm_hook.drafts import sure_part
@@ -131,7 +131,7 @@ class SchedulerSide:
         if not self._may_import(track, computed) or last <= first:
             return 0, False
         tokens = track.tokens(last * self._block_size)
-        hit = control.match(tokens, tenant=track.tenant, first=first, own=False)
+        hit = control.match(tokens, tenant=track.tenant, first=first)
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
         if hit.blocks < self._least:
@@ -196,7 +196,7 @@ class SchedulerSide:
         if bad:
             self._steps.discard(bad)
             for flight in self._flights.values():
-                flight.bad |= bad.intersection(flight.slots)
+                flight.bad |= bad.intersection(flight.slots.tolist())
         for request_id in output.finished_recving or ():
             if request_id in self._flights:
                 self._arrived(self._flights.pop(request_id))
@@ -250,10 +250,9 @@ class SchedulerSide:
         load = self._unsent[-1]
         if self._control is None or load.hit is None:
             return
-        slots = list(load.slots)
-        generations = self._control.generations(slots)
-        self._watch(slots)
-        self._flights[load.request_id] = Flight(track, load.hit.first, slots, generations)
+        slots = as_slots(load.slots)
+        self._watch(load.slots)
+        self._flights[load.request_id] = Flight(track, load.hit.first, slots, self._control.generations(slots))
 
     def _arrived(self, flight: Flight) -> None:
         """Offer the leading blocks of a load that every rank has, once its request's next step is on its way."""
@@ -288,9 +287,9 @@ class SchedulerSide:
             control.retire(gone, take_down=False)
             self._chores.add(lambda: control.take_down(gone))
 
-    def _offer(self, track: Track, first: int, slots: list[int], generations: UInt64s) -> None:
+    def _offer(self, track: Track, first: int, slots: Sequence[int] | Slots, generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
-        if self._control is None or not self._offers or not slots:
+        if self._control is None or not self._offers or not len(slots):
             return
         tokens = track.tokens((first + len(slots)) * self._block_size)
         count = len(tokens) // self._block_size - first

@@ -29,6 +29,7 @@ from kvmarket.registry.tokens import Int32s, Int64s
 
 TURN_SECONDS = 500e-6  # so long at a time the watching thread holds the replica: what comes at once goes in at once
 TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
+DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
 NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1
 AGAIN_SECONDS, LONGEST_AGAIN = 1.0, 60.0  # before all is offered again: doubled each time that some is missed again
@@ -43,15 +44,18 @@ class Client:
         join: Join,
         on_gone: Callable[[Sequence[str]], None],
         on_rejoin: Callable[[], None],
+        finds_own: bool = True,
     ) -> None:
         """Join the market at `address`, starting its service if nobody has; know all that it knows.
 
-        Both callbacks run on the watching thread: `on_gone` hears of pools that have gone,
+        `finds_own`: whether `match` finds what this engine itself offers, which is put into its replica for that. Both
+        callbacks run on the watching thread: `on_gone` hears of pools that have gone,
         `on_rejoin` is called when all that stands must be offered again. Raises VersionError, AddressError,
         LayoutError, NamespaceError or RefusedError, each with what to do.
         """
         self._address, self._join = address, join
         self._on_gone, self._on_rejoin = on_gone, on_rejoin
+        self._finds_own = finds_own
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._context = zmq.Context()
@@ -98,17 +102,17 @@ class Client:
             self._line.muted = False
 
     def match(
-        self, tokens: Int32s, tenant: str, first: int, without: Collection[str], seconds: float
+        self, tokens: Int32s, tenant: str, first: int, without: Collection[str]
     ) -> tuple[list[Run], list[PoolRecord]]:
         """The longest offered prefix, as `Space.match`, and for each run the record of its pool.
 
-        Before that, for at most some `seconds`, what was received already or offered by this engine itself is put into
-        the replica; else the watching thread does it.
+        Where its own offers are to be found, what was received already or offered by this engine itself is put into the
+        replica before, for at most some `DRAIN_SECONDS`; else the watching thread does it.
         """
         with self._lock:
             replica = self._line.replica
-            if seconds:
-                end = time.perf_counter() + seconds
+            if self._finds_own:
+                end = time.perf_counter() + DRAIN_SECONDS
                 while replica.pending and time.perf_counter() < end:
                     self._gone += replica.step()
             runs = replica.space.match(tokens, tenant, first, without)
@@ -135,10 +139,11 @@ class Client:
         os.close(self._wake)
 
     def _tell(self, change: News) -> bool:
-        """Tell our replica, and the service."""
+        """Tell the service, and our replica where it is to know."""
         frame = pack_message(change)
         with self._lock:
-            self._line.replica.add(change)
+            if self._finds_own:
+                self._line.replica.add(change)
             sent = self._line.send(frame)
             if self._line.readable():  # sending may have taken the sign of it that the watching thread waits for
                 os.eventfd_write(self._wake, 1)

@@ -1,7 +1,7 @@
 """A replica: what an engine knows of its space, kept current by the service's stream. No sockets.
 
-It may be late, never wrong about what counts: generations decide that. What the engine itself offers and retires is put
-in where it happens, so that it finds its own offers at once; what the stream says of those is passed over.
+It may be late, never wrong about what counts: generations decide that. What the service says of this engine's own pools
+is passed over: an engine that is to find its own offers puts in what it offers and retires where that happens.
 """
 
 from __future__ import annotations

@@ -46,9 +46,8 @@ class FakeControl:
                 self.standing[slot] = (generation, self.epoch, prefix, tenant)
         return len(slots)
 
-    def match(self, tokens: Any, *, tenant: str, first: int, own: bool) -> Hit:
+    def match(self, tokens: Any, *, tenant: str, first: int) -> Hit:
         self._call("match")
-        assert not own
         blocks = max(0, min(self.found, len(tokens) // BLOCK) - first)
         return Hit(blocks * BLOCK, blocks, first, (), {})
 
