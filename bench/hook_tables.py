@@ -15,6 +15,8 @@ TTFT_COLUMNS = [
     "host memory (LMCache)",
 ]
 
+PEER_COLUMNS = {"goal": "goal for the peer's pool", "extra": "longer than own, round by round"}
+
 
 def ttft(path: Path) -> str:
     """Milliseconds to the first token, one row per prompt length."""
@@ -30,16 +32,16 @@ def ttft(path: Path) -> str:
         text += f"LMCache {versions['lmcache']}. "
     else:
         text += "LMCache was not installed. "
-    goals = any("goal" in row for row in result["rows"])
+    shown_too = [key for key in PEER_COLUMNS if any(key in row for row in result["rows"])]
     rows = []
     for tokens in sorted({row["tokens"] for row in result["rows"]}):
         shown = [cells.get((column, tokens)) for column in columns]
         values = [f"{row['p50']:.1f} ({row['p10']:.1f} – {row['p90']:.1f})" if row else "" for row in shown]
-        goal = cells.get(("peer's pool", tokens), {}).get("goal")
-        rows.append([f"{tokens:,}", *values, *([short(goal) if goal else ""] if goals else [])])
-    if goals:
+        peer = cells.get(("peer's pool", tokens), {})
+        rows.append([f"{tokens:,}", *values, *(f"{peer[key]:.1f}" if key in peer else "" for key in shown_too)])
+    if "goal" in shown_too:
         text += "Goal: own prefix cache, 1.15 times the bytes at that rate, and 2 ms. "
-    head = ["prompt tokens", *columns, *(["goal for the peer's pool"] if goals else [])]
+    head = ["prompt tokens", *columns, *(PEER_COLUMNS[key] for key in shown_too)]
     return "\n".join([f"{text}From `bench/results/{path.name}`.", *markdown(head, rows)])
 
 

@@ -166,6 +166,7 @@ TABLES = {
     "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
     "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
     "serving": (hook_tables.serving, "h100x2-serving.json"),
+    "retrieval": (hook_tables.serving, "h100x4-retrieval.json"),
     "waits": (hook_tables.waits, "h200x2-waits.json"),
     "outputs": (hook_tables.outputs, "h100x2-outputs.json"),
     "transfer": (transfer, "h100x2-transfer.json"),

@@ -20,18 +20,18 @@ def test_a_column_that_was_not_measured_is_left_out(tmp_path: Path):
     time = {"p10": 1.0, "p50": 2.0, "p90": 3.0}
     rows = [
         {"column": "prefill", "tokens": 10_000, **time},
-        {"column": "peer's pool", "tokens": 10_000, **time, "goal": 16.43},
+        {"column": "peer's pool", "tokens": 10_000, **time, "goal": 16.43, "extra": 4.31},
         {"column": "prefill", "tokens": 1000, **time},
     ]
     text = ttft(saved(tmp_path, rows))
-    assert "| prompt tokens | prefill | peer's pool | goal for the peer's pool |" in text
-    assert "| 1,000 | 2.0 (1.0 – 3.0) |  |  |" in text
-    assert "| 10,000 | 2.0 (1.0 – 3.0) | 2.0 (1.0 – 3.0) | 16.4 |" in text
+    assert "| prefill | peer's pool | goal for the peer's pool | longer than own, round by round |" in text
+    assert "| 1,000 | 2.0 (1.0 – 3.0) |  |  |  |" in text
+    assert "| 10,000 | 2.0 (1.0 – 3.0) | 2.0 (1.0 – 3.0) | 16.4 | 4.3 |" in text
     assert "LMCache was not installed" in text
     rows.append({"column": "host memory (LMCache)", "tokens": 1000, **time})
     text = ttft(saved(tmp_path, rows, {"lmcache": "0.5.2"}))
     assert "LMCache 0.5.2" in text and "not installed" not in text
-    assert "| 1,000 | 2.0 (1.0 – 3.0) |  | 2.0 (1.0 – 3.0) |  |" in text
+    assert "| 1,000 | 2.0 (1.0 – 3.0) |  | 2.0 (1.0 – 3.0) |  |  |" in text
 
 
 def test_throughput_and_what_runs_meanwhile(tmp_path: Path):

@@ -16,6 +16,7 @@ from kvmarket.cli.nvml import library
 from kvmarket.registry.address import Address
 
 MiB = 1 << 20
+WHOLE_NUMBER = re.compile(r"(?<![0-9A-Za-z])\d+(?![0-9A-Za-z])")  # a random name in hexadecimal holds any digits
 # The CUDA driver keeps 80 KiB mapped of every process whose memory it opened, in address space that it has reserved:
 # what is left of that behind such a mapping is a mapping too. Neither counts.
 DRIVERS, RESERVED = "/dev/shm/cuda.shm.", " ---p "
@@ -117,7 +118,7 @@ def left_in_shm(pids: Iterable[int]) -> list[str]:
     return [
         f"shared memory {path.name} is left"
         for path in Path("/dev/shm").iterdir()
-        if not str(path).startswith(DRIVERS) and known & {int(number) for number in re.findall(r"\d+", path.name)}
+        if not str(path).startswith(DRIVERS) and known & {int(number) for number in WHOLE_NUMBER.findall(path.name)}
     ]
 
 

@@ -26,14 +26,15 @@ sys.stdin.readline()
 
 def test_files_in_shared_memory_are_found_by_their_process_but_not_the_drivers():
     ours, drivers = Path(f"/dev/shm/kvmarket-test-{NOBODY}"), Path(f"{DRIVERS}0.{NOBODY}.1")
+    others = Path(f"/dev/shm/kvmarket-test-{NOBODY}a")  # a part of a random name
     try:
-        ours.touch()
-        drivers.touch()
+        for path in (ours, drivers, others):
+            path.touch()
         assert left_in_shm([NOBODY]) == [f"shared memory {ours.name} is left"]
         assert left_in_shm([NOBODY + 1]) == []
     finally:
-        ours.unlink()
-        drivers.unlink()
+        for path in (ours, drivers, others):
+            path.unlink()
 
 
 @pytest.mark.parametrize(("name", "counts"), [("kvmarket-test.", True), (Path(DRIVERS).name, False)])
