@@ -26,7 +26,7 @@ from typing import Any
 
 from bench import load, report
 from bench.recover import service_of
-from bench.shapes import LLAMA_8B, MLA, START_SECONDS, Engines
+from bench.shapes import LLAMA_8B, MLA, Engines, await_up
 from kvmarket.registry.address import Address
 from tests.vllm_hook.processes import EngineProcess
 
@@ -109,10 +109,7 @@ def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitSta
         more["llm"] = {"num_gpu_blocks_override": options.together * options.longest // 8, **more.get("llm", {})}
     hooks = [engines.start(f"hook-{at}", at, address=engines.address, **more) for at in (0, 1)]
     plain = engines.start("plain", 0, **more)
-    for engine in (*hooks, plain):
-        stack.enter_context(engine)
-    for engine in (*hooks, plain):
-        engine.wait(START_SECONDS)
+    await_up(stack, (*hooks, plain))
     talks, before = Conversations(options, (1000, 120_000)), 0
 
     def halfway() -> None:

@@ -21,11 +21,12 @@ import argparse
 import random
 import tempfile
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines
+from bench.shapes import Engines, await_up
 from tests.vllm_hook.processes import EngineProcess
 
 MODES: dict[str, dict[str, Any]] = {
@@ -97,12 +98,7 @@ def start(
         if not engines.gpus:
             own["llm"] = {"num_gpu_blocks_override": 4 * longest // engines.block_size}
         made[mode] = [engines.start(f"{mode}-{at}", at, **own, **more) for at in range(len(engines.gpus) or 2)]
-    for each in made.values():
-        for engine in each:
-            stack.enter_context(engine)
-    for each in made.values():
-        for engine in each:
-            engine.wait(START_SECONDS)
+    await_up(stack, chain.from_iterable(made.values()))
     return made
 
 

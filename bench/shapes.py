@@ -7,6 +7,8 @@ to end, and its times mean nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,13 @@ def gpu_bytes(gpu: int) -> int:
     """The memory of a GPU."""
     pynvml.nvmlInit()
     return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu)).total)
+
+
+def await_up(stack: ExitStack, engines: Iterable[EngineProcess]) -> None:
+    """Wait until all of these are up; they end with `stack`, whatever happens."""
+    engines = [stack.enter_context(engine) for engine in engines]
+    for engine in engines:
+        engine.wait(START_SECONDS)
 
 
 class Engines:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines
+from bench.shapes import Engines, await_up
 from tests.vllm_hook.processes import EngineProcess
 
 PACKAGES = ("torch", "triton", "vllm", "kvmarket")
@@ -167,9 +168,8 @@ def main() -> None:
         hook = engines.start("hook", 0, share=0.55, address=engines.address, **sizes)
         other = engines.start("other", 1, share=0.6, address=engines.address, **sizes)
         plain = engines.start("plain", 0, share=0.3, **sizes)
-        with hook, other, plain:
-            for engine in (hook, other, plain):
-                engine.wait(START_SECONDS)
+        with ExitStack() as stack:
+            await_up(stack, (hook, other, plain))
             rows += no_hits(hook, plain, options, wrong)
             write(options, rows, wrong)
             plain.close()

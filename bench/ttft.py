@@ -36,7 +36,7 @@ from typing import Any
 import torch
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines
+from bench.shapes import Engines, await_up
 from tests.vllm_hook.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
@@ -153,10 +153,7 @@ def start(engines: Engines, stack: ExitStack, longest: int) -> dict[str, EngineP
         if importlib.util.find_spec("lmcache") is not None:
             transfer = {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"}
             made["lmcache"] = engines.start("lmcache", 0, transfer=transfer, env=LMCACHE, **more)
-    for engine in made.values():
-        stack.enter_context(engine)
-    for engine in made.values():
-        engine.wait(START_SECONDS)
+    await_up(stack, made.values())
     return made
 
 

@@ -16,11 +16,12 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench import load, report
-from bench.shapes import START_SECONDS, Engines
+from bench.shapes import Engines, await_up
 from bench.spans import PHASES
 from tests.vllm_hook.processes import EngineProcess
 
@@ -90,9 +91,8 @@ def main() -> None:
         if options.cpu:
             more["llm"] = {"num_gpu_blocks_override": 3 * max(lengths) // engines.block_size}
         owner, reader = (engines.start(f"trace-{at}", at, address=engines.address, **more) for at in (0, 1))
-        with owner, reader:
-            owner.wait(START_SECONDS)
-            reader.wait(START_SECONDS)
+        with ExitStack() as stack:
+            await_up(stack, (owner, reader))
             for tokens in lengths:
                 samples, whole = measure(owner, reader, tokens, options.repeats)
                 print(f"\n{tokens} tokens, {tokens * engines.token_bytes / 1e6:.0f} MB, {options.repeats} times")

@@ -15,12 +15,13 @@ import argparse
 import random
 import tempfile
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from bench import load, report
 from bench.serving import run, summary
-from bench.shapes import START_SECONDS, Engines
+from bench.shapes import Engines, await_up
 from tests.vllm_hook.processes import EngineProcess
 
 MODES = {"waits": 1, "does not": 0}  # wait_tokens: any prompt of a block, never
@@ -37,11 +38,7 @@ def start(engines: Engines, longest: int, stack: ExitStack) -> dict[str, list[En
     for mode, tokens in MODES.items():
         market = {"address": f"{engines.address}-{tokens}", "extra": {"wait_tokens": tokens}}
         made[mode] = [engines.start(f"waits-{tokens}-{at}", at, **market, **more) for at in range(2)]
-    every = [engine for pair in made.values() for engine in pair]
-    for engine in every:
-        stack.enter_context(engine)
-    for engine in every:
-        engine.wait(START_SECONDS)
+    await_up(stack, chain.from_iterable(made.values()))
     return made
 
 
