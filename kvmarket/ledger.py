@@ -44,8 +44,7 @@ class Ledger:
     def add(self, offering: Offering) -> None:
         """Note that these blocks are on offer now; older offers of their slots are forgotten.
 
-        Costs nothing until the ledger is next asked, which is when a request's first tokens are out: do not write to
-        the arrays before.
+        Costs nothing until the ledger is next asked: do not write to the arrays before.
         """
         self._late.append(offering)
 

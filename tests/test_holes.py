@@ -288,5 +288,5 @@ def test_an_epoch_raised_while_an_offer_is_made_kills_it(pair, monkeypatch):
     monkeypatch.setattr(control._client, "offer", offer)
     owner.publish(tokens, [0, 1, 2, 3])
     client = reader.market._control._client
-    until(lambda: client.match(np.array(tokens, np.int32), "", 0, (), 1.0)[0])
+    until(lambda: client.match(np.array(tokens, np.int32), "", 0, ())[0])
     assert reader.market.match(tokens).blocks == 0
