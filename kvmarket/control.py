@@ -251,8 +251,9 @@ class ControlHalf:
         """Leave the market: every offer is dead, then taken down. May be called twice."""
         if not self._closed:
             self._closed = True
-            for pool in self._pools:
-                pool.generations.raise_slots(pool.ledger.slots())
+            with self._lock:  # asked, the ledger notes what was offered: not while another thread has it do so
+                for pool in self._pools:
+                    pool.generations.raise_slots(pool.ledger.slots())
             self._client.close()
             self._on_gone = None
             self._peers.close()
