@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.model_engine import until
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.node import VISIBLE
 from tests.vllm_hook.processes import HERE, EngineProcess
@@ -70,12 +71,10 @@ class Pair:
         Idle workers of an engine with several ranks spin for a while: news may take seconds on two cores.
         """
         outputs = self.a.generate(list(prompts), tokens)["tokens"]
-        end = time.monotonic() + 60
         for prompt, output in zip(prompts, outputs, strict=True):
             known = [*prompt, *output[:-1]]  # the KV of the last token is not computed
-            while self.b.ask("found", prompt=known)["blocks"] < len(known) // BLOCK:
-                assert time.monotonic() < end, "offers were not seen"
-                time.sleep(0.01)
+            blocks = len(known) // BLOCK
+            until(lambda known=known, blocks=blocks: self.b.ask("found", prompt=known)["blocks"] >= blocks, seconds=60)
         return outputs
 
     def fetched(self) -> list[int]:
