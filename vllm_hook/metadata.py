@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit
+from kvmarket.pool import Slots
 from kvmarket.transport import Memory
 from vllm_hook.weights import Names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Load:
     """Blocks to fetch for one request: block i of the hit into slots[i]. Without a hit the load fails at once."""
 
     request_id: str
     hit: Hit | None
-    slots: tuple[int, ...]
+    slots: Slots
 
 
 @dataclass(frozen=True)

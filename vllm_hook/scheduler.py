@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
@@ -110,8 +112,7 @@ class SchedulerSide:
 
     def describe(self) -> str:
         """What is on, and why what is not on is not, in one line for the engine's log."""
-        watched = self._pool is not None and compat.can_watch(self._pool)
-        peers = self._control.peers() if self._control is not None else 0
+        watched, peers = compat.can_watch(self._pool), self._control.peers() if self._control is not None else 0
         return str(Summary(self._offers, self._imports, watched, self._ranks, self._block_size, self._ways, peers))
 
     # ---- requests
@@ -241,18 +242,17 @@ class SchedulerSide:
         """Note a load of `blocks` blocks: from where the hit starts, else the last pages (a load has none behind)."""
         hit = self._found.pop(request_id, None)
         first = hit.first if hit else len(slots) - blocks
-        self._unsent.append(Load(request_id, hit, tuple(slots[first : first + blocks])))
+        self._unsent.append(Load(request_id, hit, as_slots(slots[first : first + blocks])))
         counters.add("vllm_tokens_asked", blocks * self._block_size)
 
     def _take_off(self, track: Track) -> None:
         """Remember the load just planned, to offer its blocks when it has landed. One import per request, ever."""
         track.imported = True
         load = self._unsent[-1]
-        if self._control is None or load.hit is None:
-            return
-        slots = as_slots(load.slots)
-        self._watch(load.slots)
-        self._flights[load.request_id] = Flight(track, load.hit.first, slots, self._control.generations(slots))
+        if self._control is not None and load.hit is not None:
+            self._watch(load.slots.tolist())
+            generations = self._control.generations(load.slots)
+            self._flights[load.request_id] = Flight(track, load.hit.first, load.slots, generations)
 
     def _arrived(self, flight: Flight) -> None:
         """Offer the leading blocks of a load that every rank has, once its request's next step is on its way."""
@@ -281,9 +281,10 @@ class SchedulerSide:
 
         Their offers are dead at once and taken down with the chores, which come before any further offer.
         """
-        control, gone = self._control, list(dict.fromkeys([*self._reused, *slots]))
+        control, pages = self._control, [*self._reused, *slots]
         self._reused.clear()
-        if gone and control is not None:
+        if pages and control is not None:
+            gone = np.unique(as_slots(pages))
             control.retire(gone, take_down=False)
             self._chores.add(lambda: control.take_down(gone))
 

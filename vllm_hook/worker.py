@@ -169,7 +169,7 @@ class WorkerSide:
 
     def _end(self, load: Load, good: int, reason: str = GONE) -> None:
         """A load is over: all pages beyond the first `good` ones are bad, for this reason."""
-        self._bad.update(load.slots[good:])
+        self._bad.update(load.slots[good:].tolist())
         self._finished.add(load.request_id)
         if good < len(load.slots):
             counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kvmarket.offer import Hit
+from kvmarket.pool import as_slots
 from vllm_hook import worker as worker_module
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, StepDone, StepMetadata
@@ -47,6 +48,10 @@ class FakeData:
         self.gone += pools
 
 
+def load(name: str, hit: Hit | None, *slots: int) -> Load:
+    return Load(name, hit, as_slots(slots))
+
+
 def worker() -> tuple[WorkerSide, FakeData]:
     side, data = WorkerSide(None, None), FakeData()
     side._data = data  # type: ignore[assignment]
@@ -55,7 +60,7 @@ def worker() -> tuple[WorkerSide, FakeData]:
 
 def test_loads_end_when_the_copy_has():
     side, data = worker()
-    side.start(StepMetadata(1, (Load("a", HIT, (4, 5, 6)), Load("b", HIT, (7, 8, 9))), ("gone",)))
+    side.start(StepMetadata(1, (load("a", HIT, 4, 5, 6), load("b", HIT, 7, 8, 9)), ("gone",)))
     side.poll()
     assert side.take_finished() == set() and data.gone == ["gone"]
     data.moved[1].valid, data.moved[1].seconds = [True, False, True], 0.25
@@ -72,7 +77,7 @@ def test_loads_end_when_the_copy_has():
 def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(worker_module, "LOOKOUT_SECONDS", 0.2)
     side, data = worker()
-    first = StepMetadata(1, (Load("a", HIT, (4, 5, 6)),), idle=True)
+    first = StepMetadata(1, (load("a", HIT, 4, 5, 6),), idle=True)
     side.start(first)
     for looks, step in enumerate((first, None, StepMetadata(2)), 1):
         side.poll(step)
@@ -91,13 +96,13 @@ def test_loads_that_cannot_start_fail_at_once():
     side, data = worker()
     data.broken = True
     with Guard("test", side.failed):
-        side.start(StepMetadata(1, (Load("a", HIT, (4, 5)), Load("b", HIT, (6, 7)))))
+        side.start(StepMetadata(1, (load("a", HIT, 4, 5), load("b", HIT, 6, 7))))
     assert side.take_finished() == {"a", "b"} and side.take_bad() == {4, 5, 6, 7}
     assert side.take_seconds() == []
-    side.start(StepMetadata(2, (Load("c", None, (8,)),)))
+    side.start(StepMetadata(2, (load("c", None, 8),)))
     assert side.take_finished() == {"c"} and side.take_bad() == {8}
     side.refuse("no memory")
-    side.start(StepMetadata(3, (Load("d", HIT, (9,)),)))
+    side.start(StepMetadata(3, (load("d", HIT, 9),)))
     assert side.take_finished() == {"d"} and side.handshake().refusal == "no memory"
 
 
@@ -119,7 +124,7 @@ def test_loads_fail_where_the_weights_are_not_those_of_the_blocks():
     side._weights = weights  # type: ignore[assignment]
     side._rank = 1
     side.begin()
-    side.start(StepMetadata(1, (Load("a", HIT, (4, 5, 6)),), weights=((0, "new"),)))
+    side.start(StepMetadata(1, (load("a", HIT, 4, 5, 6),), weights=((0, "new"),)))
     assert len(data.moved) == 1, "another rank's weights are no matter of this one"
     assert side.done(StepMetadata(1)) == StepDone(1)
     weights.current = "new"
@@ -128,10 +133,10 @@ def test_loads_fail_where_the_weights_are_not_those_of_the_blocks():
     data.moved[0].valid = [True] * 3
     side.poll()
     assert side.take_finished() == {"a"} and side.take_bad() == {4, 5, 6}, "they were changed while it was loaded"
-    side.start(StepMetadata(2, (Load("b", HIT, (7,)),)))
+    side.start(StepMetadata(2, (load("b", HIT, 7),)))
     assert side.take_finished() == {"b"} and side.take_bad() == {7}
     assert side.done(StepMetadata(2)) == StepDone(2, weights=((1, "new"),))
-    side.start(StepMetadata(3, (Load("c", HIT, (8,)),), weights=((1, "new"),)))
+    side.start(StepMetadata(3, (load("c", HIT, 8),), weights=((1, "new"),)))
     data.moved[1].valid = [True]
     side.poll()
     assert side.take_finished() == {"c"} and side.take_bad() == set()
