@@ -26,7 +26,7 @@ def new_pages(output: Any, tracks: Mapping[str, Track]) -> list[int]:
             fresh += track.whole(groups[0])
         else:
             fresh += track.more(groups[0])
-    return fresh
+    return list(dict.fromkeys(fresh))
 
 
 def completed(

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.offer import Hit
@@ -281,10 +279,12 @@ class SchedulerSide:
 
         Their offers are dead at once and taken down with the chores, which come before any further offer.
         """
-        control, pages = self._control, [*self._reused, *slots]
-        self._reused.clear()
+        control, pages = self._control, slots
+        if self._reused:
+            pages = list(dict.fromkeys([*self._reused, *slots]))
+            self._reused.clear()
         if pages and control is not None:
-            gone = np.unique(as_slots(pages))
+            gone = as_slots(pages)
             control.retire(gone, take_down=False)
             self._chores.add(lambda: control.take_down(gone))
 
