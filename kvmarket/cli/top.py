@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import time
 
-import zmq
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.table import Table
 from kvmarket.errors import AddressError, MessageError
 from kvmarket.registry.address import Address
 from kvmarket.registry.messages import AskStatus, Status, pack_message, unpack_reply
+from kvmarket.registry.wire import dial
+
+ANSWER_SECONDS = 2.0
 
 
 def top(address: str | None, interval: float, *, once: bool) -> None:
@@ -34,17 +37,18 @@ def ask_status(place: Address) -> Status:
     """Ask the service of `place`. Raises AddressError when there is none or it does not answer within two seconds."""
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
-    context = zmq.Context()
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    poll = select.poll()
     try:
-        socket.connect(place.endpoint)
-        socket.send(pack_message(AskStatus()))
-        if not socket.poll(2000):
-            raise AddressError(f"the service at {place} does not answer; see {place.log}")
-        status = unpack_reply(socket.recv())
-    finally:
-        socket.close(linger=0)
-        context.term()
+        with dial(place.socket, 1, ANSWER_SECONDS) as wire:
+            poll.register(wire, select.POLLIN)
+            wire.send(pack_message(AskStatus()))
+            poll.poll(1000 * ANSWER_SECONDS)
+            frame = wire.receive()
+    except OSError as error:
+        raise AddressError(f"the service at {place} lets nobody in ({error.strerror}); see {place.log}") from error
+    if frame is None:
+        raise AddressError(f"the service at {place} does not answer; see {place.log}")
+    status = unpack_reply(frame)
     if not isinstance(status, Status):
         raise MessageError("the service answered something else than its status")
     return status

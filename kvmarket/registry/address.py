@@ -64,11 +64,6 @@ class Address:
             if status.st_uid != os.getuid():
                 raise AddressError(f"{path} belongs to another user (uid {status.st_uid}); give another address")
 
-    @property
-    def endpoint(self) -> str:
-        """The same for ZeroMQ."""
-        return f"ipc://{self.socket}"
-
     def take_lock(self) -> int | None:
         """Take the service's lock: a descriptor to keep open, or None if a service lives.
 

@@ -16,8 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-import zmq
-
 from kvmarket import counters
 from kvmarket.errors import KVMarketError
 from kvmarket.registry.address import Address
@@ -58,16 +56,10 @@ class Client:
         self._finds_own = finds_own
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._context = zmq.Context()
         self._gone: list[str] = []
         self._behind_since: float | None = None
+        self._line = join_service(address, join, self._closing)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        try:
-            self._line = join_service(self._context, address, join, self._closing)
-        except KVMarketError:
-            self._context.destroy(linger=0)
-            os.close(self._wake)
-            raise
         self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
         self._thread.start()
 
@@ -133,9 +125,8 @@ class Client:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         with self._lock:
-            self._line.leave()
+            self._line.close()
         self._on_gone = self._on_rejoin = _nothing  # whoever is called holds us: nothing must wait for the collector
-        self._context.term()
         os.close(self._wake)
 
     def _tell(self, change: News) -> bool:
@@ -145,8 +136,8 @@ class Client:
             if self._finds_own:
                 self._line.replica.add(change)
             sent = self._line.send(frame)
-            if self._line.readable():  # sending may have taken the sign of it that the watching thread waits for
-                os.eventfd_write(self._wake, 1)
+            if self._line.blocked:
+                os.eventfd_write(self._wake, 1)  # for the watching thread to go on with it
             return sent
 
     def _watch(self) -> None:
@@ -177,8 +168,11 @@ class Client:
     def _died_meanwhile(self) -> bool:
         """Wait until something has come, or for a while; whether the service has died."""
         poll = select.poll()
-        for fd in (self._line.pidfd, self._line.fd, self._wake):
-            poll.register(fd, select.POLLIN)
+        poll.register(self._line.pidfd, select.POLLIN)
+        if self._line.lost:  # who is killed closes its connections a moment before it is dead
+            return bool(poll.poll(WATCH_SECONDS * 1000))
+        poll.register(self._line, self._line.events)
+        poll.register(self._wake, select.POLLIN)
         ready = dict(poll.poll(WATCH_SECONDS * 1000))
         if self._wake in ready:
             os.eventfd_read(self._wake)
@@ -205,7 +199,7 @@ class Client:
             self._line.close()
         while not self._closing.is_set():
             try:
-                line = join_service(self._context, self._address, self._join, self._closing)
+                line = join_service(self._address, self._join, self._closing)
             except KVMarketError as error:
                 counters.add("rejoin_failed", reason=type(error).__name__)
                 self._closing.wait(0.5)

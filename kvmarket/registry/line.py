@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import threading
 import time
 from pathlib import Path
-
-import zmq
 
 from kvmarket import counters
 from kvmarket.errors import (
@@ -17,7 +17,6 @@ from kvmarket.errors import (
     MessageError,
     MissingBlockError,
     NamespaceError,
-    NotJoinedError,
     RefusedError,
     RegistryError,
     VersionError,
@@ -25,12 +24,10 @@ from kvmarket.errors import (
 from kvmarket.registry.address import Address
 from kvmarket.registry.launch import start_service
 from kvmarket.registry.messages import (
-    MAX_MESSAGE_BYTES,
+    PROTOCOL,
     Changes,
     Join,
     Joined,
-    Leave,
-    Ping,
     Refused,
     Snapshot,
     Sync,
@@ -38,58 +35,67 @@ from kvmarket.registry.messages import (
     unpack_reply,
 )
 from kvmarket.registry.replica import Replica
+from kvmarket.registry.wire import Wire, dial
 from kvmarket.shared_file import Process
 
 WAITING_MESSAGES = 10_000  # of ours, for a service that does not keep up: all that a large cache offers again
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
-QUIET_SECONDS = 5.0  # without any news: then we ask whether we are still a member
+KNOCK_SECONDS = 0.02  # after which we try again to be let in
+JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, None)  # it starts or ends, or others wait; a timeout
 JOIN_SECONDS = 0.01  # so long at a time a snapshot is put in
 
 
 class Line:
     """A connection of a member. `replica` goes on answering when the connection is lost. Not thread-safe."""
 
-    def __init__(self, socket: zmq.Socket[bytes], join: Join) -> None:
+    def __init__(self, wire: Wire, join: Join) -> None:
         """Send `join`; the answer is not waited for."""
-        self._socket: zmq.Socket[bytes] | None = socket
+        self._wire = wire
         self.replica = Replica(join.block_size, [record.pool for record in join.pools])
         self.pidfd = -1  # readable when the service has died
-        self.fd = int(socket.getsockopt(zmq.FD))  # readable when something has come, until the socket is next used
         self.muted = False  # sends nothing: all that stands is about to be offered again
         self.missing = False  # whether the service has missed something that we said
-        self.lost = False  # whether the service does not know us: the connection broke and was made again
-        self._heard = time.monotonic()
         self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
-        socket.send(pack_message(join))
+        self._wire.send(pack_message(join))
+
+    def fileno(self) -> int:
+        """Readable when something has come, or the connection has broken."""
+        return self._wire.fileno()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the service has died, or closed the connection."""
+        return self._wire.closed
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits to be sent: `drain` goes on with it when the descriptor is writable."""
+        return self._wire.blocked
+
+    @property
+    def events(self) -> int:
+        """What to poll the descriptor for."""
+        return self._wire.events
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False, and counted, if the service is away or does not keep up."""
         if self.muted:
             return False
-        if self._socket is None:
-            counters.add("message_dropped", reason="the service is away")
-            return False
-        if not self._say(frame):
-            counters.add("message_dropped", reason="the service does not keep up")
+        if not self._wire.send(frame):
+            counters.add("message_dropped", reason="the service is away, or does not keep up")
             self.missing = True
             return False
         return True
 
-    def readable(self) -> bool:
-        """Whether something has come that was not received. Costs 1 us."""
-        return self._socket is not None and bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
-
     def drain(self, end: float) -> tuple[bool, list[str]]:
-        """Put what has come into the replica until ``perf_counter() >= end``.
+        """Send what waits, and put what has come into the replica until ``perf_counter() >= end``.
 
         Whether that was all of it, and the pools that have gone.
         """
+        self._wire.flush()
         if self._sync_due:
-            self._sync_due = not self._say(pack_message(Sync()))
-        if time.monotonic() - self._heard > QUIET_SECONDS:
-            self._heard = time.monotonic()
-            self._say(pack_message(Ping()))
+            self._sync_due = not self._wire.send(pack_message(Sync()))
         gone: list[str] = []
         while True:
             if self.replica.pending:
@@ -104,13 +110,14 @@ class Line:
 
         False when it does not answer in time, died, or `closing` is set. Raises what a refusal stands for.
         """
-        answer = self._answer()
-        if answer is None or self._socket is None:
+        poll = select.poll()
+        poll.register(self)
+        answer = self._answer(poll)
+        if answer is None:
             return False
         self.pidfd = _watch_process(answer.service)
-        poll = zmq.Poller()
-        poll.register(self._socket, zmq.POLLIN)
-        poll.register(self.pidfd, zmq.POLLIN)
+        poll.modify(self, select.POLLIN)
+        poll.register(self.pidfd, select.POLLIN)
         while not self.replica.whole:  # what comes meanwhile may never end
             current, _ = self.drain(time.perf_counter() + JOIN_SECONDS)
             ready = dict(poll.poll(100 if current and not self.replica.whole else 0))
@@ -118,46 +125,34 @@ class Line:
                 return False
         return True
 
-    def leave(self) -> None:
-        """Tell the service that we leave; if it does not take that, it learns of it when this process ends."""
-        self._say(pack_message(Leave()))
-        self.close(linger=200)
-
-    def close(self, linger: int = 0) -> None:
-        """Close the connection, after `linger` ms at most for what is on its way. May be called twice."""
-        if self._socket is not None:
-            self._socket.close(linger=linger)
-            self._socket = None
+    def close(self) -> None:
+        """Leave: the service takes down all that we offered. May be called twice."""
+        self._wire.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
 
-    def _say(self, frame: bytes) -> bool:
-        """Send without waiting; whether it went out."""
-        if self._socket is None:
-            return False
-        try:
-            self._socket.send(frame, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
-
-    def _answer(self) -> Joined | None:
+    def _answer(self, poll: select.poll) -> Joined | None:
         """The answer to our joining, None if there is none within a second."""
-        if self._socket is None or not self._socket.poll(int(ANSWER_SECONDS * 1000)):
+        frame, end = None, time.monotonic() + ANSWER_SECONDS
+        while frame is None and not self.lost and (left := end - time.monotonic()) > 0:
+            poll.modify(self, self.events)
+            poll.poll(1000 * left)
+            self._wire.flush()
+            frame = self._wire.receive()
+        if frame is None:
             return None
-        reply = unpack_reply(self._socket.recv())
+        reply = unpack_reply(frame)
         if isinstance(reply, Refused):
             raise _refusal(reply)
         return reply if isinstance(reply, Joined) else None
 
     def _receive(self) -> bool:
         """Hand the replica one message, if one has come; whether one had."""
-        if self._socket is None or not self.readable():
-            return False
-        frame = self._socket.recv(zmq.NOBLOCK)
-        self._heard = time.monotonic()
         try:
+            frame = self._wire.receive()
+            if frame is None:
+                return False
             reply = unpack_reply(frame)
         except RegistryError as error:
             counters.add("message_refused", reason=type(error).__name__)
@@ -165,16 +160,13 @@ class Line:
         if isinstance(reply, Refused):
             counters.add("refused_by_service", reason=reply.kind)
             self.missing = self.missing or reply.kind == MissingBlockError.__name__
-            self.lost = self.lost or reply.kind == NotJoinedError.__name__
         elif isinstance(reply, Changes | Snapshot) and not self.replica.receive(reply):
             counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
             self._sync_due = True
         return True
 
 
-def join_service(
-    context: zmq.Context[zmq.Socket[bytes]], address: Address, join: Join, closing: threading.Event
-) -> Line:
+def join_service(address: Address, join: Join, closing: threading.Event) -> Line:
     """Join on a fresh connection, starting the service where there is none.
 
     Raises AddressError when that does not work within `START_SECONDS`, and what a refusal stands for.
@@ -184,7 +176,19 @@ def join_service(
         if not address.service_lives():
             start_service(address)
             continue
-        line = Line(_dealer(context, address), join)
+        try:
+            wire = dial(address.socket, WAITING_MESSAGES, ANSWER_SECONDS)
+        except OSError as error:
+            if error.errno == errno.EPROTOTYPE:
+                raise VersionError(
+                    f"the service at {address} does not speak {PROTOCOL.decode().strip()}; "
+                    "run one version of kvmarket on the node, or give each its own address"
+                ) from error
+            if error.errno not in JUST_NOT_NOW:
+                raise AddressError(f"the service at {address} cannot be reached: {error.strerror}") from error
+            closing.wait(KNOCK_SECONDS)
+            continue
+        line = Line(wire, join)
         try:
             if line.joined(closing, deadline):
                 return line
@@ -196,15 +200,6 @@ def join_service(
         f"the service at {address} did not answer within {START_SECONDS:.0f} s; see {address.log}, "
         "or start it by hand with `kvmarket serve`"
     )
-
-
-def _dealer(context: zmq.Context[zmq.Socket[bytes]], address: Address) -> zmq.Socket[bytes]:
-    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, WAITING_MESSAGES)
-    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-    socket.connect(address.endpoint)
-    return socket
 
 
 def _watch_process(process: Process) -> int:

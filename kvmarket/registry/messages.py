@@ -1,6 +1,7 @@
 """What travels between engines and the service: typed, bounded, never unpickled.
 
-Each message on the wire is one frame: the protocol's name, then one of these structs in msgpack. What engines send to
+Each message is one frame: the protocol's name, then one of these structs in msgpack. An engine leaves by closing its
+connection. What engines send to
 change the market (`News`) goes on from the service to every engine of the space, in one numbered stream of `Changes`;
 whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes in native
 order.
@@ -15,7 +16,7 @@ import msgspec
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/6\n"  # what every message begins with
+PROTOCOL = b"kvmarket/7\n"  # what every message begins with
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -148,10 +149,6 @@ class Sync(msgspec.Struct, frozen=True, tag="sync"):
     """An engine missed a number, and asks for a snapshot."""
 
 
-class Ping(msgspec.Struct, frozen=True, tag="ping"):
-    """An engine has heard nothing for a while; it is answered only if it is no member (any more)."""
-
-
 class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
     """Ask what the market holds."""
 
@@ -174,11 +171,7 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     counters: dict[str, int]
 
 
-class Leave(msgspec.Struct, frozen=True, tag="leave"):
-    """An engine leaves: everything of it is taken down."""
-
-
-Request = Join | News | Sync | Ping | AskStatus | Leave
+Request = Join | News | Sync | AskStatus
 Reply = Joined | Refused | Changes | Snapshot | Status
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

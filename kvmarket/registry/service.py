@@ -1,21 +1,18 @@
 """The service: one process per user and market that holds the book. Everything it knows is soft state.
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
-moment it dies. A member whose connection is gone is found out when something is next sent to it. It answers no match:
-every engine does that itself, from its replica (see replica.py).
+moment it dies. A member that closes its connection has left. It answers no match: every engine does that itself, from
+its replica (see replica.py).
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
 import os
+import select
 import time
 import uuid
 from collections import Counter
-
-import zmq
 
 from kvmarket.errors import (
     AddressError,
@@ -31,13 +28,10 @@ from kvmarket.leftovers import sweep
 from kvmarket.registry.address import Address
 from kvmarket.registry.book import Book
 from kvmarket.registry.messages import (
-    MAX_MESSAGE_BYTES,
     AskStatus,
     Join,
     Joined,
-    Leave,
     OfferBlocks,
-    Ping,
     PoolGone,
     PoolJoined,
     Promise,
@@ -52,11 +46,14 @@ from kvmarket.registry.messages import (
     unpack_request,
 )
 from kvmarket.registry.stream import Stream
+from kvmarket.registry.wire import Door, Wire
 from kvmarket.shared_file import Process, pid_namespace
 
 POLL_SECONDS = 0.2
 SWEEP_SECONDS = 60.0
-WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some; and of one, where we do not keep up
+WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some
+TURN_MESSAGES = 64  # of one engine, before others have their turn
+REST_SECONDS = 0.05  # where there are no descriptors left
 
 _log = logging.getLogger("kvmarket.service")
 
@@ -79,38 +76,24 @@ class Service:
             time.sleep(0.02)
         if lock is None:
             raise AddressError(f"a service already holds {address}; use it, or give another address")
-        self._lock = lock
-        self._stopped = False
-        self._book = Book()
-        self._routes: dict[bytes, str] = {}  # connection -> member
-        self._streams: dict[str, Stream] = {}  # space -> what its members hear
-        self._watched: dict[int, str] = {}  # pidfd -> member
-        self._lost: set[bytes] = set()  # connections of members that are gone
-        self._counters: Counter[str] = Counter()
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES),
-            (zmq.LINGER, 0),
-            (zmq.SNDHWM, WAITING_MESSAGES),
-            (zmq.RCVHWM, WAITING_MESSAGES),
-            (zmq.ROUTER_MANDATORY, 1),  # what cannot be sent is refused instead of dropped in silence
-            (zmq.IPC_FILTER_UID, os.getuid()),
-        ):
-            self._socket.setsockopt(option, value)
-        mask = os.umask(0o177)
         try:
-            address.socket.unlink(missing_ok=True)
-            self._socket.bind(address.endpoint)
-        except (OSError, zmq.ZMQError) as error:
-            self.close()
+            self._door = Door(address.socket)
+        except OSError as error:
+            address.lock.unlink(missing_ok=True)
+            os.close(lock)
             raise AddressError(
                 f"the socket {address} cannot be made: {error.strerror}; give another address"
             ) from error
-        finally:
-            os.umask(mask)
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
+        self._lock = lock
+        self._stopped = False
+        self._book = Book()
+        self._wires: dict[int, Wire] = {}  # by descriptor
+        self._routes: dict[Wire, str] = {}  # connection -> member
+        self._streams: dict[str, Stream] = {}  # space -> what its members hear
+        self._watched: dict[int, str] = {}  # pidfd -> member
+        self._counters: Counter[str] = Counter()
+        self._poll = select.epoll()
+        self._poll.register(self._door, select.EPOLLIN)
 
     def run(self) -> None:
         """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
@@ -118,22 +101,22 @@ class Service:
         wait = POLL_SECONDS
         sweep_at = 0.0
         while not self._stopped:
-            ready = [source for source, _ in self._poller.poll(math.ceil(1000 * max(0.0, wait)))]
-            for source in ready:  # deaths first: requests may close a pidfd and open another of the same number
-                if source in self._watched:
-                    self._remove(self._watched[source])
+            ready = self._poll.poll(max(0.0, wait))
+            for fd, _ in ready:  # deaths first: requests may close a pidfd and open another of the same number
+                if fd in self._watched:
+                    self._remove(self._watched[fd])
                     sweep()
-            if self._socket in ready:
-                self._drain()
+            for fd, events in ready:
+                if fd in self._wires:
+                    self._serve(self._wires[fd], events)
+                elif fd == self._door.fileno():
+                    self._let_in()
             wait = POLL_SECONDS
             for stream in self._streams.values():
                 if ready and (due := stream.due()) > 0:
                     wait = min(wait, due)
                 else:
                     stream.flush(self._send)
-            while self._lost:
-                self._remove(self._routes.get(self._lost.pop(), ""))
-                wait = 0.0  # others are to hear of it
             if time.monotonic() > sweep_at:  # after those too whose end was seen by their connections first
                 sweep_at = time.monotonic() + SWEEP_SECONDS
                 sweep()
@@ -150,8 +133,10 @@ class Service:
         """Remove the socket and let go of the lock; leaves no file behind."""
         for pidfd in self._watched:
             os.close(pidfd)
-        self._socket.close()
-        self._context.term()
+        for wire in self._wires.values():
+            wire.close()
+        self._door.close()
+        self._poll.close()
         for path in (self.address.socket, self.address.lock):
             if not path.is_dir():
                 path.unlink(missing_ok=True)
@@ -160,20 +145,42 @@ class Service:
         sweep()
         os.close(self._lock)
 
-    def _drain(self, most: int = 256) -> None:
-        for _ in range(most):
-            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return
-            route, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+    def _let_in(self) -> None:
+        """Whoever knocks."""
+        try:
+            while (wire := self._door.accept(WAITING_MESSAGES)) is not None:
+                self._wires[wire.fileno()] = wire
+                self._poll.register(wire, wire.events)
+        except OSError:
+            _log.exception("nobody can be let in")
+            time.sleep(REST_SECONDS)  # they go on knocking
+
+    def _serve(self, wire: Wire, events: int) -> None:
+        """Send what waits for a connection, and do what it asks for; it is closed when the other end has closed it."""
+        if events & select.EPOLLOUT and wire.flush():
+            self._poll.modify(wire, wire.events)
+        for _ in range(TURN_MESSAGES if events & ~select.EPOLLOUT else 0):
             try:
-                self._handle(route, unpack_request(b"".join(frames)))
+                frame = wire.receive()
+                if frame is None:
+                    break
+                self._handle(wire, unpack_request(frame))
             except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
                 kind = type(error).__name__
                 self._counters[kind] += 1
-                if self._send(route, Refused(kind, str(error))):  # else it has died, and left messages
+                if self._send(wire, Refused(kind, str(error))):  # else it has died, and left messages
                     _log.warning("%s: %s", kind, error)
+        if wire.closed:
+            self._remove(self._routes.get(wire, ""))
+            self._hang_up(wire)  # it may be nobody's
 
-    def _handle(self, route: bytes, request: Request) -> None:
+    def _hang_up(self, wire: Wire) -> None:
+        """Close a connection."""
+        if self._wires.pop(wire.fileno(), None) is not None:
+            self._poll.unregister(wire)
+            wire.close()
+
+    def _handle(self, route: Wire, request: Request) -> None:
         member = self._routes.get(route, "")
         self._counters[type(request).__name__] += 1
         match request:
@@ -181,17 +188,15 @@ class Service:
                 self._join(route, request)
             case OfferBlocks() | Retire() | Promise() | Settle():
                 self._streams[self._book.hear(member, request)].add(request, route)
-            case Sync() | Ping() if not member:
+            case Sync() if not member:
                 raise NotJoinedError("a message of somebody who has not joined; join (again)")
             case Sync():
                 self._sync(route, member)
             case AskStatus():
                 me = Process.current()
                 self._send(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
-            case Leave():
-                self._remove(member)
 
-    def _join(self, route: bytes, join: Join) -> None:
+    def _join(self, route: Wire, join: Join) -> None:
         if route in self._routes:
             raise RefusedError("this connection has joined already")
         name = uuid.uuid4().hex
@@ -211,14 +216,14 @@ class Service:
         self._routes[route] = name
         for pidfd in pidfds:
             self._watched[pidfd] = name
-            self._poller.register(pidfd, zmq.POLLIN)
+            self._poll.register(pidfd, select.EPOLLIN)
         stream = self._streams.setdefault(join.space, Stream())
         for record in join.pools:
             stream.add(PoolJoined(record))
         self._send(route, Joined(Process.current()))
         self._sync(route, name)
 
-    def _sync(self, route: bytes, member: str) -> None:
+    def _sync(self, route: Wire, member: str) -> None:
         """Send all that stands in the space of `member`, which hears what changes from here on."""
         joined = self._book.members[member]
         self._streams[joined.join.space].welcome(route, joined.space.changes(), self._send)
@@ -228,28 +233,26 @@ class Service:
         if join is None:
             return
         for pidfd in [fd for fd, name in self._watched.items() if name == member]:
-            self._poller.unregister(pidfd)
+            self._poll.unregister(pidfd)
             os.close(pidfd)
             del self._watched[pidfd]
         stream = self._streams[join.space]
         for route in [route for route, name in self._routes.items() if name == member]:
             del self._routes[route]
             stream.forget(route)
+            self._hang_up(route)  # one of its processes may live, and join again
         for record in join.pools:
             stream.add(PoolGone(record.pool))
         if not stream.routes:
             del self._streams[join.space]
 
-    def _send(self, route: bytes, reply: Reply) -> bool:
+    def _send(self, route: Wire, reply: Reply) -> bool:
         """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
-        try:
-            self._socket.send(route, zmq.NOBLOCK | zmq.SNDMORE)
-            self._socket.send(pack_message(reply), zmq.NOBLOCK)
-        except zmq.ZMQError as error:
+        if not route.send(pack_message(reply)):
             self._counters["reply_dropped"] += 1
-            if error.errno == errno.EHOSTUNREACH and route in self._routes:
-                self._lost.add(route)
             return False
+        if route.blocked:
+            self._poll.modify(route, route.events)
         return True
 
 

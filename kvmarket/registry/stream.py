@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any
 
 from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolJoined, Promise, Reply, Retire, Snapshot
 
@@ -15,7 +16,7 @@ LINGER_SECONDS = 0.005  # so long retirements wait for something that others wai
 CHANGES_BYTES = 1 << 18  # in one message, some: an engine decodes it on its scheduling thread
 SNAPSHOT_BYTES = 1 << 20
 
-Send = Callable[[bytes, Reply], bool]
+Send = Callable[[Any, Reply], bool]
 
 
 class Stream:
@@ -27,12 +28,12 @@ class Stream:
 
     def __init__(self) -> None:
         """Nobody listens yet."""
-        self.routes: dict[bytes, int] = {}  # the number of the last message to each, received or missed
-        self._behind: set[bytes] = set()
-        self._waiting: list[tuple[Change, bytes]] = []
+        self.routes: dict[Hashable, int] = {}  # the number of the last message to each, received or missed
+        self._behind: set[Hashable] = set()
+        self._waiting: list[tuple[Change, Hashable]] = []
         self._due = math.inf  # when what waits must go out
 
-    def add(self, change: Change, by: bytes = b"") -> None:
+    def add(self, change: Change, by: Hashable = None) -> None:
         """Something has changed; it goes out with the next `flush`, but not to the connection that it came `by`."""
         self._waiting.append((change, by))
         lingers = isinstance(change, Retire)
@@ -54,7 +55,7 @@ class Stream:
                 if route not in self._behind and not send(route, Changes(self.routes[route], part)):
                     self._behind.add(route)
 
-    def welcome(self, route: bytes, standing: Iterable[Change], send: Send) -> None:
+    def welcome(self, route: Hashable, standing: Iterable[Change], send: Send) -> None:
         """Send all that stands, which has what was added so far in it, to one who listens from here on."""
         self.flush(send)
         number = self.routes.setdefault(route, 0)
@@ -66,7 +67,7 @@ class Stream:
                 return
             first = False
 
-    def forget(self, route: bytes) -> None:
+    def forget(self, route: Hashable) -> None:
         """A connection listens no longer."""
         self.routes.pop(route, None)
         self._behind.discard(route)

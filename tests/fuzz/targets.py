@@ -30,9 +30,7 @@ from kvmarket.registry.messages import (
     AskStatus,
     Changes,
     Join,
-    Leave,
     OfferBlocks,
-    Ping,
     PoolGone,
     PoolJoined,
     PoolRecord,
@@ -51,6 +49,7 @@ from kvmarket.registry.offering import offering_of
 from kvmarket.registry.replica import Replica
 from kvmarket.registry.service import Service
 from kvmarket.registry.space import Space
+from kvmarket.registry.wire import Wire, dial
 from kvmarket.shared_file import Process
 
 REFUSALS = (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError)
@@ -74,16 +73,27 @@ def state_of(space: Space) -> object:
 
 
 class ServiceTarget:
-    """A service with one member on route ``me``; every input arrives from that member, or from a stranger."""
+    """A service with one member; every input arrives from that member, or from a stranger."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
         self.service = Service(Address(Path(self._folder) / "s"))
+        self._ends: dict[Wire, Wire] = {}  # the service's end of each connection, and the other one, which nobody reads
+        self._stranger = self._connect()
         self._join()
 
+    def _connect(self) -> Wire:
+        """The service's end of a new connection."""
+        other = dial(self.service.address.socket, 1, 1.0)
+        self.service._let_in()
+        (wire,) = set(self.service._wires.values()) - set(self._ends)
+        self._ends[wire] = other
+        return wire
+
     def _join(self) -> None:
-        self.service._handle(b"me", Join(Process.current(), "space", "g", BLOCK, (record("mine"),)))
-        self.service._handle(b"me", offer("mine", (0, 1, 2), 5))
+        self._member = self._connect()
+        self.service._handle(self._member, Join(Process.current(), "space", "g", BLOCK, (record("mine"),)))
+        self.service._handle(self._member, offer("mine", (0, 1, 2), 5))
 
     def state(self) -> object:
         """All that counts, to be compared."""
@@ -91,7 +101,7 @@ class ServiceTarget:
         return (
             sorted(book.members),
             [(name, state_of(space)) for name, space in sorted(book._spaces.items())],
-            sorted(self.service._routes.items()),
+            sorted(self.service._routes.values()),
             len(self.service._watched),
         )
 
@@ -99,7 +109,7 @@ class ServiceTarget:
         """Whether the service took the message."""
         before = self.state()
         try:
-            self.service._handle(b"other" if stranger else b"me", unpack_request(PROTOCOL + data))
+            self.service._handle(self._stranger if stranger else self._member, unpack_request(PROTOCOL + data))
         except REFUSALS:
             assert self.state() == before, "a refused message changed the state"
             return False
@@ -108,8 +118,11 @@ class ServiceTarget:
                 assert len(pool.standing()) <= pool.record.slots, name
             for tenancy in space._tenants.values():
                 tenancy.trie._check()
-        if b"me" not in self.service._routes:  # it left
-            self._join()
+        if self._member not in self.service._routes:  # the stranger took its place
+            self._ends.pop(self._member).close()
+            self._join()  # and the other way round
+            self._ends.pop(self._stranger).close()
+            self._stranger = self._connect()
         return True
 
     def seeds(self) -> list[bytes]:
@@ -117,7 +130,7 @@ class ServiceTarget:
         requests: list[Request] = [
             Join(Process.current(), "space", "g", BLOCK, (record("mine"), record("more"))),
             offer("mine", (3, 4, 5), 7), offer("mine", (0,), 9), Retire("mine", np.array([0, 2]).tobytes()),
-            Retire("mine", None), Sync(), Ping(), AskStatus(), Leave(),
+            Retire("mine", None), Sync(), AskStatus(),
             Promise("mine", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("mine", 1),
         ]  # fmt: skip
         return [pack_message(each).removeprefix(PROTOCOL) for each in requests]
@@ -125,6 +138,8 @@ class ServiceTarget:
     def close(self) -> None:
         """Remove everything."""
         self.service.close()
+        for other in self._ends.values():
+            other.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import threading
 
 import pytest
-import zmq
 
 import kvmarket
 from kvmarket.errors import AddressError, VersionError
 from kvmarket.registry import messages
 from kvmarket.registry.address import Address
+from kvmarket.registry.wire import Door, Wire
 from tests.model_engine import FACTS, ModelEngine
 
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
@@ -62,21 +64,35 @@ def test_a_service_of_another_version(engine, own_address):
     place = Address(own_address)
     lock = place.take_lock()
     assert lock is not None
-    context = zmq.Context()
-    router = context.socket(zmq.ROUTER)
-    router.bind(place.endpoint)
+    door = Door(place.socket)
+    wires: list[Wire] = []
 
     def answer() -> None:
-        route, *_ = router.recv_multipart()
-        router.send_multipart([route, b"kvmarket/999\n\x80"])
+        select.select([door], [], [])
+        wires.append(door.accept(1))
+        select.select([wires[0]], [], [])
+        wires[0].send(b"kvmarket/999\n\x80")
 
     thread = threading.Thread(target=answer)
     thread.start()
     with pytest.raises(VersionError, match="kvmarket/999"):
         kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
     thread.join()
-    router.close(linger=0)
-    context.term()
+    wires[0].close()
+    door.close()
+    os.close(lock)
+
+
+def test_a_service_that_speaks_another_way(engine, own_address):
+    """An older one, whose socket is a stream."""
+    place = Address(own_address)
+    lock = place.take_lock()
+    assert lock is not None
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.bind(str(place.socket))
+        other.listen()
+        with pytest.raises(VersionError, match="one version of kvmarket"):
+            kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
     os.close(lock)
 
 

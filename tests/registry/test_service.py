@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import threading
 import time
 
 import msgspec
 import pytest
-import zmq
 
 from kvmarket.errors import AddressError, MessageError, VersionError
 from kvmarket.registry.address import Address
@@ -18,12 +18,9 @@ from kvmarket.registry.messages import (
     AskStatus,
     Join,
     Joined,
-    Leave,
     OfferBlocks,
-    Ping,
     PoolRecord,
     Refused,
-    Retire,
     Snapshot,
     Status,
     Sync,
@@ -31,7 +28,8 @@ from kvmarket.registry.messages import (
     unpack_reply,
     unpack_request,
 )
-from kvmarket.registry.service import Service
+from kvmarket.registry.service import WAITING_MESSAGES, Service
+from kvmarket.registry.wire import dial
 from kvmarket.shared_file import Process
 
 
@@ -53,17 +51,20 @@ class Line:
     """A raw connection."""
 
     def __init__(self, place: Address) -> None:
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.connect(place.endpoint)
+        self.wire = dial(place.socket, 10, 5.0)
+        self._poll = select.poll()
+        self._poll.register(self.wire, select.POLLIN)
 
-    def ask(self, *frames: bytes):
-        self.tell(*frames)
+    def ask(self, frame: bytes):
+        self.tell(frame)
         return self.hear()
 
     def hear(self):
-        assert self._socket.poll(5000), "no answer"
-        return unpack_reply(self._socket.recv())
+        end = time.monotonic() + 5
+        while (frame := self.wire.receive()) is None:
+            assert not self.wire.closed and time.monotonic() < end, "no answer"
+            self._poll.poll(1000)
+        return unpack_reply(frame)
 
     def ask_status(self) -> Status:
         """What the market holds; whatever else comes before the answer is passed over."""
@@ -72,15 +73,14 @@ class Line:
             pass
         return answer
 
-    def tell(self, *frames: bytes) -> None:
-        self._socket.send_multipart(frames)
+    def tell(self, frame: bytes) -> None:
+        assert self.wire.send(frame)
 
     def __enter__(self) -> Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close(linger=200)
-        self._context.term()
+        self.wire.close()
 
 
 def join_message(pool: str = "pool") -> Join:
@@ -100,8 +100,11 @@ def test_join_status_leave(place):
         status = line.ask(pack_message(AskStatus()))
         assert isinstance(status, Status)
         assert [member.pid for member in status.members] == [os.getpid()]
-        line.tell(pack_message(Leave()))
-        assert line.ask(pack_message(AskStatus())).members == ()
+        with Line(place) as other:
+            line.wire.close()
+            deadline = time.monotonic() + 10
+            while other.ask_status().members:
+                assert time.monotonic() < deadline
 
 
 def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
@@ -120,27 +123,42 @@ def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
         snapshot = line.ask(pack_message(Sync()))
         assert snapshot.sequence == first + 3
         assert len(snapshot.changes) == 8
-        for each in (line, other):
-            each.tell(pack_message(Leave()))
 
 
 def test_a_stranger_gets_no_snapshot(place):
     with Line(place) as line:
-        for message in (Sync(), Ping()):
-            assert line.ask(pack_message(message)).kind == "NotJoinedError"
+        assert line.ask(pack_message(Sync())).kind == "NotJoinedError"
 
 
-def test_a_member_whose_connection_is_gone_is_removed(place):
-    """Its process lives on, and its farewell was lost."""
-    with Line(place) as line:
-        with Line(place) as lost:
-            assert isinstance(lost.ask(pack_message(join_message("of the lost one"))), Joined)
-        line.ask(pack_message(join_message()))
+def test_whoever_joins_anew_takes_the_place_of_who_heard_no_answer(place):
+    """Its former connection is closed, so that it would join again if it were the one that counts."""
+    with Line(place) as former, Line(place) as line:
+        for each in (former, line):
+            assert isinstance(each.ask(pack_message(join_message())), Joined)
+        assert len(line.ask_status().members) == 1
         deadline = time.monotonic() + 10
-        while len(line.ask_status().members) > 1:
-            line.tell(pack_message(Retire("pool", None)))  # news: now it is found out
+        while not former.wire.closed:
+            former.wire.receive()
             assert time.monotonic() < deadline
-        line.tell(pack_message(Leave()))
+
+
+def test_an_engine_that_does_not_read_keeps_nobody_waiting(place):
+    """It misses some, and hears so when it reads again."""
+    slots, generation = bytes(8), b"\1" + bytes(7)
+    with Line(place) as line, Line(place) as deaf:
+        assert isinstance(deaf.ask(pack_message(join_message("deaf"))), Joined)
+        assert isinstance(line.ask(pack_message(join_message())), Joined)
+        offer = OfferBlocks("pool", "", bytes(16 * 64), 63, slots, 1, generation)
+        while not line.ask_status().counters.get("reply_dropped"):
+            line.tell(pack_message(offer))
+        heard, end = [], time.monotonic() + 10
+        while not heard or heard[-1].changes:  # nothing is told but the number
+            heard.append(deaf.hear())
+            assert time.monotonic() < end
+        assert len(heard) > WAITING_MESSAGES and heard[-1].sequence > heard[-2].sequence
+        while (answer := deaf.ask(pack_message(Sync()))) and not isinstance(answer, Snapshot):
+            pass
+        assert answer.changes
 
 
 def test_a_second_service_is_refused(place):
@@ -155,26 +173,24 @@ def test_bad_frames_are_refused_and_change_nothing(place):
         assert isinstance(line.ask(pack_message(join_message())), Joined)
         assert isinstance(line.hear(), Snapshot)
         bad = [
-            [b"kvmarket/2", good],  # in two frames, as it was
-            [b"kvmarket/2\n" + good],
-            [b"GET / HTTP/1.1"],
-            [b""],
-            [PROTOCOL],
-            [PROTOCOL + good, b"more"],
-            [PROTOCOL + b"\xc1"],
-            [PROTOCOL + msgspec.msgpack.encode({"type": "nothing"})],
-            [PROTOCOL + msgspec.msgpack.encode({"type": "retire", "pool": "", "slots": None})],
-            *([PROTOCOL + bytes(chance.randrange(256) for _ in range(chance.randrange(40)))] for _ in range(200)),
-            *([PROTOCOL + _mutated(good, chance)] for _ in range(200)),
-            [pack_message(join_message())],
-            [pack_message(OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8)))],
-            [pack_message(OfferBlocks("somebody's", "", bytes(16), 0, bytes(8), 1, b"\1" + bytes(7)))],
+            b"kvmarket/2\n" + good,
+            b"GET / HTTP/1.1",
+            b"",
+            PROTOCOL,
+            PROTOCOL + good + b"more",
+            PROTOCOL + b"\xc1",
+            PROTOCOL + msgspec.msgpack.encode({"type": "nothing"}),
+            PROTOCOL + msgspec.msgpack.encode({"type": "retire", "pool": "", "slots": None}),
+            *(PROTOCOL + bytes(chance.randrange(256) for _ in range(chance.randrange(40))) for _ in range(200)),
+            *(PROTOCOL + _mutated(good, chance) for _ in range(200)),
+            pack_message(join_message()),
+            pack_message(OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8))),
+            pack_message(OfferBlocks("somebody's", "", bytes(16), 0, bytes(8), 1, b"\1" + bytes(7))),
         ]
-        refused = sum(isinstance(line.ask(*frames), Refused) for frames in bad)
+        refused = sum(isinstance(line.ask(frame), Refused) for frame in bad)
         assert refused >= len(bad) - 200
         status = line.ask(pack_message(AskStatus()))
         assert len(status.members) == 1
-        line.tell(pack_message(Leave()))
 
 
 def _mutated(data: bytes, chance: random.Random) -> bytes:

@@ -7,14 +7,14 @@ import os
 import threading
 
 import pytest
-import zmq
 
+from kvmarket.cli.top import ask_status
 from kvmarket.errors import AddressError, RefusedError, SharedMemoryError, VersionError
 from kvmarket.pool import GenerationReader, Generations
 from kvmarket.registry import line
 from kvmarket.registry.address import Address
 from kvmarket.registry.line import join_service
-from kvmarket.registry.messages import PROTOCOL, AskStatus, pack_message
+from kvmarket.registry.messages import PROTOCOL, pack_message
 from kvmarket.shared_file import Process, SharedFile
 from tests.registry.test_service import join_message
 
@@ -39,15 +39,11 @@ def as_nobody(function, *arguments):
     return answer
 
 
-def answered(endpoint: str) -> bool:
-    context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.connect(endpoint)
-    socket.send(pack_message(AskStatus()))
-    heard = bool(socket.poll(1000))
-    socket.close(linger=0)
-    context.term()
-    return heard
+def answered(place: str) -> bool:
+    try:
+        return bool(ask_status(Address(place)))
+    except AddressError:
+        return False
 
 
 def refusal_of(place: str) -> str:
@@ -62,12 +58,12 @@ def refusal_of(place: str) -> str:
 def test_another_user_is_not_let_in(market_address):
     place = Address(market_address)
     assert place.socket.stat().st_mode & 0o777 == 0o600
-    assert answered(place.endpoint)
+    assert answered(market_address)
     place.socket.parent.chmod(0o755)  # even where somebody has opened directory and socket
     place.socket.chmod(0o777)
     try:
-        assert as_nobody(answered, place.endpoint) is False
-        assert answered(place.endpoint), "the service goes on"
+        assert as_nobody(answered, market_address) is False
+        assert answered(market_address), "the service goes on"
     finally:
         place.socket.chmod(0o600)
         place.socket.parent.chmod(0o700)
@@ -92,12 +88,10 @@ def test_another_users_service_is_refused(own_address, monkeypatch):
 
 
 def test_another_version_is_told_so(market_address, monkeypatch):
-    context = zmq.Context()
     with monkeypatch.context() as patched:
         patched.setattr(line, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/9\n"))
         with pytest.raises(VersionError, match="one version"):
-            join_service(context, Address(market_address), join_message(), threading.Event())
-    context.term()
+            join_service(Address(market_address), join_message(), threading.Event())
 
 
 @pytest.mark.parametrize("damage", ["shorter", "other", "gone"])

@@ -1,0 +1,184 @@
+"""Messages over a Unix socket of packets: the kernel keeps them apart and in order, and no thread stands in between.
+
+A message longer than a packet travels as several. The first byte of each packet says whether its message goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+from kvmarket.errors import MessageError
+from kvmarket.registry.messages import MAX_MESSAGE_BYTES
+
+PACKET_BYTES = 1 << 16
+BUFFER_BYTES = 4 * PACKET_BYTES  # asked of the kernel for what is on its way
+BACKLOG = 128
+_LAST, _MORE = b"\0", b"\1"
+_UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
+
+
+class Wire:
+    """One end of a connection. Nothing here waits. Not thread-safe."""
+
+    def __init__(self, end: socket.socket, most: int) -> None:
+        """Take over a connected socket; at most so many messages wait in this process for the other end to read."""
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        self._socket, self._most = end, most
+        self._unsent: deque[tuple[bytes, bytes | memoryview]] = deque()  # packets
+        self._waiting = 0  # messages whose last packet is one of those
+        self._room = memoryview(bytearray(1 + PACKET_BYTES))
+        self._begun = bytearray()  # of a message that goes on
+        self.closed = False  # whether the other end has closed, and all it sent before was received; or broke the rules
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Readable when something has come, or the other end has closed; writable when it takes more."""
+        return self._socket.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits to be sent: call `flush` when the descriptor is writable."""
+        return bool(self._unsent)
+
+    @property
+    def events(self) -> int:
+        """What to poll the descriptor for."""
+        return select.POLLIN | (select.POLLOUT if self._unsent else 0)
+
+    def send(self, message: bytes) -> bool:
+        """Send, or keep what the kernel does not take; False where too much waits already, or the other end is gone."""
+        if self._unsent and not self.flush() and self._waiting >= self._most:
+            return False
+        size = len(message)
+        if size <= PACKET_BYTES:
+            packets: list[tuple[bytes, bytes | memoryview]] = [(_LAST, message)]
+        else:
+            view = memoryview(message)
+            packets = [
+                (_MORE if at + PACKET_BYTES < size else _LAST, view[at : at + PACKET_BYTES])
+                for at in range(0, size, PACKET_BYTES)
+            ]
+        try:
+            while packets and not self._unsent and self._put(*packets[0]):
+                del packets[0]
+        except OSError:
+            return False
+        self._unsent.extend(packets)
+        self._waiting += bool(packets)
+        return True
+
+    def flush(self) -> bool:
+        """Send what waits, as far as the kernel takes it; whether nothing waits any more."""
+        try:
+            while self._unsent and self._put(*self._unsent[0]):
+                self._waiting -= self._unsent.popleft()[0] == _LAST
+        except OSError:  # nobody will read it
+            self._unsent.clear()
+            self._waiting = 0
+        return not self._unsent
+
+    def receive(self) -> bytes | None:
+        """The next message, None if no whole one has come.
+
+        Raises MessageError for what no `Wire` sends: whoever does is heard no more, as if he had closed.
+        """
+        while not self.closed:
+            try:
+                size = self._socket.recv_into(self._room)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:  # it closed without reading all; what it sent before is still to come
+                continue
+            if not size:
+                self.closed = True
+                break
+            kind, part = self._room[:1], self._room[1:size]
+            if kind == _LAST and not self._begun:
+                return bytes(part)
+            if kind not in (_LAST, _MORE) or len(self._begun) + len(part) > MAX_MESSAGE_BYTES:
+                self.closed = True
+                raise MessageError(f"a message longer than {MAX_MESSAGE_BYTES} bytes, or not of kvmarket")
+            self._begun += part
+            if kind == _LAST:
+                message = bytes(self._begun)
+                self._begun.clear()
+                return message
+        return None
+
+    def close(self) -> None:
+        """Close the connection; what the kernel has taken can still be received. May be called twice."""
+        with contextlib.suppress(OSError):  # the other end may have gone already
+            self._socket.shutdown(socket.SHUT_RDWR)  # also where a child of this process has inherited the socket
+        self._socket.close()
+
+    def _put(self, kind: bytes, part: bytes | memoryview) -> bool:
+        """Hand one packet to the kernel; whether it took it. Raises OSError where the other end is gone."""
+        try:
+            self._socket.sendmsg((kind, part))
+        except BlockingIOError:
+            return False
+        return True
+
+
+class Door:
+    """A listening socket, which lets in processes of this user only."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the socket (0600). Raises OSError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        mask = os.umask(0o177)
+        try:
+            path.unlink(missing_ok=True)
+            self._socket.bind(os.fspath(path))
+            self._socket.listen(BACKLOG)
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            os.umask(mask)
+
+    def fileno(self) -> int:
+        """Readable when somebody wants to come in."""
+        return self._socket.fileno()
+
+    def accept(self, most: int) -> Wire | None:
+        """Let the next one in, None where there is none. `most` as of a `Wire`. Raises OSError: out of descriptors."""
+        while True:
+            try:
+                end, _ = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return None
+            _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if uid == os.getuid():
+                return Wire(end, most)
+            end.close()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._socket.close()
+
+
+def dial(path: Path, most: int, seconds: float) -> Wire:
+    """Connect to whoever listens at `path`, waiting at most so long for a turn. Raises OSError."""
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.settimeout(seconds)
+    try:
+        end.connect(os.fspath(path))
+    except OSError:
+        end.close()
+        raise
+    return Wire(end, most)
