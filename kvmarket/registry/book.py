@@ -73,18 +73,18 @@ class Book:
             del self._spaces[member.join.space]
         return member.join
 
-    def space_of(self, name: str, news: News) -> str:
-        """The space that news of `name` is for. Raises NotJoinedError where that is no member, or MessageError."""
+    def hear(self, name: str, news: News) -> str:
+        """Do what `name` says of one of its pools; the space that this changed.
+
+        Raises NotJoinedError where `name` is no member, MessageError. Costs as what `Space` does for it.
+        """
         if name not in self.members:
             raise NotJoinedError(f"news of pool {news.pool} by somebody who has not joined; join (again)")
         if self._owners.get(news.pool) != name:
             raise MessageError(f"pool {news.pool} is not one of this engine")
-        return self.members[name].join.space
-
-    def hear(self, name: str, news: News) -> None:
-        """Do what `name` says of one of its pools. Raises as `space_of`. Costs as what `Space` does for it."""
-        self.space_of(name, news)
-        put_in(self.members[name].space, news)
+        member = self.members[name]
+        put_in(member.space, news)
+        return member.join.space
 
     def status(self) -> tuple[MemberStatus, ...]:
         """One row per member."""

@@ -2,8 +2,7 @@
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
 moment it dies. A member that closes its connection has left. It answers no match: every engine does that itself, from
-its replica (see replica.py). News of a member's own pool goes on to the others first, and into the book of the service
-after that: every replica checks it too.
+its replica (see replica.py).
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from collections import Counter
 
 from kvmarket.errors import (
     AddressError,
-    KVMarketError,
     LayoutError,
     MessageError,
     NamespaceError,
@@ -33,7 +31,6 @@ from kvmarket.registry.messages import (
     AskStatus,
     Join,
     Joined,
-    News,
     OfferBlocks,
     PoolGone,
     PoolJoined,
@@ -57,7 +54,6 @@ SWEEP_SECONDS = 60.0
 WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some
 TURN_MESSAGES = 64  # of one engine, before others have their turn
 REST_SECONDS = 0.05  # where there are no descriptors left
-REFUSALS = (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError)
 
 _log = logging.getLogger("kvmarket.service")
 
@@ -95,7 +91,6 @@ class Service:
         self._routes: dict[Wire, str] = {}  # connection -> member
         self._streams: dict[str, Stream] = {}  # space -> what its members hear
         self._watched: dict[int, str] = {}  # pidfd -> member
-        self._late: list[tuple[Wire, News]] = []  # passed on, but not in the book yet
         self._counters: Counter[str] = Counter()
         self._poll = select.epoll()
         self._poll.register(self._door, select.EPOLLIN)
@@ -122,7 +117,6 @@ class Service:
                     wait = min(wait, due)
                 else:
                     stream.flush(self._send)
-            self._note()
             if time.monotonic() > sweep_at:  # after those too whose end was seen by their connections first
                 sweep_at = time.monotonic() + SWEEP_SECONDS
                 sweep()
@@ -171,26 +165,14 @@ class Service:
                 if frame is None:
                     break
                 self._handle(wire, unpack_request(frame))
-            except REFUSALS as error:
-                self._refuse(wire, error)
+            except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
+                kind = type(error).__name__
+                self._counters[kind] += 1
+                if self._send(wire, Refused(kind, str(error))):  # else it has died, and left messages
+                    _log.warning("%s: %s", kind, error)
         if wire.closed:
             self._remove(self._routes.get(wire, ""))
             self._hang_up(wire)  # it may be nobody's
-
-    def _refuse(self, wire: Wire, error: KVMarketError) -> None:
-        kind = type(error).__name__
-        self._counters[kind] += 1
-        if self._send(wire, Refused(kind, str(error))):  # else it has died, and left messages
-            _log.warning("%s: %s", kind, error)
-
-    def _note(self) -> None:
-        """Put what was passed on into the book."""
-        late, self._late = self._late, []
-        for wire, news in late:
-            try:
-                self._book.hear(self._routes.get(wire, ""), news)
-            except REFUSALS as error:
-                self._refuse(wire, error)
 
     def _hang_up(self, wire: Wire) -> None:
         """Close a connection."""
@@ -205,14 +187,12 @@ class Service:
             case Join():
                 self._join(route, request)
             case OfferBlocks() | Retire() | Promise() | Settle():
-                self._streams[self._book.space_of(member, request)].add(request, route)
-                self._late.append((route, request))
+                self._streams[self._book.hear(member, request)].add(request, route)
             case Sync() if not member:
                 raise NotJoinedError("a message of somebody who has not joined; join (again)")
             case Sync():
                 self._sync(route, member)
             case AskStatus():
-                self._note()
                 me = Process.current()
                 self._send(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
 
@@ -245,12 +225,10 @@ class Service:
 
     def _sync(self, route: Wire, member: str) -> None:
         """Send all that stands in the space of `member`, which hears what changes from here on."""
-        self._note()
         joined = self._book.members[member]
         self._streams[joined.join.space].welcome(route, joined.space.changes(), self._send)
 
     def _remove(self, member: str) -> None:
-        self._note()
         join = self._book.leave(member)
         if join is None:
             return

@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 
 from kvmarket import counters
-from kvmarket.errors import MessageError, RegistryError
+from kvmarket.errors import (
+    LayoutError,
+    MessageError,
+    NamespaceError,
+    RefusedError,
+    RegistryError,
+    TokenError,
+    VersionError,
+)
 from kvmarket.peers import Peers
 from kvmarket.registry.address import Address
 from kvmarket.registry.messages import (
@@ -39,11 +47,12 @@ from kvmarket.registry.messages import (
 )
 from kvmarket.registry.offering import offering_of
 from kvmarket.registry.replica import Replica
-from kvmarket.registry.service import REFUSALS, Service
+from kvmarket.registry.service import Service
 from kvmarket.registry.space import Space
 from kvmarket.registry.wire import Wire, dial
 from kvmarket.shared_file import Process
 
+REFUSALS = (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError)
 BLOCK, SLOTS = 2, 8
 
 
@@ -101,9 +110,6 @@ class ServiceTarget:
         before = self.state()
         try:
             self.service._handle(self._stranger if stranger else self._member, unpack_request(PROTOCOL + data))
-            while self.service._late:
-                wire, news = self.service._late.pop()
-                self.service._book.hear(self.service._routes.get(wire, ""), news)
         except REFUSALS:
             assert self.state() == before, "a refused message changed the state"
             return False

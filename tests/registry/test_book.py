@@ -18,10 +18,7 @@ def joining(*pools: str, space: str = "s", geometry: str = "g", process: Process
 
 
 def offer(book: Book, name: str, pool: str) -> str:
-    news = OfferBlocks(pool, "", bytes(8), 0, bytes(8), 1, np.array([1], np.uint64).tobytes())
-    space = book.space_of(name, news)
-    book.hear(name, news)
-    return space
+    return book.hear(name, OfferBlocks(pool, "", bytes(8), 0, bytes(8), 1, np.array([1], np.uint64).tobytes()))
 
 
 @pytest.fixture
@@ -48,16 +45,15 @@ def test_only_the_owner_offers_and_retires(book):
         kind, why = (MessageError, "not one of this engine") if member else (NotJoinedError, "has not joined")
         with pytest.raises(kind, match=why):
             offer(book, name, pool)
-        for ask in (book.space_of, book.hear):
-            with pytest.raises(kind, match=why):
-                ask(name, Retire(pool, None))
+        with pytest.raises(kind, match=why):
+            book.hear(name, Retire(pool, None))
     assert book.blocks == 0
 
 
 def test_retire_and_leave(book):
     offer(book, "a", "pa")
     offer(book, "b", "pb")
-    book.hear("b", Retire("pb", np.array([0]).tobytes()))
+    assert book.hear("b", Retire("pb", np.array([0]).tobytes())) == "s"
     with pytest.raises(MessageError):
         book.hear("a", Retire("pa", b"123"))
     assert [row.offers for row in book.status()] == [1, 0]
