@@ -82,11 +82,12 @@ class Line:
         """Send without waiting; False, and counted, if the service is away or does not keep up."""
         if self.muted:
             return False
-        if not self._wire.send(frame):
-            counters.add("message_dropped", reason="the service is away, or does not keep up")
-            self.missing = True
-            return False
-        return True
+        if self._wire.send(frame):
+            return True
+        late = self._wire.blocked  # else it has died, and all is offered when we join again
+        counters.add("message_dropped", reason="the service does not keep up" if late else "the service is away")
+        self.missing = self.missing or late
+        return False
 
     def drain(self, end: float) -> tuple[bool, list[str]]:
         """Send what waits, and put what has come into the replica until ``perf_counter() >= end``.
