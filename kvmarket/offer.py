@@ -6,7 +6,6 @@ All of it travels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -68,8 +67,7 @@ def check_stages(stages: Sequence[Stage]) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Offers:
+class Offers(msgspec.Struct, frozen=True, eq=False):
     """Offers of consecutive blocks in one pool: block i lies in ``slots[i]``.
 
     Its bytes count only while the pool's epoch is ``epoch`` and the slot's generation is ``generations[i]``, and only
@@ -95,8 +93,7 @@ class Offers:
         return Offers(self.pool, self.epoch, self.slots[part], self.generations[part], checksums)
 
 
-@dataclass(frozen=True, eq=False)
-class Hit:
+class Hit(msgspec.Struct, frozen=True, eq=False):
     """What `match` found: `blocks` whole blocks, from block `first` of the prompt on, worth `tokens` tokens.
 
     Zero is a valid answer. It says where the blocks were, not that they still are: `fetch` finds out.

@@ -10,7 +10,6 @@ import msgspec
 
 from kvmarket import counters
 from kvmarket.errors import LayoutError, TransportError
-from kvmarket.flags import leading
 from kvmarket.offer import Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader
 from kvmarket.registry.messages import PoolRecord
@@ -61,10 +60,10 @@ class Peers:
         found: list[Offers] = []
         pools: dict[str, PoolDescriptor] = {}
         for run, record in zip(runs, records, strict=True):
-            peer = self.of(record)
+            peer = self._peers.get(run.pool) or self.of(record)
             if peer is None:
                 break
-            live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
+            live = peer.generations.live(run.epoch, run.slots, run.generations)
             if live:
                 found.append(Offers(*run).part(0, live))
                 pools[run.pool] = peer.descriptor

@@ -130,7 +130,11 @@ class GenerationReader:
     @property
     def epoch(self) -> int:
         """The pool's epoch now."""
-        return int(self._words[_EPOCH])
+        return int(self._words.item(_EPOCH))
+
+    def live(self, epoch: int, slots: Slots, generations: UInt64s) -> int:
+        """How many leading ones of these offers are not dead. Slots must be in range. Costs some us."""
+        return leading(self._slots.take(slots) == generations) if self.epoch == epoch else 0
 
     def valid(self, epoch: int, slots: Slots, generations: UInt64s) -> Flags:
         """Whether each slot still has the generation, and the pool the epoch, of its offer.

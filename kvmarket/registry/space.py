@@ -95,11 +95,7 @@ class Space:
             tenancy.trie.insert(offering.tokens, names, first=offering.first)
         else:
             tenancy.trie.extend(before, offering.tokens, names, place)
-        pool.generations[slots] = generations
-        pool.epochs[slots] = epoch
-        pool.checksums[slots] = 0 if offering.checksums is None else offering.checksums
-        pool.summed = pool.summed or offering.checksums is not None
-        pool.tenancies[slots] = tenancy.number
+        pool.note(slots, epoch, generations, offering.checksums, tenancy.number)
 
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
         """Take down the offers of `slots`, of all when None; those that had one. Raises MessageError.
@@ -108,9 +104,10 @@ class Space:
         """
         pool = self._pool(name)
         gone = pool.standing() if slots is None else distinct(pool.known(slots))
+        self._take_down(pool, gone)
         if slots is None:
             self.promises.drop(name)
-        self._take_down(pool, gone)
+            pool.mixed = False
         return gone
 
     def promise(self, promise: Promise) -> None:
@@ -131,25 +128,26 @@ class Space:
         tenancy = self._tenants.get(tenant)
         if tenancy is None:
             return []
-        unwanted = {self.pools[pool].number for pool in without if pool in self.pools}
+        unwanted = {self.pools[pool].number for pool in without if pool in self.pools} if without else ()
         chosen: list[tuple[int, list[Int64s]]] = []  # the number of a pool, and slots of it
         number = 0
         for offers in tenancy.trie.match_arrays(tokens, first):
             while offers.shape[1]:
-                there = (offers[:, 0] >> SLOT_BITS).tolist()
+                single = len(offers) == 1  # mostly so
+                there = (offers.item(0) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
                 if number not in there:
                     number = next((n for n in there if n >= 0 and n not in unwanted), 0)
                     if not number:
                         return self._runs(chosen)
                     chosen.append((number, []))
-                slots = offers ^ (number << SLOT_BITS)  # where the pool is another one, or there is no offer,
-                held = slots.view(np.uint64) < _SLOTS  # upper bits are left
-                if len(offers) > 1:
+                slots = (offers[0] if single else offers) ^ (number << SLOT_BITS)  # where the pool is another one, or
+                held = slots.view(np.uint64) < _SLOTS  # there is no offer, upper bits are left
+                if not single:
                     slots, held = slots[held.argmax(axis=0), np.arange(held.shape[1])], held.any(axis=0)
-                else:
-                    slots, held = slots[0], held[0]
                 blocks = leading(held)
                 chosen[-1][1].append(slots[:blocks])
+                if blocks == offers.shape[1]:
+                    break
                 offers = offers[:, blocks:]
         return self._runs(chosen)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,8 @@ class Pool:
         self.checksums = np.zeros(record.slots, np.uint64)
         self.tenancies = np.zeros(record.slots, np.int32)
         self.summed = False  # whether any offer had a checksum
+        self.epoch = 0  # of the newest offer, and of all that stand unless they are
+        self.mixed = False
 
     def standing(self) -> Int64s:
         """The slots on offer. Costs O(slots)."""
@@ -53,19 +55,30 @@ class Pool:
         offered: Int64s = slots[self.generations[slots] != 0]
         return offered
 
-    def runs(self, slots: Int64s) -> Iterator[Run]:
+    def note(self, slots: Int64s, epoch: int, generations: UInt64s, checksums: UInt64s | None, tenancy: int) -> None:
+        """These slots are on offer, where nothing is any more."""
+        if epoch != self.epoch:
+            self.mixed = self.mixed or bool(self.generations.any())
+            self.epoch = epoch
+        self.generations[slots] = generations
+        self.epochs[slots] = epoch
+        if checksums is not None or self.summed:
+            self.checksums[slots] = 0 if checksums is None else checksums
+            self.summed = True
+        self.tenancies[slots] = tenancy
+
+    def runs(self, slots: Int64s) -> list[Run]:
         """What stands for these slots, cut where the epoch changes."""
-        epochs, generations = self.epochs[slots], self.generations[slots]
-        checksums = self.checksums[slots] if self.summed else None
-        first = int(epochs[0])
-        if checksums is None and leading(epochs == first) == len(slots):  # mostly so
-            yield Run(self.record.pool, first, slots, generations, None)
-            return
-        edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist()]
-        for start, end in zip(edges, [*edges[1:], len(slots)], strict=True):
-            sums = None if checksums is None else checksums[start:end]
-            found = sums if sums is not None and sums.any() else None
-            yield Run(self.record.pool, int(epochs[start]), slots[start:end], generations[start:end], found)
+        generations = self.generations.take(slots)
+        if not (self.mixed or self.summed):  # mostly so
+            return [Run(self.record.pool, self.epoch, slots, generations, None)]
+        epochs, checksums = self.epochs[slots], self.checksums[slots]
+        edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist(), len(slots)]
+        found = []
+        for start, end in itertools.pairwise(edges):
+            sums = checksums[start:end] if checksums[start:end].any() else None
+            found.append(Run(self.record.pool, int(epochs[start]), slots[start:end], generations[start:end], sums))
+        return found
 
 
 def distinct(slots: Int64s) -> Int64s:
