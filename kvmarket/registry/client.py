@@ -142,16 +142,18 @@ class Client:
 
     def _watch(self) -> None:
         """Put in what comes, say which pools have gone, and rejoin when the service dies."""
-        again_at, pause = 0.0, AGAIN_SECONDS
+        again_at, pause, poll = 0.0, AGAIN_SECONDS, self._watched()
         while not self._closing.is_set():
-            died = self._died_meanwhile()
+            died = self._died_meanwhile(poll)
             if died:
                 counters.add("service_lost", reason="the service of the market died; joining again")
             elif self._line.lost:
                 counters.add("membership_lost", reason="the connection to the service broke; joining again")
                 self._closing.wait(AGAIN_SECONDS)  # it may break again and again
-            if (died or self._line.lost) and not self._rejoin():
-                return
+            if died or self._line.lost:
+                if not self._rejoin():
+                    return
+                poll = self._watched()
             self._put_in()
             with self._lock:
                 gone, self._gone = self._gone, []
@@ -165,18 +167,23 @@ class Client:
             if gone:
                 self._on_gone(gone)
 
-    def _died_meanwhile(self) -> bool:
+    def _died_meanwhile(self, poll: select.poll) -> bool:
         """Wait until something has come, or for a while; whether the service has died."""
-        poll = select.poll()
-        poll.register(self._line.pidfd, select.POLLIN)
         if self._line.lost:  # who is killed closes its connections a moment before it is dead
-            return bool(poll.poll(WATCH_SECONDS * 1000))
-        poll.register(self._line, self._line.events)
-        poll.register(self._wake, select.POLLIN)
+            poll.unregister(self._line)
+        else:
+            poll.register(self._line, self._line.events)
         ready = dict(poll.poll(WATCH_SECONDS * 1000))
         if self._wake in ready:
             os.eventfd_read(self._wake)
         return self._line.pidfd in ready
+
+    def _watched(self) -> select.poll:
+        """What the watching thread waits for: the service, its end, and whoever wakes us."""
+        poll = select.poll()
+        for source in (self._line, self._line.pidfd, self._wake):
+            poll.register(source, select.POLLIN)
+        return poll
 
     def _put_in(self) -> None:
         """Put what has come into the replica, and let others have their turn in between."""
