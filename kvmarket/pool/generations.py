@@ -130,7 +130,7 @@ class GenerationReader:
     @property
     def epoch(self) -> int:
         """The pool's epoch now."""
-        return int(self._words.item(_EPOCH))
+        return int(self._words[_EPOCH])
 
     def live(self, epoch: int, slots: Slots, generations: UInt64s) -> int:
         """How many leading ones of these offers are not dead. Slots must be in range. Costs some us."""

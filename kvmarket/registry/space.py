@@ -134,7 +134,7 @@ class Space:
         for offers in tenancy.trie.match_arrays(tokens, first):
             while offers.shape[1]:
                 single = len(offers) == 1  # mostly so
-                there = (offers.item(0) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
+                there = (int(offers[0, 0]) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
                 if number not in there:
                     number = next((n for n in there if n >= 0 and n not in unwanted), 0)
                     if not number:
