@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 
 from rich.console import Console
@@ -37,13 +36,10 @@ def ask_status(place: Address) -> Status:
     """Ask the service of `place`. Raises AddressError when there is none or it does not answer within two seconds."""
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
-    poll = select.poll()
     try:
         with dial(place.socket, 1, ANSWER_SECONDS) as wire:
-            poll.register(wire, select.POLLIN)
             wire.send(pack_message(AskStatus()))
-            poll.poll(1000 * ANSWER_SECONDS)
-            frame = wire.receive()
+            frame = wire.wait(ANSWER_SECONDS)
     except OSError as error:
         raise AddressError(f"the service at {place} lets nobody in ({error.strerror}); see {place.log}") from error
     if frame is None:

@@ -111,13 +111,12 @@ class Line:
 
         False when it does not answer in time, died, or `closing` is set. Raises what a refusal stands for.
         """
-        poll = select.poll()
-        poll.register(self)
-        answer = self._answer(poll)
+        answer = self._answer()
         if answer is None:
             return False
         self.pidfd = _watch_process(answer.service)
-        poll.modify(self, select.POLLIN)
+        poll = select.poll()
+        poll.register(self, select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)
         while not self.replica.whole:  # what comes meanwhile may never end
             current, _ = self.drain(time.perf_counter() + JOIN_SECONDS)
@@ -133,14 +132,9 @@ class Line:
             os.close(self.pidfd)
             self.pidfd = -1
 
-    def _answer(self, poll: select.poll) -> Joined | None:
+    def _answer(self) -> Joined | None:
         """The answer to our joining, None if there is none within a second."""
-        frame, end = None, time.monotonic() + ANSWER_SECONDS
-        while frame is None and not self.lost and (left := end - time.monotonic()) > 0:
-            poll.modify(self, self.events)
-            poll.poll(1000 * left)
-            self._wire.flush()
-            frame = self._wire.receive()
+        frame = self._wire.wait(ANSWER_SECONDS)
         if frame is None:
             return None
         reply = unpack_reply(frame)

@@ -151,8 +151,10 @@ class Service:
             while (wire := self._door.accept(WAITING_MESSAGES)) is not None:
                 self._wires[wire.fileno()] = wire
                 self._poll.register(wire, wire.events)
-        except OSError:
-            _log.exception("nobody can be let in")
+        except OSError as error:
+            if not self._counters["not_let_in"]:
+                _log.warning("nobody can be let in (%s); raise the limit of open files", error.strerror)
+            self._counters["not_let_in"] += 1
             time.sleep(REST_SECONDS)  # they go on knocking
 
     def _serve(self, wire: Wire, events: int) -> None:

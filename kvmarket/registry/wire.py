@@ -1,15 +1,20 @@
 """Messages over a Unix socket of packets: the kernel keeps them apart and in order, and no thread stands in between.
 
+Between two busy processes a thread of a messaging library is a second one that must get the CPU before a message is
+there: offers were seen a sixth later.
+
 A message longer than a packet travels as several. The first byte of each packet says whether its message goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
 import struct
+import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +30,7 @@ _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Wire:
-    """One end of a connection. Nothing here waits. Not thread-safe."""
+    """One end of a connection. Nothing here waits, but for `wait`. Not thread-safe."""
 
     def __init__(self, end: socket.socket, most: int) -> None:
         """Take over a connected socket; at most so many messages wait in this process for the other end to read."""
@@ -117,6 +122,15 @@ class Wire:
                 self._begun.clear()
                 return message
         return None
+
+    def wait(self, seconds: float) -> bytes | None:
+        """The next message, None if no whole one comes in time or the other end closes. Raises as `receive`."""
+        poll, end = select.poll(), time.monotonic() + seconds
+        while (message := self.receive()) is None and not self.closed and (left := end - time.monotonic()) > 0:
+            poll.register(self, self.events)
+            poll.poll(math.ceil(1000 * left))
+            self.flush()
+        return message
 
     def close(self) -> None:
         """Close the connection; what the kernel has taken can still be received. May be called twice."""

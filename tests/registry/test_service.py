@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import threading
 import time
 
@@ -52,18 +51,14 @@ class Line:
 
     def __init__(self, place: Address) -> None:
         self.wire = dial(place.socket, 10, 5.0)
-        self._poll = select.poll()
-        self._poll.register(self.wire, select.POLLIN)
 
     def ask(self, frame: bytes):
         self.tell(frame)
         return self.hear()
 
     def hear(self):
-        end = time.monotonic() + 5
-        while (frame := self.wire.receive()) is None:
-            assert not self.wire.closed and time.monotonic() < end, "no answer"
-            self._poll.poll(1000)
+        frame = self.wire.wait(5.0)
+        assert frame is not None, "no answer"
         return unpack_reply(frame)
 
     def ask_status(self) -> Status:
@@ -207,3 +202,11 @@ def test_frames_of_another_version_are_told_apart():
     for frame in (b"", b"x" * 100, b"kvmarket", PROTOCOL, PROTOCOL + b"\xc1"):
         with pytest.raises(MessageError):
             unpack_request(frame)
+
+
+def test_a_service_without_descriptors_goes_on(own_address, monkeypatch):
+    service = Service(Address(own_address))
+    monkeypatch.setattr(service._door, "accept", lambda most: os.dup(-1))  # fails as when there are none left
+    service._let_in()
+    assert service._counters["not_let_in"] == 1
+    service.close()

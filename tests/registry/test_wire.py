@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import socket
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -122,3 +124,18 @@ def test_a_door_lets_in_who_knocks(tmp_path):
     door.close()
     with pytest.raises(ConnectionRefusedError):
         dial(tmp_path / "s", 1, 1.0)
+
+
+def test_waiting_ends_with_a_whole_message_the_time_or_the_end():
+    one, other = ends()
+    long = os.urandom(40 * PACKET_BYTES)
+    thread = threading.Thread(target=lambda: (time.sleep(0.05), one.send(long), one.wait(5.0), one.close()))
+    with other:
+        start = time.monotonic()
+        assert other.wait(0.01) is None and 0.01 <= time.monotonic() - start < 1
+        thread.start()
+        assert other.wait(5.0) == long
+        other.send(b"thanks")
+        start = time.monotonic()
+        assert other.wait(5.0) is None and other.closed and time.monotonic() - start < 4
+        thread.join()
