@@ -69,9 +69,11 @@ COMMANDS = "bench.commands"  # what engine processes know beside the commands of
 
 
 def token_bytes(shape: dict[str, Any]) -> int:
-    """Bytes of the KV of one token."""
+    """Bytes of the KV of one token: of every layer a key and a value per head, or one latent vector (MLA)."""
     width = {"bfloat16": 2, "float32": 4}[shape["torch_dtype"]]
-    return 2 * int(shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]) * width
+    latent = shape.get("kv_lora_rank")
+    numbers = latent + shape["qk_rope_head_dim"] if latent else 2 * shape["num_key_value_heads"] * shape["head_dim"]
+    return int(shape["num_hidden_layers"] * numbers) * width
 
 
 def gpu_bytes(gpu: int) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from kvmarket import counters
 from tests.vllm_hook.fakes import admit, back, joined, request, step_of
+from vllm_hook.tracks import track_of
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,15 @@ def test_requests_whose_blocks_are_of_more_than_tokens_are_never_offered(trait: 
     admit(side, request("b", 8), [3, 4])
     side.returned(back(side.dispatch(step_of(new={"b": ([3, 4], 0, 8)})).step))
     assert set(control.live()) == {3, 4}, "others pay for it"
+
+
+def test_tokens_of_prompt_and_answer():
+    one = request("a", 10)
+    track = track_of(one, "")
+    assert track.tokens(4).tolist() == [0, 1, 2, 3]
+    assert track.tokens(10).tolist() == list(range(10))
+    assert track.tokens(12).tolist() == list(range(10)), "it has no more"
+    one.all_token_ids += [7, 8, 9]
+    assert track.tokens(12).tolist() == [*range(10), 7, 8]
+    late = track_of(one, "")
+    assert late.tokens(12).tolist() == [*range(10), 7, 8], "asked first when it has answered already"
