@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvmarket.flags import leading
+from kvmarket.flags import leading, total
 from kvmarket.registry.tokens import Int32s, Int64s
 
 OFFERS_PER_BLOCK = 64  # several pools of each of a node's engines may offer one system prompt
@@ -33,7 +33,7 @@ class Node:
         self.head = head
         self.tail = tail
         self.offers = offers
-        self.holes = int(np.count_nonzero(offers[0] < 0))
+        self.holes = total(offers[0] < 0)
         self.children: dict[bytes, Node] | None = None
         self.number = NONE
         self.stamps = stamps
@@ -45,7 +45,7 @@ class Node:
 
     def pairs(self) -> int:
         """Return the number of offers, over all blocks. Cost: O(offers)."""
-        return int(np.count_nonzero(self.offers >= 0))
+        return total(self.offers >= 0)
 
     def reach(self, tokens: Int32s, at: int) -> int:
         """Return how many leading blocks equal those of `tokens` from `at` on; the first is known to.
@@ -84,32 +84,39 @@ class Node:
         known = part == new
         if leading(known[0]) == new.size:
             return _NOTHING, 0
-        before = int(np.count_nonzero(part >= 0))
+        before = total(part >= 0)
         fresh = new[~known.any(axis=0)]
         part = _lean(_sink(np.vstack((new, np.where(known, NONE, part))))[:OFFERS_PER_BLOCK])
         if len(part) > len(self.offers):
             self.offers = _tall(self.offers, len(part))
         self.offers[: len(part), start:end] = part
-        self.holes = int(np.count_nonzero(self.offers[0] < 0))
-        return fresh, int(np.count_nonzero(part >= 0)) - before
+        self.holes = total(self.offers[0] < 0)
+        return fresh, total(part >= 0) - before
 
     def withdraw(self, gone: Int64s) -> int:
         """Take these offers off all blocks; returns how many were found. Cost: O(offers of the node)."""
         if gone.size == 1:
             found = self.offers == gone[0]
         else:
-            gone = np.sort(gone)
-            if self.offers.size == gone.size and np.sort(self.offers[0]).tobytes() == gone.tobytes():  # mostly all
+            if self._are_all(gone):  # mostly so
                 self.offers[:] = NONE
                 self.holes = gone.size
                 return self.holes
+            gone = np.sort(gone)
             found = gone.take(gone.searchsorted(self.offers), mode="clip") == self.offers
-        count = int(np.count_nonzero(found))
+        count = total(found)
         if count:
             self.offers[found] = NONE
             self.offers = _lean(_sink(self.offers))
-            self.holes = int(np.count_nonzero(self.offers[0] < 0))
+            self.holes = total(self.offers[0] < 0)
         return count
+
+    def _are_all(self, offers: Int64s) -> bool:
+        """Whether these are the offers of this node, one a block, in any order."""
+        if self.offers.shape != (1, offers.size):
+            return False
+        mine = self.offers[0]
+        return mine.tobytes() == offers.tobytes() or np.sort(mine).tobytes() == np.sort(offers).tobytes()
 
     def keep(self, blocks: int) -> None:
         """Drop all blocks behind the first `blocks` (at least one). Cost: O(tokens kept)."""
@@ -140,7 +147,7 @@ class Node:
         self.offers = np.concatenate((_tall(self.offers, rows), _tall(offers, rows)), axis=1)
         if self.stamps is not None and stamps is not None:
             self.stamps = np.concatenate((self.stamps, stamps))
-        self.holes = int(np.count_nonzero(self.offers[0] < 0))
+        self.holes = total(self.offers[0] < 0)
 
     def absorb(self, child: Node) -> None:
         """Append the only child's blocks to this node and take over its children. Cost: O(tokens of both)."""
@@ -153,7 +160,7 @@ class Node:
         """Take over these offers and stamps, as memory of our own."""
         self.offers = _lean(offers).copy()
         self.stamps = None if stamps is None else stamps.copy()
-        self.holes = int(np.count_nonzero(self.offers[0] < 0))
+        self.holes = total(self.offers[0] < 0)
 
 
 def _sink(offers: Int64s) -> Int64s:

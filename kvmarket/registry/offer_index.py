@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,7 +11,7 @@ from kvmarket.flags import leading
 from kvmarket.registry.tokens import Int64s
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_HALF = np.uint64(32)
+_HIGH = int(sys.byteorder == "little")  # which half of a word has its upper bits
 _LEAST, _LITTLE = 4096, 1 << 18  # entries
 
 
@@ -67,13 +69,14 @@ class OfferIndex:
         self._used = end
         heads, entries = self._heads, np.arange(start, end, dtype=np.int32)
         buckets = hashes & np.uint32(heads.size - 1)
-        while True:  # link each in front of its bucket; of several for one bucket, one a round
-            self._next[entries] = heads[buckets]
+        self._next[start:end] = heads.take(buckets)
+        while True:  # each is linked in front of its bucket; of several for one bucket, one a round
             heads[buckets] = entries
-            linked = heads[buckets] == entries
+            linked = heads.take(buckets) == entries
             if leading(linked) == linked.size:
                 return True
             entries, buckets = entries[~linked], buckets[~linked]
+            self._next[entries] = heads.take(buckets)
 
     def nodes(self, offer: int) -> list[int]:
         """Return the numbers of every node that holds this offer, and of some that do not.
@@ -110,9 +113,9 @@ class OfferIndex:
 
 def _hash(offers: Int64s) -> NDArray[np.uint32]:
     """Return 32 bits of each offer, well spread also where offers are consecutive numbers."""
-    mixed: NDArray[np.uint64] = offers.view(np.uint64) * _SPREAD
-    high: NDArray[np.uint32] = (mixed >> _HALF).astype(np.uint32)
-    return high
+    mixed = offers.view(np.uint64) * _SPREAD
+    halves: NDArray[np.uint32] = mixed.view(np.uint32)
+    return halves[_HIGH::2]
 
 
 def _hash_one(offer: int) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmarket.errors import MessageError
+from kvmarket.flags import leading
 from kvmarket.registry.messages import OfferBlocks
 from kvmarket.registry.tokens import Int32s, Int64s
 
@@ -89,7 +90,7 @@ def offering_of(message: OfferBlocks, block_size: int) -> Offering:
         raise MessageError("an offer whose tokens, slots and generations do not fit each other")
     if checksums is not None and len(checksums) != len(slots):
         raise MessageError("an offer whose checksums do not fit its slots")
-    if not generations.all() or not message.epoch:
+    if leading(generations != 0) < len(generations) or not message.epoch:
         raise MessageError("an offer at generation or epoch zero, which no slot ever has")
     place = message.first, slots, message.epoch, generations, checksums, message.after
     return Offering(message.pool, message.tenant, tokens, *place)

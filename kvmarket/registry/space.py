@@ -252,13 +252,17 @@ class Space:
         """Take down the offers of these slots, each of which has one."""
         if not len(slots):
             return
-        numbers, offers = pool.tenancies[slots], slots | (pool.number << SLOT_BITS)
-        one = leading(numbers == numbers[0]) == len(numbers)
-        for number in (int(numbers[0]),) if one else set(numbers.tolist()):
+        offers = slots | (pool.number << SLOT_BITS)
+        if len(self._tenancies) == 1:  # mostly so; what is on offer no more, it does not have either
+            parts = [(number, offers) for number in self._tenancies]
+        else:
+            numbers = pool.tenancies[slots]
+            parts = [(number, offers[numbers == number]) for number in set(numbers.tolist())]
+        for number, part in parts:
             tenancy = self._tenancies.get(number)
             if tenancy is None:  # all of it was evicted
                 continue
-            tenancy.trie.remove(offers if one else offers[numbers == number], single=True)
+            tenancy.trie.remove(part, single=True)
             if not tenancy.trie:
                 del self._tenants[tenancy.tenant], self._tenancies[number]
         pool.generations[slots] = 0

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmarket.errors import MisuseError, TokenError
+from kvmarket.flags import leading
 
 Int32s: TypeAlias = NDArray[np.int32]
 Int64s: TypeAlias = NDArray[np.int64]
@@ -66,7 +67,7 @@ def as_offers(offers: Integers | Iterable[int]) -> Int64s:
         array: Int64s = offers
     else:
         array = _as_int64s(offers)
-    if array.size and int(array.min()) < 0:
+    if leading(array >= 0) < array.size:
         raise MisuseError(f"offers must be ints of 0 <= offer < 2**63, not {int(array.min())}; give other numbers")
     return array
 

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from kvmarket.flags import total
 from kvmarket.registry.eviction import ColdLeaves
 from kvmarket.registry.node import NONE, Node
 from kvmarket.registry.offer_index import OfferIndex
@@ -197,9 +198,9 @@ class Tree:
             assert stamps is not None
             keep = max(leaf.size - (self.stored - most), int((stamps == stamps[-1]).argmax()))
             gone = leaf.offers[:, keep:]
-            self.pairs -= int(np.count_nonzero(gone >= 0))
+            self.pairs -= total(gone >= 0)
             gone[:] = NONE
-            leaf.holes = int(np.count_nonzero(leaf.offers[0] < 0))
+            leaf.holes = total(leaf.offers[0] < 0)
             self.held -= leaf.holes - holes
             self._tidy(leaf)
 
