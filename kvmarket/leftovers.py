@@ -31,9 +31,10 @@ def mark() -> None:
 
 def sweep() -> None:
     """Remove what dead processes of this user and namespace left. Costs a listing of /dev/shm."""
-    if not FOLDER.is_dir():
-        return
-    for path in FOLDER.glob(f"{_PREFIX}{pid_namespace()}-*"):
+    marks: list[Path] = []
+    with suppress(OSError):  # no such folder, or no descriptor left: another time, then
+        marks = list(FOLDER.glob(f"{_PREFIX}{pid_namespace()}-*"))
+    for path in marks:
         pid, _, start = path.name.rpartition(f"{pid_namespace()}-")[2].partition("-")
         with suppress(OSError, ValueError):
             if path.stat().st_uid == os.getuid() and start_time(int(pid)) != int(start):

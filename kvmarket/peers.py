@@ -60,7 +60,7 @@ class Peers:
         found: list[Offers] = []
         pools: dict[str, PoolDescriptor] = {}
         for run, record in zip(runs, records, strict=True):
-            peer = self._peers.get(run.pool) or self.of(record)
+            peer = self.of(record)
             if peer is None:
                 break
             live = peer.generations.live(run.epoch, run.slots, run.generations)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import socket
 import time
 from functools import partial
 from typing import Any
@@ -90,6 +91,10 @@ class ModelEngine:
         for tokens in prompts:
             self.market.retire([0])
             self.market.publish(tokens, [0])
+
+    def hang_up(self) -> None:
+        """End the connection to the service, as the kernel does for a process that is killed."""
+        self.market._control._client._line.wire._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Leave."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
 from kvmarket import leftovers
+from kvmarket.cli.top import ask_status
+from kvmarket.registry.address import Address
 from kvmarket.shared_file import Process
+from tests.model_engine import Peer, until
 
 
 def _killed_while_sharing(pipe) -> None:
@@ -52,3 +56,14 @@ def test_a_mark_lasts_as_long_as_its_process(folder):
     assert path.exists()
     leftovers._unmark(path, Process.current().pid)
     assert not path.exists()
+
+
+def test_what_a_killed_engine_left_in_shared_memory_is_removed_soon(market_address):
+    """Also where its connection had ended before it was dead."""
+    peer = Peer(market_address)
+    marks = lambda: [*Path("/dev/shm").glob(f"kvmarket-shares-*-{peer.pid}-*")]  # noqa: E731
+    assert marks()
+    peer.hang_up()
+    until(lambda: not ask_status(Address(market_address)).members, seconds=1)
+    peer.kill()
+    until(lambda: not marks(), seconds=10)

@@ -37,7 +37,7 @@ def ask_status(place: Address) -> Status:
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
     try:
-        with dial(place.socket, 1, ANSWER_SECONDS) as wire:
+        with dial(place.socket, 1) as wire:
             wire.send(pack_message(AskStatus()))
             frame = wire.wait(ANSWER_SECONDS)
     except OSError as error:

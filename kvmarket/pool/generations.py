@@ -134,14 +134,14 @@ class GenerationReader:
 
     def live(self, epoch: int, slots: Slots, generations: UInt64s) -> int:
         """How many leading ones of these offers are not dead. Slots must be in range. Costs some us."""
-        return leading(self._slots.take(slots) == generations) if self.epoch == epoch else 0
+        return leading(self.valid(epoch, slots, generations))
 
     def valid(self, epoch: int, slots: Slots, generations: UInt64s) -> Flags:
         """Whether each slot still has the generation, and the pool the epoch, of its offer.
 
         Call it after the copy completed. Slots must be in range. Costs some us.
         """
-        same: Flags = self._slots[slots] == generations
+        same: Flags = self._slots.take(slots) == generations
         return same if self.epoch == epoch else np.zeros_like(same)
 
 

@@ -136,7 +136,7 @@ class Client:
             if self._finds_own:
                 self._line.replica.add(change)
             sent = self._line.send(frame)
-            if self._line.blocked:
+            if self._line.wire.blocked:
                 os.eventfd_write(self._wake, 1)  # for the watching thread to go on with it
             return sent
 
@@ -147,10 +147,10 @@ class Client:
             died = self._died_meanwhile(poll)
             if died:
                 counters.add("service_lost", reason="the service of the market died; joining again")
-            elif self._line.lost:
+            elif self._line.wire.closed:
                 counters.add("membership_lost", reason="the connection to the service broke; joining again")
                 self._closing.wait(AGAIN_SECONDS)  # it may break again and again
-            if died or self._line.lost:
+            if died or self._line.wire.closed:
                 if not self._rejoin():
                     return
                 poll = self._watched()
@@ -169,10 +169,10 @@ class Client:
 
     def _died_meanwhile(self, poll: select.poll) -> bool:
         """Wait until something has come, or for a while; whether the service has died."""
-        if self._line.lost:  # who is killed closes its connections a moment before it is dead
-            poll.unregister(self._line)
+        if self._line.wire.closed:  # who is killed closes its connections a moment before it is dead
+            poll.unregister(self._line.wire)
         else:
-            poll.register(self._line, self._line.events)
+            poll.register(self._line.wire, self._line.wire.events)
         ready = dict(poll.poll(WATCH_SECONDS * 1000))
         if self._wake in ready:
             os.eventfd_read(self._wake)
@@ -181,7 +181,7 @@ class Client:
     def _watched(self) -> select.poll:
         """What the watching thread waits for: the service, its end, and whoever wakes us."""
         poll = select.poll()
-        for source in (self._line, self._line.pidfd, self._wake):
+        for source in (self._line.wire, self._line.pidfd, self._wake):
             poll.register(source, select.POLLIN)
         return poll
 

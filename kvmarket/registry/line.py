@@ -42,7 +42,7 @@ WAITING_MESSAGES = 10_000  # of ours, for a service that does not keep up: all t
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
 KNOCK_SECONDS = 0.02  # after which we try again to be let in
-JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, None)  # it starts or ends, or others wait; a timeout
+JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
 JOIN_SECONDS = 0.01  # so long at a time a snapshot is put in
 
 
@@ -51,40 +51,21 @@ class Line:
 
     def __init__(self, wire: Wire, join: Join) -> None:
         """Send `join`; the answer is not waited for."""
-        self._wire = wire
+        self.wire = wire  # readable when something has come, closed when the service has died or will not have us
         self.replica = Replica(join.block_size, [record.pool for record in join.pools])
         self.pidfd = -1  # readable when the service has died
         self.muted = False  # sends nothing: all that stands is about to be offered again
         self.missing = False  # whether the service has missed something that we said
         self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
-        self._wire.send(pack_message(join))
-
-    def fileno(self) -> int:
-        """Readable when something has come, or the connection has broken."""
-        return self._wire.fileno()
-
-    @property
-    def lost(self) -> bool:
-        """Whether the service has died, or closed the connection."""
-        return self._wire.closed
-
-    @property
-    def blocked(self) -> bool:
-        """Whether something waits to be sent: `drain` goes on with it when the descriptor is writable."""
-        return self._wire.blocked
-
-    @property
-    def events(self) -> int:
-        """What to poll the descriptor for."""
-        return self._wire.events
+        self.wire.send(pack_message(join))
 
     def send(self, frame: bytes) -> bool:
         """Send without waiting; False, and counted, if the service is away or does not keep up."""
         if self.muted:
             return False
-        if self._wire.send(frame):
+        if self.wire.send(frame):
             return True
-        late = self._wire.blocked  # else it has died, and all is offered when we join again
+        late = self.wire.blocked  # else it has died, and all is offered when we join again
         counters.add("message_dropped", reason="the service does not keep up" if late else "the service is away")
         self.missing = self.missing or late
         return False
@@ -94,9 +75,9 @@ class Line:
 
         Whether that was all of it, and the pools that have gone.
         """
-        self._wire.flush()
+        self.wire.flush()
         if self._sync_due:
-            self._sync_due = not self._wire.send(pack_message(Sync()))
+            self._sync_due = not self.wire.send(pack_message(Sync()))
         gone: list[str] = []
         while True:
             if self.replica.pending:
@@ -116,25 +97,25 @@ class Line:
             return False
         self.pidfd = _watch_process(answer.service)
         poll = select.poll()
-        poll.register(self, select.POLLIN)
+        poll.register(self.wire, select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)
         while not self.replica.whole:  # what comes meanwhile may never end
             current, _ = self.drain(time.perf_counter() + JOIN_SECONDS)
             ready = dict(poll.poll(100 if current and not self.replica.whole else 0))
-            if self.pidfd in ready or self.lost or closing.is_set() or time.monotonic() > deadline:
+            if self.pidfd in ready or self.wire.closed or closing.is_set() or time.monotonic() > deadline:
                 return False
         return True
 
     def close(self) -> None:
         """Leave: the service takes down all that we offered. May be called twice."""
-        self._wire.close()
+        self.wire.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
 
     def _answer(self) -> Joined | None:
         """The answer to our joining, None if there is none within a second."""
-        frame = self._wire.wait(ANSWER_SECONDS)
+        frame = self.wire.wait(ANSWER_SECONDS)
         if frame is None:
             return None
         reply = unpack_reply(frame)
@@ -145,7 +126,7 @@ class Line:
     def _receive(self) -> bool:
         """Hand the replica one message, if one has come; whether one had."""
         try:
-            frame = self._wire.receive()
+            frame = self.wire.receive()
             if frame is None:
                 return False
             reply = unpack_reply(frame)
@@ -172,7 +153,7 @@ def join_service(address: Address, join: Join, closing: threading.Event) -> Line
             start_service(address)
             continue
         try:
-            wire = dial(address.socket, WAITING_MESSAGES, ANSWER_SECONDS)
+            wire = dial(address.socket, WAITING_MESSAGES)
         except OSError as error:
             if error.errno == errno.EPROTOTYPE:
                 raise VersionError(

@@ -1,10 +1,9 @@
 """What travels between engines and the service: typed, bounded, never unpickled.
 
 Each message is one frame: the protocol's name, then one of these structs in msgpack. An engine leaves by closing its
-connection. What engines send to
-change the market (`News`) goes on from the service to every engine of the space, in one numbered stream of `Changes`;
-whoever joins, or missed a number, is first sent all that stands as a `Snapshot`. Arrays travel as their bytes in native
-order.
+connection. What engines send to change the market (`News`) goes on from the service to every engine of the space, in
+one numbered stream of `Changes`; whoever joins, or missed a number, is first sent all that stands as a `Snapshot`.
+Arrays travel as their bytes in native order.
 """
 
 from __future__ import annotations

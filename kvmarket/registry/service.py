@@ -50,10 +50,11 @@ from kvmarket.registry.wire import Door, Wire
 from kvmarket.shared_file import Process, pid_namespace
 
 POLL_SECONDS = 0.2
-SWEEP_SECONDS = 60.0
+SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # for what dead processes have left; after a connection has ended
 WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some
 TURN_MESSAGES = 64  # of one engine, before others have their turn
-REST_SECONDS = 0.05  # where there are no descriptors left
+REST_SECONDS = 0.2  # in which nobody is let in, where there are no descriptors left
+MOST_LOGGED = 100  # refusals of one kind
 
 _log = logging.getLogger("kvmarket.service")
 
@@ -92,6 +93,9 @@ class Service:
         self._streams: dict[str, Stream] = {}  # space -> what its members hear
         self._watched: dict[int, str] = {}  # pidfd -> member
         self._counters: Counter[str] = Counter()
+        self._sweep_at = 0.0
+        self._open_at = 0.0  # when the door is opened again; 0: it is open
+        self._me = Process.current()
         self._poll = select.epoll()
         self._poll.register(self._door, select.EPOLLIN)
 
@@ -99,9 +103,11 @@ class Service:
         """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
         empty_since = time.monotonic()
         wait = POLL_SECONDS
-        sweep_at = 0.0
         while not self._stopped:
             ready = self._poll.poll(max(0.0, wait))
+            if self._open_at and time.monotonic() > self._open_at:
+                self._open_at = 0.0
+                self._poll.register(self._door, select.EPOLLIN)
             for fd, _ in ready:  # deaths first: requests may close a pidfd and open another of the same number
                 if fd in self._watched:
                     self._remove(self._watched[fd])
@@ -113,12 +119,12 @@ class Service:
                     self._let_in()
             wait = POLL_SECONDS
             for stream in self._streams.values():
-                if ready and (due := stream.due()) > 0:
+                if (due := stream.due()) > 0:
                     wait = min(wait, due)
                 else:
                     stream.flush(self._send)
-            if time.monotonic() > sweep_at:  # after those too whose end was seen by their connections first
-                sweep_at = time.monotonic() + SWEEP_SECONDS
+            if time.monotonic() > self._sweep_at:
+                self._sweep_at = time.monotonic() + SWEEP_SECONDS
                 sweep()
             if self._book.members:
                 empty_since = time.monotonic()
@@ -155,13 +161,20 @@ class Service:
             if not self._counters["not_let_in"]:
                 _log.warning("nobody can be let in (%s); raise the limit of open files", error.strerror)
             self._counters["not_let_in"] += 1
-            time.sleep(REST_SECONDS)  # they go on knocking
+            self._poll.unregister(self._door)  # for a while: they go on knocking
+            self._open_at = time.monotonic() + REST_SECONDS
 
     def _serve(self, wire: Wire, events: int) -> None:
-        """Send what waits for a connection, and do what it asks for; it is closed when the other end has closed it."""
+        """Send what waits for a connection, and do what it asks for.
+
+        Where the other end has closed it, whatever it said before counts no more.
+        """
+        if events & select.EPOLLHUP:
+            self._end(wire)
+            return
         if events & select.EPOLLOUT and wire.flush():
             self._poll.modify(wire, wire.events)
-        for _ in range(TURN_MESSAGES if events & ~select.EPOLLOUT else 0):
+        for _ in range(TURN_MESSAGES if events & select.EPOLLIN else 0):
             try:
                 frame = wire.receive()
                 if frame is None:
@@ -170,11 +183,16 @@ class Service:
             except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
                 kind = type(error).__name__
                 self._counters[kind] += 1
-                if self._send(wire, Refused(kind, str(error))):  # else it has died, and left messages
+                if self._send(wire, Refused(kind, str(error))) and self._counters[kind] <= MOST_LOGGED:
                     _log.warning("%s: %s", kind, error)
         if wire.closed:
-            self._remove(self._routes.get(wire, ""))
-            self._hang_up(wire)  # it may be nobody's
+            self._end(wire)
+
+    def _end(self, wire: Wire) -> None:
+        """A connection has ended, and with it the membership of its engine."""
+        self._remove(self._routes.get(wire, ""))
+        self._hang_up(wire)  # it may be nobody's
+        self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # a dying process closes it first
 
     def _hang_up(self, wire: Wire) -> None:
         """Close a connection."""
@@ -195,8 +213,7 @@ class Service:
             case Sync():
                 self._sync(route, member)
             case AskStatus():
-                me = Process.current()
-                self._send(route, Status(me, self._book.status(), self._book.blocks, dict(self._counters)))
+                self._send(route, Status(self._me, self._book.status(), self._book.blocks, dict(self._counters)))
 
     def _join(self, route: Wire, join: Join) -> None:
         if route in self._routes:
@@ -222,7 +239,7 @@ class Service:
         stream = self._streams.setdefault(join.space, Stream())
         for record in join.pools:
             stream.add(PoolJoined(record))
-        self._send(route, Joined(Process.current()))
+        self._send(route, Joined(self._me))
         self._sync(route, name)
 
     def _sync(self, route: Wire, member: str) -> None:
@@ -272,7 +289,11 @@ def _pidfd(process: Process) -> int:
         pidfd = os.pidfd_open(process.pid)
     except OSError as error:
         raise RefusedError(f"process {process.pid} cannot be watched: {error.strerror}; is it still alive?") from error
-    if not process.alive():
+    try:
+        if process.alive():
+            return pidfd
+    except OSError as error:  # out of descriptors, say
         os.close(pidfd)
-        raise RefusedError(f"process {process.pid} is not the one that asked; it has died")
-    return pidfd
+        raise RefusedError(f"process {process.pid} cannot be looked at: {error.strerror}; try again") from error
+    os.close(pidfd)
+    raise RefusedError(f"process {process.pid} is not the one that asked; it has died")

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvmarket.registry.messages import Change, Changes, OfferBlocks, PoolJoined, Promise, Reply, Retire, Snapshot
 
+AGAIN_SECONDS = 0.2  # after which those who are behind are told again
 LINGER_SECONDS = 0.005  # so long retirements wait for something that others wait for: their generations say it already
 CHANGES_BYTES = 1 << 18  # in one message, some: an engine decodes it on its scheduling thread
 SNAPSHOT_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class Stream:
         self._due = min(self._due, time.monotonic() + (LINGER_SECONDS if lingers else 0.0))
 
     def due(self) -> float:
-        """In how many seconds `flush` should be called; not positive: now. Those who are behind are told when it is."""
+        """In how many seconds `flush` should be called; not positive: now."""
         return self._due - time.monotonic()
 
     def flush(self, send: Send) -> None:
@@ -54,6 +55,8 @@ class Stream:
                 self.routes[route] += 1
                 if route not in self._behind and not send(route, Changes(self.routes[route], part)):
                     self._behind.add(route)
+        if self._behind:
+            self._due = time.monotonic() + AGAIN_SECONDS
 
     def welcome(self, route: Hashable, standing: Iterable[Change], send: Send) -> None:
         """Send all that stands, which has what was added so far in it, to one who listens from here on."""
@@ -64,6 +67,7 @@ class Stream:
         for part, last in _parts(standing, SNAPSHOT_BYTES):
             if not send(route, Snapshot(number, first, last, part)):
                 self._behind.add(route)
+                self._due = min(self._due, time.monotonic() + AGAIN_SECONDS)
                 return
             first = False
 

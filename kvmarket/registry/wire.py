@@ -24,6 +24,7 @@ from kvmarket.registry.messages import MAX_MESSAGE_BYTES
 
 PACKET_BYTES = 1 << 16
 BUFFER_BYTES = 4 * PACKET_BYTES  # asked of the kernel for what is on its way
+FLUSH_PACKETS = 16  # some 0.3 ms
 BACKLOG = 128
 _LAST, _MORE = b"\0", b"\1"
 _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
@@ -64,8 +65,11 @@ class Wire:
         return select.POLLIN | (select.POLLOUT if self._unsent else 0)
 
     def send(self, message: bytes) -> bool:
-        """Send, or keep what the kernel does not take; False where too much waits already, or the other end is gone."""
-        if self._unsent and not self.flush() and self._waiting >= self._most:
+        """Send, or keep what the kernel does not take; False where too much waits already, or the other end is gone.
+
+        Where something waits, this waits behind it: `flush` is for whoever has the time.
+        """
+        if self._waiting >= self._most:
             return False
         size = len(message)
         if size <= PACKET_BYTES:
@@ -80,19 +84,21 @@ class Wire:
             while packets and not self._unsent and self._put(*packets[0]):
                 del packets[0]
         except OSError:
+            self._break()
             return False
         self._unsent.extend(packets)
         self._waiting += bool(packets)
         return True
 
     def flush(self) -> bool:
-        """Send what waits, as far as the kernel takes it; whether nothing waits any more."""
+        """Send what waits, some packets of it at most; whether nothing waits any more."""
         try:
-            while self._unsent and self._put(*self._unsent[0]):
+            for _ in range(FLUSH_PACKETS):
+                if not self._unsent or not self._put(*self._unsent[0]):
+                    break
                 self._waiting -= self._unsent.popleft()[0] == _LAST
-        except OSError:  # nobody will read it
-            self._unsent.clear()
-            self._waiting = 0
+        except OSError:
+            self._break()
         return not self._unsent
 
     def receive(self) -> bytes | None:
@@ -107,6 +113,8 @@ class Wire:
                 return None
             except ConnectionResetError:  # it closed without reading all; what it sent before is still to come
                 continue
+            except OSError:
+                size = 0
             if not size:
                 self.closed = True
                 break
@@ -134,9 +142,15 @@ class Wire:
 
     def close(self) -> None:
         """Close the connection; what the kernel has taken can still be received. May be called twice."""
-        with contextlib.suppress(OSError):  # the other end may have gone already
-            self._socket.shutdown(socket.SHUT_RDWR)  # also where a child of this process has inherited the socket
+        self._break()  # also where a child of this process has inherited the socket
         self._socket.close()
+
+    def _break(self) -> None:
+        """End the connection, for both: a message may be torn."""
+        self._unsent.clear()
+        self._waiting = 0
+        with contextlib.suppress(OSError):  # the other end may have gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def _put(self, kind: bytes, part: bytes | memoryview) -> bool:
         """Hand one packet to the kernel; whether it took it. Raises OSError where the other end is gone."""
@@ -186,10 +200,10 @@ class Door:
         self._socket.close()
 
 
-def dial(path: Path, most: int, seconds: float) -> Wire:
-    """Connect to whoever listens at `path`, waiting at most so long for a turn. Raises OSError."""
+def dial(path: Path, most: int) -> Wire:
+    """Connect to whoever listens at `path`. Raises OSError; BlockingIOError where too many knock just now."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    end.settimeout(seconds)
+    end.setblocking(False)
     try:
         end.connect(os.fspath(path))
     except OSError:

@@ -84,7 +84,7 @@ class ServiceTarget:
 
     def _connect(self) -> Wire:
         """The service's end of a new connection."""
-        other = dial(self.service.address.socket, 1, 1.0)
+        other = dial(self.service.address.socket, 1)
         self.service._let_in()
         (wire,) = set(self.service._wires.values()) - set(self._ends)
         self._ends[wire] = other

@@ -50,7 +50,7 @@ class Line:
     """A raw connection."""
 
     def __init__(self, place: Address) -> None:
-        self.wire = dial(place.socket, 10, 5.0)
+        self.wire = dial(place.socket, 10)
 
     def ask(self, frame: bytes):
         self.tell(frame)
@@ -204,9 +204,25 @@ def test_frames_of_another_version_are_told_apart():
             unpack_request(frame)
 
 
-def test_a_service_without_descriptors_goes_on(own_address, monkeypatch):
-    service = Service(Address(own_address))
-    monkeypatch.setattr(service._door, "accept", lambda most: os.dup(-1))  # fails as when there are none left
-    service._let_in()
-    assert service._counters["not_let_in"] == 1
-    service.close()
+def test_a_service_without_descriptors_serves_who_is_in(own_address, monkeypatch):
+    """Whoever knocks is let in when there are some again."""
+    service = Service(Address(own_address), idle_exit=1.0)
+    thread = threading.Thread(target=lambda: (service.run(), service.close()))
+    thread.start()
+    place = Address(own_address)
+    with Line(place) as member:
+        assert isinstance(member.ask(pack_message(join_message())), Joined)
+        assert isinstance(member.hear(), Snapshot)
+        with monkeypatch.context() as patched:
+            patched.setattr(service._door, "accept", lambda most: os.dup(-1))  # fails as when there are none left
+            with Line(place) as late:
+                late.tell(pack_message(AskStatus()))
+                start, asked = time.monotonic(), 0
+                while time.monotonic() < start + 0.5:
+                    asked += isinstance(member.ask(pack_message(AskStatus())), Status)
+                assert asked > 50
+                assert 1 <= service._counters["not_let_in"] < 10
+                patched.undo()
+                assert isinstance(late.hear(), Status)
+    thread.join(timeout=30)
+    assert not thread.is_alive()

@@ -56,3 +56,26 @@ def test_nobody_is_told_what_he_said_himself():
     assert replies[b"one"] == [Changes(1, (second, gone))]
     assert replies[b"two"] == [Changes(1, (first,)), Changes(2, (first, gone))]
     assert replies[b"three"] == [Changes(1, (first,)), Changes(2, (second, first, gone))]
+
+
+def test_who_is_behind_is_told_again(monkeypatch):
+    """Whether or not there is anything new for the others."""
+    monkeypatch.setattr(stream_module, "AGAIN_SECONDS", 0.02)
+    stream, replies, deaf = Stream(), [], True
+    stream.routes[b"one"] = 0
+
+    def send(_, reply: Reply) -> bool:
+        replies.append(reply)
+        return not deaf
+
+    stream.add(PoolGone("pa"))
+    stream.flush(send)
+    assert 0 < stream.due() <= 0.02
+    while stream.due() > 0:
+        time.sleep(0.001)
+    stream.flush(send)
+    assert stream.due() > 0
+    deaf = False
+    stream.flush(send)
+    assert replies == [Changes(1, (PoolGone("pa"),)), Changes(1, ()), Changes(1, ())]
+    assert stream.due() == math.inf

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -66,6 +68,46 @@ def test_what_was_sent_before_the_end_is_received():
         assert other.receive() is None
 
 
+class Failing:
+    """A socket whose call number `at` of `method` fails with something that nobody expects."""
+
+    def __init__(self, end: socket.socket, method: str, at: int) -> None:
+        self._end, self._method, self._left = end, method, at
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method:
+            self._left -= 1
+            if self._left < 0:
+                raise OSError(errno.ENOBUFS, "no buffers")
+        return getattr(self._end, name)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_message_torn_by_the_kernel_ends_the_connection(later):
+    """What follows must not be taken for the rest of it."""
+    one, other = ends(most=100)
+    with one, other:
+        if later:
+            while not one.blocked:
+                one.send(bytes(3 * PACKET_BYTES))
+            one.send(bytes(3 * PACKET_BYTES))
+        one._socket = Failing(one._socket, "sendmsg", 1)
+        if not later:
+            assert not one.send(bytes(3 * PACKET_BYTES))
+        for _ in range(100):
+            assert other.receive() in (None, bytes(3 * PACKET_BYTES))
+            one.flush()
+        assert other.closed
+        assert not one.send(b"next") and not one.blocked
+
+
+def test_an_unforeseen_error_ends_the_connection():
+    one, other = ends()
+    with one, other:
+        other._socket = Failing(other._socket, "recv_into", 0)
+        assert other.receive() is None and other.closed
+
+
 def test_a_child_that_inherited_the_socket_does_not_keep_it_open():
     one, other = ends()
     reads, writes = os.pipe()
@@ -114,7 +156,7 @@ def test_a_door_lets_in_who_knocks(tmp_path):
     door = Door(tmp_path / "s")
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
     assert door.accept(1) is None
-    with dial(tmp_path / "s", 1, 1.0) as outside:
+    with dial(tmp_path / "s", 1) as outside:
         inside = door.accept(1)
         assert inside is not None and door.accept(1) is None
         outside.send(b"hello")
@@ -123,7 +165,7 @@ def test_a_door_lets_in_who_knocks(tmp_path):
         assert outside.receive() is None and outside.closed
     door.close()
     with pytest.raises(ConnectionRefusedError):
-        dial(tmp_path / "s", 1, 1.0)
+        dial(tmp_path / "s", 1)
 
 
 def test_waiting_ends_with_a_whole_message_the_time_or_the_end():
