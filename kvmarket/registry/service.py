@@ -108,15 +108,16 @@ class Service:
             if self._open_at and time.monotonic() > self._open_at:
                 self._open_at = 0.0
                 self._poll.register(self._door, select.EPOLLIN)
-            for fd, _ in ready:  # deaths first: requests may close a pidfd and open another of the same number
+            wires = [(self._wires[fd], events) for fd, events in ready if fd in self._wires]
+            for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
                 if fd in self._watched:
                     self._remove(self._watched[fd])
                     sweep()
-            for fd, events in ready:
-                if fd in self._wires:
-                    self._serve(self._wires[fd], events)
-                elif fd == self._door.fileno():
-                    self._let_in()
+            for wire, events in wires:
+                if wire.fileno() >= 0:  # not hung up meanwhile
+                    self._serve(wire, events)
+            if any(fd == self._door.fileno() for fd, _ in ready):
+                self._let_in()
             wait = POLL_SECONDS
             for stream in self._streams.values():
                 if (due := stream.due()) > 0:
