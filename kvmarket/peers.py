@@ -10,6 +10,7 @@ import msgspec
 
 from kvmarket import counters
 from kvmarket.errors import LayoutError, TransportError
+from kvmarket.flags import leading
 from kvmarket.offer import Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader
 from kvmarket.registry.messages import PoolRecord
@@ -63,7 +64,7 @@ class Peers:
             peer = self.of(record)
             if peer is None:
                 break
-            live = peer.generations.live(run.epoch, run.slots, run.generations)
+            live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
             if live:
                 found.append(Offers(*run).part(0, live))
                 pools[run.pool] = peer.descriptor

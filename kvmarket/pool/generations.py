@@ -132,10 +132,6 @@ class GenerationReader:
         """The pool's epoch now."""
         return int(self._words[_EPOCH])
 
-    def live(self, epoch: int, slots: Slots, generations: UInt64s) -> int:
-        """How many leading ones of these offers are not dead. Slots must be in range. Costs some us."""
-        return leading(self.valid(epoch, slots, generations))
-
     def valid(self, epoch: int, slots: Slots, generations: UInt64s) -> Flags:
         """Whether each slot still has the generation, and the pool the epoch, of its offer.
 
