@@ -9,9 +9,9 @@ One request at a time, Llama-3.1-8B shape, bf16, CUDA graphs. `--prompts` fresh 
 prefilled once and then asked for `--again` times from every other place, the asking engine's own cache emptied before.
 On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
 second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time. Cores of rented
-machines differ by half, as their neighbours work: the engines without host memory move to other CORES together before
-each round, so that what is compared was measured on the same ones. Those with host memory keep all cores: their threads
-need them.
+machines differ by half, as their neighbours work: before each round, the scheduling threads of the engines that it asks
+move to the CORES that are fastest at that moment, so that what is compared was measured on the same ones. Their other
+threads run where they like.
 
 `bytes`: KV of the prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a
 peer those bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the
@@ -25,11 +25,11 @@ import argparse
 import importlib.util
 import json
 import os
-import random
 import tempfile
 import time
 from collections import defaultdict
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,15 @@ def copy_rate(source: int, destination: int, repeats: int = 20) -> float:
     return sorted(rates[3:])[repeats // 2]
 
 
+def seconds_on(core: int, count: int = 40_000) -> float:
+    """How long a loop of some 2 ms takes on this core; the calling thread stays there."""
+    os.sched_setaffinity(0, {core})
+    start = time.perf_counter()
+    for _ in range(count):
+        pass
+    return time.perf_counter() - start
+
+
 class Bench:
     """The engines, by name, and what was measured on them."""
 
@@ -68,7 +77,7 @@ class Bench:
         self.engines, self.block_size, self.prompts, self.again = engines, block_size, prompts, again
         self.samples: Samples = defaultdict(list)
         self.wrong: list[str] = []
-        self.cores, self.random = sorted(os.sched_getaffinity(0)), random.Random(1)
+        self.cores = sorted(os.sched_getaffinity(0))
 
     def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> list[int]:
         """Time one token of a prompt; `cached` is how many tokens vLLM must report as not computed."""
@@ -93,7 +102,7 @@ class Bench:
             time.sleep(0.3)
             again = 2 if warm else self.again
             for _ in range(again):
-                self.move()
+                self.move(("plain", "reader"))
                 firsts[OWN] = ask("plain", OWN, whole)
                 firsts[PEER] = ask("reader", PEER, whole)
                 firsts[f"{OWN}, hook on"] = ask("reader", f"{OWN}, hook on", whole)
@@ -105,16 +114,17 @@ class Bench:
                     self.ask(engine, [[load.fresh(), 64]])  # a step more, so that the stores are done
                     time.sleep(0.1)
                     self.engines[engine].ask("reset")
+                    if not warm:  # threads that are made now would stay there too
+                        self.move((engine,))
                     firsts[HOSTS[engine]] = ask(engine, HOSTS[engine])
                     self.compare(tokens, firsts)
 
-    def move(self) -> None:
-        """Have all engines without host memory run on the same few cores, others than before."""
-        cores = self.random.sample(self.cores, min(CORES, len(self.cores)))
-        for engine in (engine for name, engine in self.engines.items() if name not in HOSTS):
-            for thread in Path(f"/proc/{engine.pid}/task").iterdir():
-                with suppress(ProcessLookupError):
-                    os.sched_setaffinity(int(thread.name), cores)
+    def move(self, engines: Iterable[str]) -> None:
+        """Have the scheduling threads of these engines run on the same few cores, the fastest at this moment."""
+        cores = sorted(self.cores, key=seconds_on)[:CORES]
+        os.sched_setaffinity(0, self.cores)
+        for name in engines:
+            os.sched_setaffinity(self.engines[name].pid, cores)
 
     def compare(self, tokens: int, firsts: dict[str, list[int]]) -> None:
         """Note where the same prompt had another first token."""

@@ -248,7 +248,7 @@ class SchedulerSide:
         track.imported = True
         load = self._unsent[-1]
         if self._control is not None and load.hit is not None:
-            self._watch(load.slots.tolist())
+            self._chores.add(lambda: self._watch(load.slots.tolist()))
             generations = self._control.generations(load.slots)
             self._flights[load.request_id] = Flight(track, load.hit.first, load.slots, generations)
 
