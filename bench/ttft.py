@@ -10,8 +10,8 @@ prefilled once and then asked for `--again` times from every other place, the as
 On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
 second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time. Cores of rented
 machines differ by half, as their neighbours work: before each round, the scheduling threads of the engines that it asks
-move to the CORES that are fastest at that moment, so that what is compared was measured on the same ones. Their other
-threads run where they like.
+move to those that are fastest at that moment, so that what is compared was measured on the same ones; while none is
+fast the round waits (`waited_s`: PATIENCE in all at most). Their other threads run where they like.
 
 `bytes`: KV of the prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a
 peer those bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the
@@ -36,12 +36,13 @@ from typing import Any
 import torch
 
 from bench import load, report
+from bench.cores import Cores
 from bench.shapes import Engines, await_up
 from tests.vllm_hook.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
 LMCACHE = {"LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": str(HOST_GIB), "LMCACHE_CHUNK_SIZE": "256"}
-CORES = 8
+PATIENCE = 40  # seconds
 OWN, PEER = "own prefix cache", "peer's pool"
 HOSTS = {"offload": "host memory (OffloadingConnector)", "lmcache": "host memory (LMCache)"}
 GOAL_BYTES, GOAL_MS = 1.15, 2.0
@@ -61,23 +62,16 @@ def copy_rate(source: int, destination: int, repeats: int = 20) -> float:
     return sorted(rates[3:])[repeats // 2]
 
 
-def seconds_on(core: int, count: int = 40_000) -> float:
-    """How long a loop of some 2 ms takes on this core; the calling thread stays there."""
-    os.sched_setaffinity(0, {core})
-    start = time.perf_counter()
-    for _ in range(count):
-        pass
-    return time.perf_counter() - start
-
-
 class Bench:
     """The engines, by name, and what was measured on them."""
 
-    def __init__(self, engines: dict[str, EngineProcess], block_size: int, prompts: int, again: int) -> None:
+    def __init__(
+        self, engines: dict[str, EngineProcess], block_size: int, prompts: int, again: int, patience: float
+    ) -> None:
         self.engines, self.block_size, self.prompts, self.again = engines, block_size, prompts, again
         self.samples: Samples = defaultdict(list)
         self.wrong: list[str] = []
-        self.cores = sorted(os.sched_getaffinity(0))
+        self.cores = Cores(patience)
 
     def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> list[int]:
         """Time one token of a prompt; `cached` is how many tokens vLLM must report as not computed."""
@@ -121,8 +115,7 @@ class Bench:
 
     def move(self, engines: Iterable[str]) -> None:
         """Have the scheduling threads of these engines run on the same few cores, the fastest at this moment."""
-        cores = sorted(self.cores, key=seconds_on)[:CORES]
-        os.sched_setaffinity(0, self.cores)
+        cores = self.cores.fastest()
         for name in engines:
             os.sched_setaffinity(self.engines[name].pid, cores)
 
@@ -185,7 +178,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="ttft-", dir="/tmp") as folder, ExitStack() as stack:
         engines = Engines(Path(folder), [] if options.cpu else options.gpus)
-        bench = Bench(start(engines, stack, max(lengths)), engines.block_size, options.prompts, options.again)
+        made, patience = start(engines, stack, max(lengths)), 0 if options.cpu else PATIENCE
+        bench = Bench(made, engines.block_size, options.prompts, options.again, patience)
         for tokens in lengths:
             bench.measure(tokens, warm=True)
             bench.measure(tokens)
@@ -196,6 +190,7 @@ def main() -> None:
             if options.write:
                 facts: dict[str, Any] = dict(report.facts(engines.gpus))
                 facts |= {"repeats": repeats, "copy_GBps": round(rate, 1), "wrong": bench.wrong}
+                facts["waited_s"] = round(bench.cores.waited, 1)
                 packages = ("torch", "triton", "vllm", "kvmarket", "lmcache")
                 print(report.write(options.write, "ttft", rows, packages, **facts))
         print("counters of the reader:", json.dumps(bench.engines["reader"].ask("counters")))

@@ -17,7 +17,7 @@ from vllm_hook import compat, outputs
 from vllm_hook.chores import Chores
 from vllm_hook.drafts import sure_part
 from vllm_hook.flights import Flight
-from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata, load_of
 from vllm_hook.rejoin import Rejoin
 from vllm_hook.steps import Steps, Written
 from vllm_hook.summary import Summary
@@ -141,18 +141,25 @@ class SchedulerSide:
 
     def allocated(self, request: Any, slots: Sequence[int], external: int) -> None:
         """A request was given its pages: plan the load of `external` tokens into them, retire those that are new."""
+        pages: Sequence[int] | Slots = slots
         if external:
-            self._plan(request.request_id, slots, external // self._block_size)
+            pages = array = as_slots(slots)
+            found = self._found.pop(request.request_id, None)
+            self._unsent.append(load_of(request.request_id, found, array, external // self._block_size))
+            counters.add("vllm_tokens_asked", external)
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
+        known = track.known if track else 0
         if track and track.hit:
             counters.add("vllm_tokens_local", track.hit * self._block_size)
             track.hit = 0
         if track and self._offers and not track.refusal:
             blocks, at_hand = request.num_tokens // self._block_size, track.known + external // self._block_size
             self._waits.begin(self._control, request.request_id, track, blocks, at_hand)
-        self._retire(track.whole(slots) if track else slots)
+        if track:
+            track.whole(slots)
+        self._retire(pages[known:])
         if external and track:
             self._take_off(track)
 
@@ -236,13 +243,6 @@ class SchedulerSide:
             counters.add("vllm_import_refused", reason=reason)
         return not reason
 
-    def _plan(self, request_id: str, slots: Sequence[int], blocks: int) -> None:
-        """Note a load of `blocks` blocks: from where the hit starts, else the last pages (a load has none behind)."""
-        hit = self._found.pop(request_id, None)
-        first = hit.first if hit else len(slots) - blocks
-        self._unsent.append(Load(request_id, hit, as_slots(slots[first : first + blocks])))
-        counters.add("vllm_tokens_asked", blocks * self._block_size)
-
     def _take_off(self, track: Track) -> None:
         """Remember the load just planned, to offer its blocks when it has landed. One import per request, ever."""
         track.imported = True
@@ -274,16 +274,16 @@ class SchedulerSide:
         """Called by vLLM's pool within ``schedule()``; the retirement follows before the step is dispatched."""
         self._reused.append(block.block_id)
 
-    def _retire(self, slots: Sequence[int]) -> None:
+    def _retire(self, slots: Sequence[int] | Slots) -> None:
         """Raise the generations of these pages and of those the pool reported: nothing has overwritten them yet.
 
         Their offers are dead at once and taken down with the chores, which come before any further offer.
         """
         control, pages = self._control, slots
         if self._reused:
-            pages = list(dict.fromkeys([*self._reused, *slots]))
+            pages = list(dict.fromkeys([*self._reused, *map(int, slots)]))
             self._reused.clear()
-        if pages and control is not None:
+        if len(pages) and control is not None:
             gone = as_slots(pages)
             control.retire(gone, take_down=False)
             self._chores.add(lambda: control.take_down(gone))
