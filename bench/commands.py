@@ -15,6 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tests.vllm_hook.engine import Engine
 
+ANSWER = 4  # tokens of the answers whose first one is timed
 FIRST, LAST = 1000, 120_000  # of the token ids that occur in prompts
 Parts = list[list[int]]
 Asked = list[dict[str, Any]]
@@ -31,6 +32,15 @@ def prompt_of(parts: Parts) -> list[int]:
     return [token for seed, count in parts for token in _part(seed, count)]
 
 
+def _sampling(tokens: int) -> Any:
+    """So many tokens, greedily, each as it comes."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    kind = RequestOutputKind.DELTA
+    return SamplingParams(max_tokens=tokens, temperature=0.0, detokenize=False, ignore_eos=True, output_kind=kind)
+
+
 @functools.cache
 def _spans(engine: Engine) -> Any:
     from bench.spans import watch
@@ -38,15 +48,25 @@ def _spans(engine: Engine) -> Any:
     return watch(engine.llm)
 
 
-def ask(engine: Engine, parts: Parts, tokens: int = 1, trace: bool = False) -> dict[str, Any]:
-    """`generate` for one prompt; with `trace` also where the time went (see bench/spans.py)."""
-    prompt = prompt_of(parts)
-    if not trace:
-        return engine.generate([prompt], tokens)
-    spans = _spans(engine)
-    spans.start()
-    answer = engine.generate([prompt], tokens)
-    return {**answer, "spans": spans.stop()}
+def ask(engine: Engine, parts: Parts, trace: bool = False) -> dict[str, Any]:
+    """Stream an answer of ANSWER tokens to one prompt: ``ms`` to the ``first`` of them, prompt tokens ``cached``.
+
+    With `trace` also where that time went (see bench/spans.py).
+    """
+    prompt, core = prompt_of(parts), engine.llm.llm_engine
+    spans = _spans(engine) if trace else None
+    if spans is not None:
+        spans.start()
+    start = time.perf_counter()
+    core.add_request(str(start), {"prompt_token_ids": prompt}, _sampling(ANSWER))
+    while not (outputs := [output for output in core.step() if output.outputs[0].token_ids]):
+        pass
+    answer: dict[str, Any] = {"ms": 1e3 * (time.perf_counter() - start)}
+    if spans is not None:
+        answer["spans"] = spans.stop()
+    while core.has_unfinished_requests():
+        core.step()
+    return {**answer, "first": outputs[0].outputs[0].token_ids[0], "cached": outputs[0].num_cached_tokens}
 
 
 def prepare(engine: Engine, requests: Asked) -> dict[str, Any]:
@@ -63,9 +83,6 @@ def replay(engine: Engine, start: float, window: int = 0, times: bool = False) -
     after `start`: when it came, ``first`` and ``last`` token; how many it got and how many prompt tokens were
     ``cached``; `times` of all tokens if asked for.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
     core = engine.llm.llm_engine
     requests, prompts = _prepared.pop(id(engine))
     waiting = deque(enumerate(requests))
@@ -75,14 +92,7 @@ def replay(engine: Engine, start: float, window: int = 0, times: bool = False) -
         now = time.monotonic() - start
         while waiting and waiting[0][1]["at"] <= now and (not window or len(running) < window):
             at, request = waiting.popleft()
-            sampling = SamplingParams(
-                max_tokens=request["tokens"],
-                temperature=0.0,
-                detokenize=False,
-                ignore_eos=True,
-                output_kind=RequestOutputKind.DELTA,
-            )
-            core.add_request(str(at), {"prompt_token_ids": prompts[at]}, sampling)
+            core.add_request(str(at), {"prompt_token_ids": prompts[at]}, _sampling(request["tokens"]))
             running[str(at)] = done[at] = {"at": now if window else request["at"], "cached": 0, "count": 0, "times": []}
         if not running:
             time.sleep(min(0.001, max(0.0, waiting[0][1]["at"] - now)))

@@ -5,8 +5,9 @@ Nowhere, in the engine's own cache, in a peer's pool, in host memory.
     python -m bench.ttft --write h200x2         two GPUs, five engines with dummy weights at once, some four minutes
     python -m bench.ttft --cpu                  a tiny model: shows that it runs, its times mean nothing
 
-One request at a time, Llama-3.1-8B shape, bf16, CUDA graphs. `--prompts` fresh random prompts of each length; each is
-prefilled once and then asked for `--again` times from every other place, the asking engine's own cache emptied before.
+One request at a time, until the first of the few tokens of its answer; Llama-3.1-8B shape, bf16, CUDA graphs.
+`--prompts` fresh random prompts of each length; each is prefilled once and then asked for `--again` times from every
+other place, the asking engine's own cache emptied before.
 On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
 second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time. Cores of rented
 machines differ by half, as their neighbours work: before each round, the scheduling threads of the engines that it asks
@@ -73,15 +74,15 @@ class Bench:
         self.wrong: list[str] = []
         self.cores = Cores(patience)
 
-    def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> list[int]:
-        """Time one token of a prompt; `cached` is how many tokens vLLM must report as not computed."""
+    def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> int:
+        """Time the first token of an answer and return it; vLLM must say that `cached` tokens were not computed."""
         answer = self.engines[engine].ask("ask", load.SECONDS, parts=parts)
         tokens = parts[0][1]
-        if column and cached is not None and answer["cached"] != [cached]:
+        if column and cached is not None and answer["cached"] != cached:
             self.wrong.append(f"{column} {tokens}: {answer['cached']} cached tokens instead of {cached}")
         if column:
             self.samples[column, tokens].append(answer["ms"])
-        return list(answer["tokens"][0])
+        return int(answer["first"])
 
     def measure(self, tokens: int, *, warm: bool = False) -> None:
         """All columns of one length; to `warm` up, once and without keeping any."""
@@ -89,7 +90,7 @@ class Bench:
         for _ in range(1 if warm else self.prompts):
             parts = [[load.fresh(), tokens]]
 
-            def ask(engine: str, column: str, cached: int | None = None, parts: list[list[int]] = parts) -> list[int]:
+            def ask(engine: str, column: str, cached: int | None = None, parts: list[list[int]] = parts) -> int:
                 return self.ask(engine, parts, "" if warm else column, cached)
 
             firsts = {"prefill": ask("plain", "prefill", 0), "prefill, hook on": ask("owner", "prefill, hook on", 0)}
@@ -119,9 +120,9 @@ class Bench:
         for name in engines:
             os.sched_setaffinity(self.engines[name].pid, cores)
 
-    def compare(self, tokens: int, firsts: dict[str, list[int]]) -> None:
+    def compare(self, tokens: int, firsts: dict[str, int]) -> None:
         """Note where the same prompt had another first token."""
-        if len(set(map(tuple, firsts.values()))) > 1:
+        if len(set(firsts.values())) > 1:
             self.wrong.append(f"{tokens} tokens: first tokens differ: {firsts}")
 
     def rows(self, rate: float, token_bytes: int) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def measure(owner: EngineProcess, reader: EngineProcess, tokens: int, repeats: i
         time.sleep(VISIBLE)
         for column in (PEER, OWN):
             answer = reader.ask("ask", parts=parts, trace=True)
-            if answer["cached"] == [0] and repeat >= 0:
+            if not answer["cached"] and repeat >= 0:
                 raise SystemExit(f"{tokens} tokens, {column}: nothing was cached; is the hook on? {reader.tail(5)}")
             if repeat >= 0:
                 whole[column].append(answer["ms"])

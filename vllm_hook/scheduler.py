@@ -1,12 +1,13 @@
 """The scheduler side: offers what finished steps wrote, retires what will be overwritten, plans imports. No tensors.
 
 It runs on the engine's scheduling thread. Everything is local memory, the market's offers too; nothing waits. What no
-request waits for is done while the device computes, or while loads are under way and nothing else is (chores.py).
+request waits for is done while the device computes, or while nothing but loads is under way, or behind a first token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from kvmarket import counters
@@ -169,6 +170,9 @@ class SchedulerSide:
         self._waits.over(request_id)
         self._found.pop(request_id, None)
         self._flights.pop(request_id, None)
+        if not self._tracks:  # no further step may come
+            self._steps.rest()
+            self._chores.run()
 
     # ---- steps
 
@@ -180,7 +184,7 @@ class SchedulerSide:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
         tokens = bool(output.num_scheduled_tokens)
-        if not self._unsent and (self._steps.computing or not tokens):
+        if not self._unsent and not self._steps.waking and (self._steps.computing or not tokens):
             self._chores.run()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
@@ -193,32 +197,28 @@ class SchedulerSide:
         return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone + left, weights, idle)
 
     def returned(self, output: Any) -> None:
-        """A step's output is back: offer the blocks that it, and loads that ended with it, have completed."""
-        done = output.kv_connector_worker_meta
-        if isinstance(done, StepDone) and done.ranks == self._ranks:
+        """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
+        done, awaited = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
+        whole = isinstance(done, StepDone) and done.ranks == self._ranks
+        if whole:
             self._heed_weights(done)
-        self._chores.run()  # where steps overlap the device computes the next one meanwhile
         bad = output.invalid_block_ids
         if bad:
             self._steps.discard(bad)
             for flight in self._flights.values():
                 flight.bad |= bad.intersection(flight.slots.tolist())
+        for written in self._steps.through(done.step) if whole else ():
+            sure = sure_part(written, self._block_size) if self._speculates else written
+            self._chores.add(partial(self._offer, sure.track, sure.first, sure.slots, sure.generations))
+        if self._control is not None:
+            self._chores.add(partial(self._waits.end, self._control))
+            for pool in done.unreachable if isinstance(done, StepDone) else ():
+                self._control.avoid(pool)
+        if not awaited:  # where steps overlap the device computes the next one meanwhile
+            self._chores.run()
         for request_id in output.finished_recving or ():
             if request_id in self._flights:
                 self._arrived(self._flights.pop(request_id))
-        if not isinstance(done, StepDone):
-            return
-        for pool in done.unreachable:
-            if self._control is not None:
-                self._control.avoid(pool)
-        if done.ranks == self._ranks:
-            for written in self._steps.through(done.step):
-                self._chores.run()  # a page that is offered now may be one that is still to be taken down
-                if self._speculates:
-                    written = sure_part(written, self._block_size)
-                self._offer(written.track, written.first, written.slots, written.generations)
-        if self._control is not None:
-            self._waits.end(self._control)
 
     # ---- internals
 

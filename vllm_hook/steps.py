@@ -30,6 +30,8 @@ class Steps:
     def __init__(self) -> None:
         self._next = 1
         self._computing = 0  # the last step that has tokens
+        self._rested = False  # whether there was nothing to compute of late
+        self._woke = 0  # the last step with which the device began to compute, after a rest
         self._back = 0  # the last step that came back
         self._queue: deque[tuple[int, list[Written]]] = deque()
 
@@ -42,6 +44,14 @@ class Steps:
         return self._computing > self._back
 
     @property
+    def waking(self) -> bool:
+        """Whether the device has just begun to compute, after a rest: somebody waits for what comes first.
+
+        Until that step is back, but for two more steps at most.
+        """
+        return self._back < self._woke and self._next <= self._woke + 2
+
+    @property
     def next(self) -> int:
         """The number of the next step."""
         return self._next
@@ -51,10 +61,17 @@ class Steps:
         number = self._next
         self._next += 1
         if tokens:
+            if self._rested and not self.computing:
+                self._woke = number
             self._computing = number
+        self._rested = not tokens
         if written:
             self._queue.append((number, written))
         return number
+
+    def rest(self) -> None:
+        """No request is left: the next step with tokens wakes the device."""
+        self._rested = True
 
     def through(self, number: int) -> Iterator[Written]:
         """Take out what steps up to `number` have completed: vLLM hands outputs back in the order of dispatch."""

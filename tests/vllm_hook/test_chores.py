@@ -22,11 +22,64 @@ def test_what_was_retired_is_taken_down_while_the_device_computes():
     side.returned(back(one.step, finished={"b"}))
     two = side.dispatch(step_of(new={"b": ([1, 3], 4, 4)}))
     assert 1 not in control.live(), "the step waited for this"
-    side.dispatch(step_of())
-    assert control.live()[1] == prefix(1)
-    side.invalidate("test")
+    three = side.dispatch(step_of(cached={"b": (None, 8, 1)}))
     side.returned(back(two.step))
+    assert 1 not in control.live(), "the first token waited for this"
+    side.dispatch(step_of(cached={"b": (None, 9, 1)}))
+    assert control.live()[1] == prefix(1) and control.live()[3] == prefix(2)
+    side.invalidate("test")
+    side.returned(back(three.step))
     assert control.live() == {}
+
+
+def test_blocks_of_the_first_step_after_a_rest_are_offered_behind_its_token():
+    side, control = joined()
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    side.dispatch(step_of())
+    admit(side, request("b", 8), [3, 4])
+    first = side.dispatch(step_of(new={"b": ([3, 4], 0, 4)}))
+    second = side.dispatch(step_of(cached={"b": (None, 4, 4)}))
+    side.returned(back(first.step))
+    assert set(control.live()) == {1, 2}
+    side.returned(back(second.step))
+    assert set(control.live()) == {1, 2, 3, 4}, "only the first output is waited for"
+
+
+def test_blocks_of_the_last_request_are_offered_when_it_is_over():
+    side, control = joined()
+    control.found = 1
+    admit(side, request("a", 9), [1, 2, 3])
+    side.returned(back(side.dispatch(step_of()).step, finished={"a"}))
+    step = side.dispatch(step_of(new={"a": ([1, 2, 3], 4, 5)}))
+    side.returned(back(step.step))
+    assert control.live() == {}
+    side.finished("a")  # nothing calls us any more until the next request comes
+    assert control.live() == {1: prefix(1), 2: prefix(2)}
+
+
+def test_blocks_of_an_aborted_first_step_are_offered():
+    side, control = joined()
+    side.dispatch(step_of())
+    admit(side, request("a", 8), [1, 2])
+    step = side.dispatch(step_of(new={"a": ([1, 2], 0, 8)}))
+    side.finished("a")
+    side.returned(back(step.step))
+    assert set(control.live()) == {1, 2}
+
+
+def test_what_is_put_off_is_done_though_the_first_step_never_comes_back():
+    side, control = joined(ranks=2)
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step, ranks=2))
+    side.dispatch(step_of())
+    admit(side, request("b", 8), [1, 3])
+    side.dispatch(step_of(new={"b": ([1, 3], 0, 8)}))
+    for _ in range(2):
+        assert 1 in control.standing
+        side.returned(back(side.dispatch(step_of(cached={"b": (None, 8, 1)})).step, ranks=1))
+    side.dispatch(step_of())
+    assert 1 not in control.standing
 
 
 def test_workers_look_out_for_loads_only_while_nothing_computes():
@@ -64,3 +117,16 @@ def test_an_import_that_waits_to_be_offered_dies_with_all_offers():
     side.invalidate("test")
     side.returned(back(side.dispatch(step_of()).step))
     assert control.live() == {}
+
+
+def test_a_request_that_comes_when_none_is_left_does_not_wait_either():
+    side, control = joined()
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    side.finished("a")  # an engine in its caller's process steps no further
+    admit(side, request("b", 8), [3, 4])
+    side.returned(back(side.dispatch(step_of(new={"b": ([3, 4], 0, 8)})).step))
+    assert set(control.live()) == {1, 2}
+    side.dispatch(step_of(cached={"b": (None, 8, 1)}))
+    side.returned(back(side.dispatch(step_of()).step))
+    assert set(control.live()) == {1, 2, 3, 4}

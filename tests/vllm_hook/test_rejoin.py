@@ -87,6 +87,7 @@ def test_engine_comes_back_with_other_weights_when_its_cache_is_reset():
     step = market.side.dispatch(step_of())
     assert step.weights == NEW
     market.back(market.dispatch("d", [5, 6]), NEW)
+    market.side.dispatch(step_of())
     assert market.live() == {5, 6}
     market.back(market.dispatch("e", [1, 2]), ())
     assert market.live() == set(), "back to the weights of the start: the cache has blocks of both"
@@ -99,6 +100,7 @@ def test_cache_reset_before_the_first_step_with_other_weights():
     market.back(market.dispatch("b", [3, 4]), NEW)
     market.settle(2)
     market.back(market.dispatch("c", [5, 6]), NEW)
+    market.side.dispatch(step_of())
     assert market.live() == {5, 6}
 
 

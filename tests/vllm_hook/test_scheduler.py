@@ -205,6 +205,8 @@ def test_imported_blocks_are_offered_as_far_as_every_rank_has_them():
     side.returned(back(side.dispatch(step_of()).step, finished={"a"}, ranks=2))
     assert control.live() == {}, "offered while the request waits for its next step"
     side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3, 4], 8, 3)})).step, ranks=2))
+    assert control.live() == {}, "offered while its first token is on its way out"
+    side.dispatch(step_of())
     assert control.live() == {1: prefix(1), 2: prefix(2)}
 
 
