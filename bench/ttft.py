@@ -43,7 +43,7 @@ from tests.vllm_hook.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
 LMCACHE = {"LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": str(HOST_GIB), "LMCACHE_CHUNK_SIZE": "256"}
-PATIENCE = 40  # seconds
+PATIENCE = 30  # seconds
 OWN, PEER = "own prefix cache", "peer's pool"
 HOSTS = {"offload": "host memory (OffloadingConnector)", "lmcache": "host memory (LMCache)"}
 GOAL_BYTES, GOAL_MS = 1.15, 2.0
