@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-CORES = 8  # as many as fetches and a model's own threads keep busy
+CORES = 4  # of which a thread takes one
 NEARLY = 1.2  # of the least time
 LOOPS, NUMBERS = 2, list(range(1000, 51_000))  # objects in 1.6 MB: neighbours take caches away too
 

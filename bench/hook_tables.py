@@ -17,6 +17,12 @@ TTFT_COLUMNS = [
 
 PEER_COLUMNS = {"goal": "goal for the peer's pool", "extra": "longer than own, round by round"}
 
+RUNNING = (
+    "Milliseconds per output token of requests that run meanwhile, over each whole request and between two tokens. "
+    "A request with so long a prefix slows the others wherever that comes from: what the fetch itself costs is the "
+    "second row beyond the third."
+)
+
 
 def ttft(path: Path) -> str:
     """Milliseconds to the first token, one row per prompt length."""
@@ -53,13 +59,16 @@ def throughput(path: Path) -> str:
     named = [[row["name"], *(short(row[key]) for key in ("p10", "p50", "p90"))] for row in rates]
     lines = [f"From `bench/results/{path.name}`.", *markdown(["", "p10", "p50", "p90"], named)]
     if running:
-        lines += ["", "Milliseconds per output token of requests that run meanwhile (p99: of all gaps between tokens):"]
-        lines += markdown(["", "p50", "slower", "p99"], [_running(row) for row in running])
+        lines += ["", RUNNING]
+        head = ["", "per request, p50", "slower", "gap, p50", "slower", "gap, p99"]
+        lines += markdown(head, [_running(row, running[0]) for row in running])
     return "\n".join(lines)
 
 
-def _running(row: Row) -> list[str]:
-    return [row["mode"], short(row["p50"]), f"{row['slower_percent']:.1f} %", short(row["gap_p99"])]
+def _running(row: Row, undisturbed: Row) -> list[str]:
+    slower = f"{100 * (row['gap_p50'] / undisturbed['gap_p50'] - 1):.1f} %"
+    per_request = short(row["p50"]), f"{row['slower_percent']:.1f} %"
+    return [row["mode"], *per_request, short(row["gap_p50"]), slower, short(row["gap_p99"])]
 
 
 def serving(path: Path) -> str:

@@ -10,9 +10,9 @@ One request at a time, until the first of the few tokens of its answer; Llama-3.
 other place, the asking engine's own cache emptied before.
 On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
 second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time. Cores of rented
-machines differ by half, as their neighbours work: before each round, the scheduling threads of the engines that it asks
-move to those that are fastest at that moment, so that what is compared was measured on the same ones; while none is
-fast the round waits (`waited_s`: PATIENCE in all at most). Their other threads run where they like.
+machines differ by half, as their neighbours work: before each request, its engine's scheduling thread moves to some
+that are fastest at that moment; while hardly one is fast the request waits (`waited_s`: PATIENCE in all at most). Its
+other threads run where they like.
 
 `bytes`: KV of the prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a
 peer those bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the
@@ -29,7 +29,6 @@ import os
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ class Bench:
     """The engines, by name, and what was measured on them."""
 
     def __init__(
-        self, engines: dict[str, EngineProcess], block_size: int, prompts: int, again: int, patience: float
+        self, engines: dict[str, EngineProcess], block_size: int, prompts: int, again: int, patience: float = 0
     ) -> None:
         self.engines, self.block_size, self.prompts, self.again = engines, block_size, prompts, again
         self.samples: Samples = defaultdict(list)
@@ -91,13 +90,14 @@ class Bench:
             parts = [[load.fresh(), tokens]]
 
             def ask(engine: str, column: str, cached: int | None = None, parts: list[list[int]] = parts) -> int:
+                if not warm:  # threads that are made now would stay there too
+                    os.sched_setaffinity(self.engines[engine].pid, self.cores.fastest())
                 return self.ask(engine, parts, "" if warm else column, cached)
 
             firsts = {"prefill": ask("plain", "prefill", 0), "prefill, hook on": ask("owner", "prefill, hook on", 0)}
             time.sleep(0.3)
             again = 2 if warm else self.again
             for _ in range(again):
-                self.move(("plain", "reader"))
                 firsts[OWN] = ask("plain", OWN, whole)
                 firsts[PEER] = ask("reader", PEER, whole)
                 firsts[f"{OWN}, hook on"] = ask("reader", f"{OWN}, hook on", whole)
@@ -109,16 +109,8 @@ class Bench:
                     self.ask(engine, [[load.fresh(), 64]])  # a step more, so that the stores are done
                     time.sleep(0.1)
                     self.engines[engine].ask("reset")
-                    if not warm:  # threads that are made now would stay there too
-                        self.move((engine,))
                     firsts[HOSTS[engine]] = ask(engine, HOSTS[engine])
                     self.compare(tokens, firsts)
-
-    def move(self, engines: Iterable[str]) -> None:
-        """Have the scheduling threads of these engines run on the same few cores, the fastest at this moment."""
-        cores = self.cores.fastest()
-        for name in engines:
-            os.sched_setaffinity(self.engines[name].pid, cores)
 
     def compare(self, tokens: int, firsts: dict[str, int]) -> None:
         """Note where the same prompt had another first token."""

@@ -36,9 +36,11 @@ def test_a_column_that_was_not_measured_is_left_out(tmp_path: Path):
 
 def test_throughput_and_what_runs_meanwhile(tmp_path: Path):
     rate = {"name": "on over off", "unit": "ratio", "p10": 0.98, "p50": 0.995, "p90": 1.01}
-    running = {"name": "TPOT", "unit": "ms", "mode": "fetched", "p50": 9.123, "slower_percent": 1.25, "gap_p99": 20.0}
-    text = throughput(saved(tmp_path, [rate, running]))
-    assert "| on over off | 0.98 | 0.995 | 1.01 |" in text and "| fetched | 9.12 | 1.2 % | 20 |" in text
+    alone = {"name": "TPOT", "unit": "ms", "mode": "none", "p50": 9.0, "slower_percent": 0.0, "gap_p50": 8.0}
+    fetched = {**alone, "mode": "fetched", "p50": 9.123, "slower_percent": 1.25, "gap_p50": 8.2, "gap_p99": 20.0}
+    text = throughput(saved(tmp_path, [rate, alone | {"gap_p99": 19.0}, fetched]))
+    assert "| on over off | 0.98 | 0.995 | 1.01 |" in text
+    assert "| none | 9 | 0.0 % | 8 | 0.0 % | 19 |" in text and "| fetched | 9.12 | 1.2 % | 8.2 | 2.5 % | 20 |" in text
     assert "meanwhile" not in throughput(saved(tmp_path, [rate]))
 
 
