@@ -25,7 +25,7 @@ from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 from vllm_hook.prom import MarketProm
 from vllm_hook.scheduler import SchedulerSide
 from vllm_hook.stats import OF_PROCESS, MarketStats
-from vllm_hook.worker import WorkerSide
+from vllm_hook.worker import WorkerSide, worker_of
 
 _log = logging.getLogger("vllm.kvmarket")
 
@@ -159,8 +159,10 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return
         known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
         reason = "it could not join the market"
+        worker = worker_of(known)
         with Guard("join", self._scheduler.fail):
-            reason = self._scheduler.join(dict(enumerate(known)), self.connect)
+            start_now = worker.start_now if worker is not None else None
+            reason = self._scheduler.join(dict(enumerate(known)), self.connect, start_now)
         if reason:
             self._off(reason)
         else:

@@ -23,12 +23,6 @@ class Load:
     slots: Slots
 
 
-def load_of(request_id: str, hit: Hit | None, slots: Slots, blocks: int) -> Load:
-    """A load into `blocks` of a request's pages: from where the hit starts, else the last ones (none follow a load)."""
-    first = hit.first if hit else len(slots) - blocks
-    return Load(request_id, hit, slots[first : first + blocks])
-
-
 @dataclass(frozen=True)
 class StepMetadata:
     """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone.

@@ -12,13 +12,12 @@ from typing import Any
 
 from kvmarket import counters
 from kvmarket.control import ControlHalf
-from kvmarket.offer import Hit
 from kvmarket.pool import Slots, UInt64s, as_slots
 from vllm_hook import compat, outputs
 from vllm_hook.chores import Chores
 from vllm_hook.drafts import sure_part
-from vllm_hook.flights import Flight
-from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata, load_of
+from vllm_hook.imports import Flight, Imports
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.rejoin import Rejoin
 from vllm_hook.steps import Steps, Written
 from vllm_hook.summary import Summary
@@ -55,10 +54,8 @@ class SchedulerSide:
         self._tracks: dict[str, Track] = {}
         self._steps = Steps()
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
-        self._found: dict[str, Hit] = {}  # matched, not allocated yet
-        self._unsent: list[Load] = []
+        self._loads = Imports()
         self._chores = Chores()
-        self._flights: dict[str, Flight] = {}
         self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens))
 
     # ---- start and end
@@ -68,8 +65,16 @@ class SchedulerSide:
         self._pool = pool
         compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), self._emptied)
 
-    def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
-        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing."""
+    def join(
+        self,
+        ranks: Mapping[int, RankMemory],
+        connect: Callable[[Sequence[RankMemory]], ControlHalf],
+        start_now: Callable[[Load], None] | None = None,
+    ) -> str:
+        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing.
+
+        `start_now`: of the engine's only worker, where it runs on this very thread: loads start a little sooner.
+        """
         memories = [ranks[rank] for rank in sorted(ranks)]
         reason = next((memory.refusal for memory in memories if memory.refusal), "")
         if not reason and len(memories) != self._ranks:
@@ -77,7 +82,7 @@ class SchedulerSide:
         if not reason:
             self._control = connect(memories)
             self._rejoin = Rejoin(memories, connect)
-            self._ways = memories[0].ways
+            self._ways, self._loads.start_now = memories[0].ways, start_now
         return reason
 
     def close(self) -> None:
@@ -103,8 +108,7 @@ class SchedulerSide:
             self._control.fail_closed(reason)
         self._steps.clear()
         self._chores.clear()
-        self._flights.clear()
-        self._found.clear()
+        self._loads.clear()
         self._waits.clear()
         for track in self._tracks.values():  # what they go on to compute rests on blocks from before
             track.refusal = track.refusal or reason
@@ -135,9 +139,9 @@ class SchedulerSide:
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
         if hit.blocks < self._least:
-            self._found.pop(request.request_id, None)
+            self._loads.found(request.request_id, None)
             return 0, False
-        self._found[request.request_id] = hit
+        self._loads.found(request.request_id, hit)
         return hit.blocks * self._block_size, True
 
     def allocated(self, request: Any, slots: Sequence[int], external: int) -> None:
@@ -145,31 +149,30 @@ class SchedulerSide:
         pages: Sequence[int] | Slots = slots
         if external:
             pages = array = as_slots(slots)
-            found = self._found.pop(request.request_id, None)
-            self._unsent.append(load_of(request.request_id, found, array, external // self._block_size))
+            load = self._loads.plan(request.request_id, array, external // self._block_size)
             counters.add("vllm_tokens_asked", external)
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
         known = track.known if track else 0
-        if track and track.hit:
+        self._retire(pages[known:])
+        if track is None:
+            return
+        track.whole(slots)
+        if external:
+            self._take_off(load, track)
+        if track.hit:
             counters.add("vllm_tokens_local", track.hit * self._block_size)
             track.hit = 0
-        if track and self._offers and not track.refusal:
-            blocks, at_hand = request.num_tokens // self._block_size, track.known + external // self._block_size
+        if self._offers and not track.refusal:
+            blocks, at_hand = request.num_tokens // self._block_size, known + external // self._block_size
             self._waits.begin(self._control, request.request_id, track, blocks, at_hand)
-        if track:
-            track.whole(slots)
-        self._retire(pages[known:])
-        if external and track:
-            self._take_off(track)
 
     def finished(self, request_id: str) -> None:
         """The request is over. What its steps in flight complete is still offered when they come back."""
         self._tracks.pop(request_id, None)
         self._waits.over(request_id)
-        self._found.pop(request_id, None)
-        self._flights.pop(request_id, None)
+        self._loads.over(request_id)
         if not self._tracks:  # no further step may come
             self._steps.rest()
             self._chores.run()
@@ -184,17 +187,18 @@ class SchedulerSide:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
         tokens = bool(output.num_scheduled_tokens)
-        if not self._unsent and not self._steps.waking and (self._steps.computing or not tokens):
+        if not self._loads.planned and not self._steps.waking and (self._steps.computing or not tokens):
             self._chores.run()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
     def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
         """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
-        loads, self._unsent = tuple(self._unsent), []
         gone = tuple(self._control.take_gone()) if self._control is not None else ()
         idle = not (tokens or self._steps.computing)
         left, weights = self._rejoin.told() if self._rejoin is not None else ((), ())
-        return StepMetadata(self._steps.dispatch(written or [], tokens), loads, gone + left, weights, idle)
+        return StepMetadata(
+            self._steps.dispatch(written or [], tokens), self._loads.take_unsent(), gone + left, weights, idle
+        )
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
@@ -205,8 +209,7 @@ class SchedulerSide:
         bad = output.invalid_block_ids
         if bad:
             self._steps.discard(bad)
-            for flight in self._flights.values():
-                flight.bad |= bad.intersection(flight.slots.tolist())
+            self._loads.spoilt(bad)
         for written in self._steps.through(done.step) if whole else ():
             sure = sure_part(written, self._block_size) if self._speculates else written
             self._chores.add(partial(self._offer, sure.track, sure.first, sure.slots, sure.generations))
@@ -216,9 +219,8 @@ class SchedulerSide:
                 self._control.avoid(pool)
         if not awaited:  # where steps overlap the device computes the next one meanwhile
             self._chores.run()
-        for request_id in output.finished_recving or ():
-            if request_id in self._flights:
-                self._arrived(self._flights.pop(request_id))
+        for flight in self._loads.landed(output.finished_recving or ()):
+            self._arrived(flight)
 
     # ---- internals
 
@@ -243,14 +245,12 @@ class SchedulerSide:
             counters.add("vllm_import_refused", reason=reason)
         return not reason
 
-    def _take_off(self, track: Track) -> None:
-        """Remember the load just planned, to offer its blocks when it has landed. One import per request, ever."""
+    def _take_off(self, load: Load, track: Track) -> None:
+        """A load is planned and its pages are retired. One import per request, ever."""
         track.imported = True
-        load = self._unsent[-1]
-        if self._control is not None and load.hit is not None:
+        if load.hit is not None and self._control is not None:
+            self._loads.take_off(load, load.hit.first, track, self._control.generations)
             self._chores.add(lambda: self._watch(load.slots.tolist()))
-            generations = self._control.generations(load.slots)
-            self._flights[load.request_id] = Flight(track, load.hit.first, load.slots, generations)
 
     def _arrived(self, flight: Flight) -> None:
         """Offer the leading blocks of a load that every rank has, once its request's next step is on its way."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from kvmarket import counters
 from kvmarket.data import DataHalf
 from kvmarket.moved import Moved
 from vllm_hook import changes, compat, facts
+from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.pages import Pages
 from vllm_hook.weights import RankWeights, name_for, names_of
@@ -19,6 +21,7 @@ from vllm_hook.weights import RankWeights, name_for, names_of
 GONE = "a peer's blocks were gone, or could not be read"
 OTHER_WEIGHTS = "the weights were changed before the blocks were there"
 
+_here: weakref.WeakSet[WorkerSide] = weakref.WeakSet()
 LOOKOUT_SECONDS = 0.002  # an engine core with nothing but loads under way sleeps for 1 ms between its steps
 LOOK_SECONDS = 50e-6
 
@@ -37,11 +40,14 @@ class WorkerSide:
         self._weights = self.make_weights()
         self._computing_with = ""  # the name of the weights of the step under way
         self._unstarted: list[Load] = []
+        self._ahead: dict[str, Moved] = {}  # loads that were started before their step came, by request
         self._moving: list[tuple[Load, Moved, str]] = []  # and the weights that the blocks were computed with
         self._unreachable: list[str] = []
         self._finished: set[str] = set()
         self._bad: set[int] = set()
         self._seconds: list[float] = []
+        self._told: RankMemory | None = None
+        _here.add(self)
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
@@ -72,13 +78,24 @@ class WorkerSide:
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
-        return RankMemory(
+        self._told = RankMemory(
             self._data.memory,
             self._pages.cache.layout,
             known,
             stage=facts.stage_of(),
             ways=self._data.mover.describe(),
         )
+        return self._told
+
+    def is_here(self, memory: RankMemory) -> bool:
+        """Whether `memory` is the very object that our handshake gave, not a copy of it in another process."""
+        return memory is self._told
+
+    def start_now(self, load: Load) -> None:
+        """Start a load ahead of the step that brings it; on the thread that steps."""
+        if self._data is not None and load.hit is not None:
+            with Guard("start_now", lambda _: None):  # its step starts it then
+                self._ahead[load.request_id] = self._data.fetch(load.hit, load.slots)
 
     def begin(self) -> None:
         """A step begins: it computes with the weights as they are now."""
@@ -97,7 +114,10 @@ class WorkerSide:
         weights = name_for(self._rank, step.weights)
         while self._unstarted:
             load = self._unstarted[0]
-            if load.hit is None or self._data is None:
+            ahead = self._ahead.pop(load.request_id, None)
+            if ahead is not None:  # whatever has changed since, it lands before its pages are written by others
+                self._moving.append((self._unstarted.pop(0), ahead, weights))
+            elif load.hit is None or self._data is None:
                 reason = "offers were taken down before the load" if load.hit is None else "the worker takes no part"
                 self._end(self._unstarted.pop(0), 0, reason)
             elif weights != self._computing_with:
@@ -138,7 +158,10 @@ class WorkerSide:
     def failed(self, reason: str) -> None:
         """Something raised while loads were started: those that were not are computed instead."""
         while self._unstarted:
-            self._end(self._unstarted.pop(), 0, "the load could not be started")
+            load = self._unstarted.pop()
+            if ahead := self._ahead.pop(load.request_id, None):
+                ahead.wait()  # who computes its blocks must not be overwritten
+            self._end(load, 0, "the load could not be started")
 
     def take_finished(self) -> set[str]:
         """The requests whose load has ended since the last call."""
@@ -173,3 +196,8 @@ class WorkerSide:
         self._finished.add(load.request_id)
         if good < len(load.slots):
             counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)
+
+
+def worker_of(memories: Sequence[RankMemory]) -> WorkerSide | None:
+    """The only worker of an engine, where it lives in this process and steps on the thread that schedules."""
+    return next((worker for worker in _here if len(memories) == 1 and worker.is_here(memories[0])), None)

@@ -131,6 +131,11 @@ class FakePool:
         return True
 
 
+def prefix(blocks: int) -> tuple[int, ...]:
+    """The tokens of the first blocks of every `request`."""
+    return tuple(range(blocks * BLOCK))
+
+
 def request(name: str, tokens: int, **more: Any) -> Any:
     """A request of vLLM's scheduler with tokens 0, 1, 2, ..."""
     fields = {
@@ -179,13 +184,15 @@ def back(step: int, finished: set[str] | None = None, invalid: set[int] | None =
     )
 
 
-def joined(pool: FakePool | None = None, ranks: int = 1, **more: Any) -> tuple[SchedulerSide, FakeControl]:
+def joined(
+    pool: FakePool | None = None, ranks: int = 1, start_now: Any = None, **more: Any
+) -> tuple[SchedulerSide, FakeControl]:
     """A scheduler side that has joined the market of a fake control half."""
     side, control = SchedulerSide(BLOCK, ranks, **more), FakeControl()
     if pool is not None:
         side.bind_pool(pool)
     memories = {rank: RankMemory(None, None) for rank in range(ranks)}
-    assert side.join(memories, lambda _: control) == ""  # type: ignore[arg-type, return-value]
+    assert side.join(memories, lambda _: control, start_now) == ""  # type: ignore[arg-type, return-value]
     return side, control
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from tests.vllm_hook.fakes import BLOCK, admit, back, joined, request, step_of
-
-
-def prefix(blocks: int) -> tuple[int, ...]:
-    return tuple(range(blocks * BLOCK))
+from tests.vllm_hook.fakes import admit, back, joined, prefix, request, step_of
 
 
 def test_what_was_retired_is_taken_down_while_the_device_computes():

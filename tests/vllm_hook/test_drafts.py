@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.vllm_hook.fakes import BLOCK, admit, back, joined, request, step_of
+from tests.vllm_hook.fakes import BLOCK, admit, back, joined, prefix, request, step_of
 from vllm_hook.scheduler import SchedulerSide
-
-
-def prefix(blocks: int) -> tuple[int, ...]:
-    return tuple(range(blocks * BLOCK))
 
 
 def accept(one: Any, tokens: int) -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vllm_hook.fakes import BLOCK, FakePool, admit, back, joined, request, step_of
+from tests.vllm_hook.fakes import BLOCK, FakePool, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory
 from vllm_hook.scheduler import SchedulerSide
-
-
-def prefix(blocks: int) -> tuple[int, ...]:
-    return tuple(range(blocks * BLOCK))
 
 
 def test_offers_whole_blocks_only_when_their_step_is_back():
@@ -42,14 +38,6 @@ def test_chunks_and_decode_are_offered_as_blocks_fill():
     one.all_token_ids += [11]
     side.returned(back(fourth.step))
     assert control.live()[3] == prefix(3)
-
-
-def test_a_hit_of_fewer_tokens_than_asked_for_is_computed():
-    side, control = joined(min_tokens=2 * BLOCK + 1)
-    control.found = 2
-    assert side.match(request("a", 6 * BLOCK), 0) == (0, False)
-    control.found = 3
-    assert side.match(request("b", 6 * BLOCK), 0) == (3 * BLOCK, True)
 
 
 def test_async_steps_that_run_past_the_stop_offer_only_known_tokens():
@@ -149,67 +137,6 @@ def test_reset_kills_offers_and_steps_in_flight():
     assert control.live() == {}, "a step from before the reset was offered after it"
 
 
-@pytest.mark.parametrize("broken", ["retire", "generations", "offer"])
-def test_owner_side_failure_closes_everything_first(broken: str):
-    side, control = joined()
-    admit(side, request("a", 8), [1, 2])
-    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
-    assert control.live()
-    control.broken.add(broken)
-    control.log.clear()
-    with Guard("test", side.fail):
-        admit(side, request("b", 8), [1, 3])
-        side.returned(back(side.dispatch(step_of(new={"b": ([1, 3], 0, 8)})).step))
-    assert control.log[-2:] == [broken, "fail_closed"], "something ran between the failure and the closing"
-    assert control.live() == {}
-    control.broken.clear()
-    side.returned(back(side.plain_step().step))
-    assert control.live() == {}
-    admit(side, request("c", 8), [4, 5])
-    side.returned(back(side.dispatch(step_of(new={"c": ([4, 5], 0, 8)})).step))
-    assert set(control.live()) == {4, 5}, "the engine does not go on after a failure"
-
-
-def test_failure_does_not_lose_a_planned_load():
-    side, control = joined()
-    control.found = 2
-    assert admit(side, request("a", 10), [1, 2]) == 8
-    control.broken.add("retire")
-    with Guard("test", side.fail):
-        side.dispatch(step_of(new={"b": ([9], 0, 4)}))
-    (load,) = side.plain_step().loads
-    assert load.request_id == "a" and load.slots.tolist() == [1, 2], "the request would wait for ever"
-
-
-def test_import_is_planned_once_and_leaves_a_token():
-    side, control = joined()
-    control.found = 100
-    one = request("a", 12)
-    assert side.match(one, 4) == (4, True), "all but the first and the last block"
-    assert side.match(one, 4) == (4, True), "not allocated: vLLM may ask again"
-    side.allocated(one, [1, 2], 4)
-    step = side.dispatch(step_of())
-    assert [load.slots.tolist() for load in step.loads] == [[2]]
-    assert side.dispatch(step_of()).loads == ()
-    side.returned(back(step.step, finished={"a"}, invalid={2}))
-    assert side.match(one, 4) == (0, False), "the same source again: vLLM would retry for ever"
-
-
-def test_imported_blocks_are_offered_as_far_as_every_rank_has_them():
-    side, control = joined(ranks=2)
-    control.found = 3
-    assert admit(side, request("a", 13), [1, 2, 3]) == 12
-    step = side.dispatch(step_of())
-    side.returned(back(step.step, invalid={3}, ranks=2))
-    assert control.live() == {}
-    side.returned(back(side.dispatch(step_of()).step, finished={"a"}, ranks=2))
-    assert control.live() == {}, "offered while the request waits for its next step"
-    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3, 4], 8, 3)})).step, ranks=2))
-    assert control.live() == {}, "offered while its first token is on its way out"
-    side.dispatch(step_of())
-    assert control.live() == {1: prefix(1), 2: prefix(2)}
-
-
 def test_a_block_counts_when_every_rank_is_back():
     side, control = joined(ranks=2)
     admit(side, request("a", 8), [1, 2])
@@ -218,16 +145,6 @@ def test_a_block_counts_when_every_rank_is_back():
     assert control.live() == {}
     side.returned(back(step.step, ranks=2))
     assert set(control.live()) == {1, 2}
-
-
-def test_abort_during_a_load():
-    side, control = joined()
-    control.found = 2
-    admit(side, request("a", 9), [1, 2])
-    step = side.dispatch(step_of())
-    side.finished("a")
-    side.returned(back(step.step, finished={"a"}))
-    assert control.live() == {}
 
 
 def test_what_rests_on_a_page_that_failed_is_not_offered():
@@ -285,3 +202,24 @@ def test_producers_do_not_import_and_consumers_do_not_offer():
     admit(side, request("a", 8), [1, 2])
     side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
     assert control.live() == {}
+
+
+@pytest.mark.parametrize("broken", ["retire", "generations", "offer"])
+def test_owner_side_failure_closes_everything_first(broken: str):
+    side, control = joined()
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    assert control.live()
+    control.broken.add(broken)
+    control.log.clear()
+    with Guard("test", side.fail):
+        admit(side, request("b", 8), [1, 3])
+        side.returned(back(side.dispatch(step_of(new={"b": ([1, 3], 0, 8)})).step))
+    assert control.log[-2:] == [broken, "fail_closed"], "something ran between the failure and the closing"
+    assert control.live() == {}
+    control.broken.clear()
+    side.returned(back(side.plain_step().step))
+    assert control.live() == {}
+    admit(side, request("c", 8), [4, 5])
+    side.returned(back(side.dispatch(step_of(new={"c": ([4, 5], 0, 8)})).step))
+    assert set(control.live()) == {4, 5}, "the engine does not go on after a failure"

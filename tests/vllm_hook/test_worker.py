@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from kvmarket.offer import Hit
 from kvmarket.pool import as_slots
 from vllm_hook import worker as worker_module
 from vllm_hook.guard import Guard
-from vllm_hook.metadata import Load, StepDone, StepMetadata
-from vllm_hook.worker import WorkerSide
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
+from vllm_hook.worker import WorkerSide, worker_of
 
 HIT = Hit(12, 3, 0, (), {})
 
@@ -72,6 +73,63 @@ def test_loads_end_when_the_copy_has():
     assert side.take_finished() == {"a"} and side.take_bad() == set()
     side.poll()
     assert side.take_finished() == set(), "said twice"
+
+
+def test_a_load_that_was_started_ahead_of_its_step_is_not_started_again():
+    side, data = worker()
+    one = load("a", HIT, 4, 5, 6)
+    side.start_now(one)
+    side.poll()
+    assert len(data.moved) == 1 and data.moved[0].looks == 0, "it ends with its step or later"
+    data.moved[0].valid = [True, True, False]
+    side.start(StepMetadata(1, (one, load("b", HIT, 7, 8, 9))))
+    side.poll()
+    assert len(data.moved) == 2
+    assert side.take_finished() == {"a"} and side.take_bad() == {6}
+
+
+def test_a_load_that_cannot_be_started_ahead_is_started_by_its_step():
+    side, data = worker()
+    data.broken = True
+    one = load("a", HIT, 4, 5, 6)
+    side.start_now(one)
+    side.start_now(load("b", None, 7))
+    data.broken = False
+    side.start(StepMetadata(1, (one,)))
+    assert len(data.moved) == 1
+
+
+def test_what_was_started_ahead_lands_before_its_pages_are_given_up(monkeypatch: pytest.MonkeyPatch):
+    side, data = worker()
+    one = load("a", HIT, 4, 5, 6)
+    side.start_now(one)
+    waited: list[int] = []
+    monkeypatch.setattr(data.moved[0], "wait", lambda: waited.append(1) or 3)
+    monkeypatch.setattr(data, "forget", lambda _: 1 / 0)
+    with Guard("start_load_kv", side.failed):
+        side.start(StepMetadata(1, (one,), ("gone",)))
+    assert waited == [1] and side.take_finished() == {"a"} and side.take_bad() == {4, 5, 6}
+
+
+def test_a_load_ahead_of_a_step_with_other_weights_ends_bad_when_it_has_landed(monkeypatch: pytest.MonkeyPatch):
+    side, data = worker()
+    one = load("a", HIT, 4, 5, 6)
+    side.start_now(one)
+    side._computing_with = "new"
+    side.start(StepMetadata(1, (one,)))
+    side.poll()
+    assert side.take_finished() == set(), "the copy is under way"
+    data.moved[0].valid = [True] * 3
+    side.poll()
+    assert side.take_finished() == {"a"} and side.take_bad() == {4, 5, 6}
+
+
+def test_a_worker_is_found_by_the_very_memory_that_it_told():
+    side, _ = worker()
+    side._told = memory = RankMemory(None, None, refusal="none")
+    assert worker_of([memory]) is side
+    assert worker_of([replace(memory)]) is None, "from another process"
+    assert worker_of([memory, memory]) is None, "several ranks start together"
 
 
 def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,96 @@
+"""Imports, as the scheduler side knows them: hits that were found, loads that are planned, and loads under way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from kvmarket.offer import Hit
+from kvmarket.pool import Slots, UInt64s
+from vllm_hook.metadata import Load
+from vllm_hook.tracks import Track
+
+
+@dataclass(slots=True)
+class Flight:
+    """A load under way: its destinations, their generations, and those destinations that a rank could not fill."""
+
+    track: Track
+    first: int
+    slots: Slots
+    generations: UInt64s
+    bad: set[int] = field(default_factory=set)
+
+    def good(self) -> int:
+        """How many leading blocks every rank has, once it has landed."""
+        if not self.bad:
+            return len(self.slots)
+        return next((i for i, slot in enumerate(self.slots.tolist()) if slot in self.bad), len(self.slots))
+
+
+class Imports:
+    """By request: a hit from its match to its pages, a load until it is sent, a flight until it has landed."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Hit] = {}
+        self._unsent: list[Load] = []
+        self._flights: dict[str, Flight] = {}
+        self.start_now: Callable[[Load], None] | None = None  # of a worker that the scheduler can call itself
+
+    @property
+    def planned(self) -> bool:
+        """Whether loads wait for the next step to be dispatched."""
+        return bool(self._unsent)
+
+    def found(self, request_id: str, hit: Hit | None) -> None:
+        """The last match of a request, None where it is to import nothing."""
+        if hit is None:
+            self._found.pop(request_id, None)
+        else:
+            self._found[request_id] = hit
+
+    def plan(self, request_id: str, slots: Slots, blocks: int) -> Load:
+        """Plan a load into `blocks` of a request's pages: from where its hit starts, else the last ones.
+
+        None follow a load.
+        """
+        hit = self._found.pop(request_id, None)
+        first = hit.first if hit else len(slots) - blocks
+        load = Load(request_id, hit, slots[first : first + blocks])
+        self._unsent.append(load)
+        return load
+
+    def take_off(self, load: Load, first: int, track: Track, generations: Callable[[Slots], UInt64s]) -> None:
+        """The pages of a load are retired: start it, where that can be done now, and note which blocks it is to fill.
+
+        Those are blocks `first`, ... of the request.
+        """
+        if self.start_now is not None:
+            self.start_now(load)
+        self._flights[load.request_id] = Flight(track, first, load.slots, generations(load.slots))
+
+    def take_unsent(self) -> tuple[Load, ...]:
+        """The loads that the next step's metadata carries."""
+        loads, self._unsent = tuple(self._unsent), []
+        return loads
+
+    def spoilt(self, pages: set[int]) -> None:
+        """These pages could not be filled by some rank."""
+        for flight in self._flights.values():
+            flight.bad |= pages.intersection(flight.slots.tolist())
+
+    def landed(self, request_ids: Iterable[str]) -> Iterator[Flight]:
+        """The flights among these requests; they are over."""
+        for request_id in request_ids:
+            if flight := self._flights.pop(request_id, None):
+                yield flight
+
+    def over(self, request_id: str) -> None:
+        """The request is finished or aborted. A load of it that is planned is still sent: it must end in the worker."""
+        self._found.pop(request_id, None)
+        self._flights.pop(request_id, None)
+
+    def clear(self) -> None:
+        """What was found and what is under way counts no more; planned loads are sent all the same."""
+        self._found.clear()
+        self._flights.clear()
