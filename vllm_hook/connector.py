@@ -25,7 +25,7 @@ from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 from vllm_hook.prom import MarketProm
 from vllm_hook.scheduler import SchedulerSide
 from vllm_hook.stats import OF_PROCESS, MarketStats
-from vllm_hook.worker import WorkerSide, worker_of
+from vllm_hook.worker import WorkerSide
 
 _log = logging.getLogger("vllm.kvmarket")
 
@@ -49,13 +49,15 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        self._settings = limits.settings_of(self._kv_transfer_config, compat.transfer_config_of_engine())
-        self._refusal = limits.refusal(vllm_config, kv_cache_config)
+        own, of_engine = self._kv_transfer_config, compat.transfer_config_of_engine()
+        self._settings = limits.settings_of(own, of_engine)
+        self._refusal = limits.refusal(vllm_config, kv_cache_config) or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._fingerprint: Fingerprint | None = None  # of the engine as it started
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
+            self._worker.alone = own is of_engine
         elif self._refusal:
             self._off(self._refusal)
         else:
@@ -159,10 +161,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             return
         known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
         reason = "it could not join the market"
-        worker = worker_of(known)
         with Guard("join", self._scheduler.fail):
-            start_now = worker.start_now if worker is not None else None
-            reason = self._scheduler.join(dict(enumerate(known)), self.connect, start_now)
+            reason = self._scheduler.join(dict(enumerate(known)), self.connect)
         if reason:
             self._off(reason)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from kvmarket import counters
 from kvmarket.offer import Hit
 from kvmarket.pool import Slots, UInt64s
 from vllm_hook.metadata import Load
@@ -49,12 +50,13 @@ class Imports:
         else:
             self._found[request_id] = hit
 
-    def plan(self, request_id: str, slots: Slots, blocks: int) -> Load:
-        """Plan a load into `blocks` of a request's pages: from where its hit starts, else the last ones.
+    def plan(self, request_id: str, slots: Slots, tokens: int, block_size: int) -> Load:
+        """Plan a load of so many tokens into a request's pages: from where its hit starts, else into the last ones.
 
-        None follow a load.
+        No pages follow those of a load.
         """
-        hit = self._found.pop(request_id, None)
+        counters.add("vllm_tokens_asked", tokens)
+        hit, blocks = self._found.pop(request_id, None), tokens // block_size
         first = hit.first if hit else len(slots) - blocks
         load = Load(request_id, hit, slots[first : first + blocks])
         self._unsent.append(load)

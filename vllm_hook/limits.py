@@ -81,6 +81,22 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
     )
 
 
+def refusal_beside(transfer_config: Any, of_engine: Any) -> str:
+    """Why this connector cannot work beside the others of the engine; empty when it can.
+
+    vLLM's OffloadingConnector copies pages that were freed a step later, and waits for that only where it sees them
+    given to a request: those of an import of another connector it never sees. `of_engine`: as of `settings_of`.
+    """
+    extra: Mapping[str, Any] = getattr(of_engine, "kv_connector_extra_config", None) or {}
+    beside = [entry.get("kv_connector") for entry in extra.get("connectors", ())]
+    if transfer_config.is_kv_consumer and "OffloadingConnector" in beside:
+        return (
+            "OffloadingConnector beside it may keep an import's bytes in host memory as those of the block that was in "
+            'that page before; leave one of the two out, or give this one "kv_role": "kv_producer": it imports nothing'
+        )
+    return ""
+
+
 def _model_refusal(config: Any) -> str:
     if config.model_config.runner_type == "pooling":
         return "pooling models write no KV that is used again"

@@ -5,7 +5,9 @@ Plain classes: connector.py registers them with vLLM's abstract ones, so that th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from kvmarket.layout import Layout
 from kvmarket.offer import Hit
@@ -61,7 +63,9 @@ class StepDone:
 class RankMemory:
     """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part.
 
-    `stage` is its pipeline stage, `ways` how it fetches, in words for the log.
+    `stage` is its pipeline stage, `ways` how it fetches, in words for the log. `here` gives the worker side itself,
+    while it lives, to a scheduler that may call it because it runs on the same thread: it stays behind when this goes
+    to another process.
     """
 
     memory: Memory | None
@@ -71,3 +75,11 @@ class RankMemory:
     weights: Names = ()  # of the whole engine; filled in by its scheduler
     stage: int = 0
     ways: str = ""
+    here: Callable[[], Any] | None = field(default=None, compare=False)
+
+    def worker(self) -> Any | None:
+        """The worker side, if it lives and the scheduler may call it."""
+        return self.here() if self.here is not None else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "here": None}

@@ -56,6 +56,7 @@ class SchedulerSide:
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
         self._loads = Imports()
         self._chores = Chores()
+        self._put_off = False  # whether chores were not done when a step came back
         self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens))
 
     # ---- start and end
@@ -65,16 +66,8 @@ class SchedulerSide:
         self._pool = pool
         compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), self._emptied)
 
-    def join(
-        self,
-        ranks: Mapping[int, RankMemory],
-        connect: Callable[[Sequence[RankMemory]], ControlHalf],
-        start_now: Callable[[Load], None] | None = None,
-    ) -> str:
-        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing.
-
-        `start_now`: of the engine's only worker, where it runs on this very thread: loads start a little sooner.
-        """
+    def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
+        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing."""
         memories = [ranks[rank] for rank in sorted(ranks)]
         reason = next((memory.refusal for memory in memories if memory.refusal), "")
         if not reason and len(memories) != self._ranks:
@@ -82,13 +75,16 @@ class SchedulerSide:
         if not reason:
             self._control = connect(memories)
             self._rejoin = Rejoin(memories, connect)
-            self._ways, self._loads.start_now = memories[0].ways, start_now
+            self._ways = memories[0].ways
+            worker = memories[0].worker() if len(memories) == 1 else None
+            self._loads.start_now = worker.start_now if worker is not None else None
         return reason
 
     def close(self) -> None:
         """Leave the market: all offers are dead when this returns."""
         control, self._control = self._control, None
         self._chores.clear()
+        self._loads.start_now = None  # it holds the engine's pages
         if control is not None:
             control.close()
         if self._rejoin is not None:
@@ -149,8 +145,7 @@ class SchedulerSide:
         pages: Sequence[int] | Slots = slots
         if external:
             pages = array = as_slots(slots)
-            load = self._loads.plan(request.request_id, array, external // self._block_size)
-            counters.add("vllm_tokens_asked", external)
+            load = self._loads.plan(request.request_id, array, external, self._block_size)
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
@@ -175,7 +170,7 @@ class SchedulerSide:
         self._loads.over(request_id)
         if not self._tracks:  # no further step may come
             self._steps.rest()
-            self._chores.run()
+            self._catch_up()
 
     # ---- steps
 
@@ -187,7 +182,8 @@ class SchedulerSide:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
         tokens = bool(output.num_scheduled_tokens)
-        if not self._loads.planned and not self._steps.waking and (self._steps.computing or not tokens):
+        now = self._put_off or self._steps.computing or not tokens
+        if now and not self._loads.planned and not self._steps.waking:
             self._chores.run()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
 
@@ -196,13 +192,12 @@ class SchedulerSide:
         gone = tuple(self._control.take_gone()) if self._control is not None else ()
         idle = not (tokens or self._steps.computing)
         left, weights = self._rejoin.told() if self._rejoin is not None else ((), ())
-        return StepMetadata(
-            self._steps.dispatch(written or [], tokens), self._loads.take_unsent(), gone + left, weights, idle
-        )
+        step = self._steps.dispatch(written or [], tokens)
+        return StepMetadata(step, self._loads.take_unsent(), gone + left, weights, idle)
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
-        done, awaited = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
+        done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
         whole = isinstance(done, StepDone) and done.ranks == self._ranks
         if whole:
             self._heed_weights(done)
@@ -213,16 +208,21 @@ class SchedulerSide:
         for written in self._steps.through(done.step) if whole else ():
             sure = sure_part(written, self._block_size) if self._speculates else written
             self._chores.add(partial(self._offer, sure.track, sure.first, sure.slots, sure.generations))
-        if self._control is not None:
-            self._chores.add(partial(self._waits.end, self._control))
-            for pool in done.unreachable if isinstance(done, StepDone) else ():
+        for pool in done.unreachable if isinstance(done, StepDone) else ():
+            if self._control is not None:
                 self._control.avoid(pool)
-        if not awaited:  # where steps overlap the device computes the next one meanwhile
-            self._chores.run()
+        if not self._put_off:  # where steps overlap the device computes the next one meanwhile
+            self._catch_up()
         for flight in self._loads.landed(output.finished_recving or ()):
             self._arrived(flight)
 
     # ---- internals
+
+    def _catch_up(self) -> None:
+        """Offer all that is back; then requests that are over keep no promise."""
+        self._chores.run()
+        if self._control is not None:
+            self._waits.end(self._control)
 
     def _emptied(self) -> None:
         """The engine's prefix cache has been emptied."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,6 @@ from vllm_hook.weights import RankWeights, name_for, names_of
 GONE = "a peer's blocks were gone, or could not be read"
 OTHER_WEIGHTS = "the weights were changed before the blocks were there"
 
-_here: weakref.WeakSet[WorkerSide] = weakref.WeakSet()
 LOOKOUT_SECONDS = 0.002  # an engine core with nothing but loads under way sleeps for 1 ms between its steps
 LOOK_SECONDS = 50e-6
 
@@ -46,8 +45,7 @@ class WorkerSide:
         self._finished: set[str] = set()
         self._bad: set[int] = set()
         self._seconds: list[float] = []
-        self._told: RankMemory | None = None
-        _here.add(self)
+        self.alone = False  # whether no other connector of the engine has work on the pages: set by who knows
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
@@ -78,21 +76,20 @@ class WorkerSide:
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
-        self._told = RankMemory(
+        return RankMemory(
             self._data.memory,
             self._pages.cache.layout,
             known,
             stage=facts.stage_of(),
             ways=self._data.mover.describe(),
+            here=weakref.ref(self) if self.alone else None,
         )
-        return self._told
-
-    def is_here(self, memory: RankMemory) -> bool:
-        """Whether `memory` is the very object that our handshake gave, not a copy of it in another process."""
-        return memory is self._told
 
     def start_now(self, load: Load) -> None:
-        """Start a load ahead of the step that brings it; on the thread that steps."""
+        """Start a load ahead of the step that brings it; on the thread that steps.
+
+        Not where another connector may still have to read, as that step begins, what its pages held before.
+        """
         if self._data is not None and load.hit is not None:
             with Guard("start_now", lambda _: None):  # its step starts it then
                 self._ahead[load.request_id] = self._data.fetch(load.hit, load.slots)
@@ -196,8 +193,3 @@ class WorkerSide:
         self._finished.add(load.request_id)
         if good < len(load.slots):
             counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)
-
-
-def worker_of(memories: Sequence[RankMemory]) -> WorkerSide | None:
-    """The only worker of an engine, where it lives in this process and steps on the thread that schedules."""
-    return next((worker for worker in _here if len(memories) == 1 and worker.is_here(memories[0])), None)

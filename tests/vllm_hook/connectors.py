@@ -10,7 +10,7 @@ import torch
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, SupportsHMA
 
 from vllm_hook.connector import KVMarketConnector
-from vllm_hook.metadata import StepMetadata
+from vllm_hook.metadata import Load, StepMetadata
 from vllm_hook.weights import RankWeights, checksum_of
 from vllm_hook.worker import WorkerSide
 
@@ -39,6 +39,9 @@ class GatedWorker(SeenWorker):
     """While the file named by KVMARKET_TEST_GATE exists, loads wait; a file beside it says that one does."""
 
     held: tuple[StepMetadata, ...] = ()
+
+    def start_now(self, load: Load) -> None:
+        """Not ahead of its step: `start` has the gate."""
 
     def start(self, step: StepMetadata) -> None:
         gate = Path(os.environ["KVMARKET_TEST_GATE"])

@@ -205,6 +205,12 @@ class Engine:
         connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
         return {"blocks": connector._scheduler._control.match(prompt, tenant=tenant_of("", None)).blocks}
 
+    def ahead(self) -> dict[str, Any]:
+        """Whether loads are started ahead of their steps."""
+        connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
+        connector = getattr(connector, "_connectors", [connector])[0]
+        return {"ahead": connector._scheduler._loads.start_now is not None}
+
     def ranks(self) -> dict[str, Any]:
         """The counters of kvmarket in each worker, by rank."""
         return {"ranks": self.llm.collective_rpc(rank_counters)}

@@ -185,14 +185,14 @@ def back(step: int, finished: set[str] | None = None, invalid: set[int] | None =
 
 
 def joined(
-    pool: FakePool | None = None, ranks: int = 1, start_now: Any = None, **more: Any
+    pool: FakePool | None = None, ranks: int = 1, worker: Any = None, **more: Any
 ) -> tuple[SchedulerSide, FakeControl]:
     """A scheduler side that has joined the market of a fake control half."""
     side, control = SchedulerSide(BLOCK, ranks, **more), FakeControl()
     if pool is not None:
         side.bind_pool(pool)
-    memories = {rank: RankMemory(None, None) for rank in range(ranks)}
-    assert side.join(memories, lambda _: control, start_now) == ""  # type: ignore[arg-type, return-value]
+    memories = {rank: RankMemory(None, None, here=lambda: worker) for rank in range(ranks)}
+    assert side.join(memories, lambda _: control) == ""  # type: ignore[arg-type, return-value]
     return side, control
 
 

@@ -42,6 +42,16 @@ def test_blocks_of_the_first_step_after_a_rest_are_offered_behind_its_token():
     assert set(control.live()) == {1, 2, 3, 4}, "only the first output is waited for"
 
 
+def test_what_was_put_off_is_done_before_the_next_step_where_steps_do_not_overlap():
+    side, control = joined()
+    side.dispatch(step_of())
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 4)})).step))
+    assert control.live() == {}
+    side.dispatch(step_of(cached={"a": (None, 4, 4)}))
+    assert control.live() == {1: prefix(1)}, "a chunk may take long, and others wait for this"
+
+
 def test_blocks_of_the_last_request_are_offered_when_it_is_over():
     side, control = joined()
     control.found = 1

@@ -73,6 +73,11 @@ def test_pages_that_another_connector_watches_are_retired_too(node: Node):
     node.agrees(node.a, [[*repeated, 1]], [0])
 
 
+def test_loads_start_ahead_of_their_steps_where_no_other_connector_has_work_on_the_pages(node: Node):
+    assert node.b.ask("ahead") == {"ahead": True}
+    assert node.c.ask("ahead") == {"ahead": False}
+
+
 def test_preempted_requests(node: Node):
     before = node.b.ask("preemptions")["preempted"]
     prompts = [node.prompt(9 * BLOCK + 20) for _ in range(6)]  # with their output they need more pages than there are

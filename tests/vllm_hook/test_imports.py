@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 from tests.vllm_hook.fakes import BLOCK, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load
@@ -49,7 +51,7 @@ def test_imported_blocks_are_offered_as_far_as_every_rank_has_them():
 
 def test_a_worker_on_this_thread_starts_loads_as_soon_as_their_pages_are_retired():
     started: list[tuple[Load, list[str]]] = []
-    side, control = joined(start_now=lambda load: started.append((load, list(control.log))))
+    side, control = joined(worker=SimpleNamespace(start_now=lambda load: started.append((load, list(control.log)))))
     control.found = 2
     admit(side, request("a", 13), [1, 2])
     ((load, before),) = started
@@ -60,6 +62,15 @@ def test_a_worker_on_this_thread_starts_loads_as_soon_as_their_pages_are_retired
     side.invalidate("test")
     side.allocated(two, [3, 4], external)
     assert len(started) == 1 and side.dispatch(step_of()).loads[0].hit is None
+    side.close()
+    assert side._loads.start_now is None, "it would keep the engine's pages"
+
+
+def test_ranks_start_their_loads_with_their_step():
+    side, control = joined(ranks=2, worker=SimpleNamespace(start_now=lambda load: 1 / 0))
+    control.found = 2
+    admit(side, request("a", 13), [1, 2])
+    assert len(side.dispatch(step_of()).loads) == 1
 
 
 def test_abort_during_a_load():

@@ -32,6 +32,15 @@ def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
         limits.settings_of(transfer(**extra))
 
 
+def test_no_imports_beside_a_connector_that_still_reads_freed_pages():
+    both, offers = SimpleNamespace(is_kv_consumer=True), SimpleNamespace(is_kv_consumer=False)
+    engine = transfer(connectors=[{"kv_connector": "KVMarketConnector"}, {"kv_connector": "OffloadingConnector"}])
+    assert "kv_producer" in limits.refusal_beside(both, engine)
+    assert limits.refusal_beside(offers, engine) == ""
+    assert limits.refusal_beside(both, transfer(connectors=[{"kv_connector": "KVMarketConnector"}])) == ""
+    assert limits.refusal_beside(both, transfer()) == limits.refusal_beside(both, None) == ""
+
+
 class FullAttentionSpec:
     pass
 

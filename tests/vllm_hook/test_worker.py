@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
 import time
-from dataclasses import replace
+import weakref
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from kvmarket.pool import as_slots
 from vllm_hook import worker as worker_module
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
-from vllm_hook.worker import WorkerSide, worker_of
+from vllm_hook.worker import WorkerSide
 
 HIT = Hit(12, 3, 0, (), {})
 
@@ -124,12 +126,15 @@ def test_a_load_ahead_of_a_step_with_other_weights_ends_bad_when_it_has_landed(m
     assert side.take_finished() == {"a"} and side.take_bad() == {4, 5, 6}
 
 
-def test_a_worker_is_found_by_the_very_memory_that_it_told():
+def test_a_worker_is_known_to_the_scheduler_of_its_process_alone():
     side, _ = worker()
-    side._told = memory = RankMemory(None, None, refusal="none")
-    assert worker_of([memory]) is side
-    assert worker_of([replace(memory)]) is None, "from another process"
-    assert worker_of([memory, memory]) is None, "several ranks start together"
+    memory = RankMemory(None, None, here=weakref.ref(side))
+    assert memory.worker() is side
+    assert pickle.loads(pickle.dumps(memory)).worker() is None and memory == pickle.loads(pickle.dumps(memory))
+    del side
+    gc.collect()
+    assert memory.worker() is None
+    assert RankMemory(None, None).worker() is None
 
 
 def test_an_idle_step_looks_out_for_the_end_of_a_load_and_no_other_step_does(monkeypatch: pytest.MonkeyPatch):
