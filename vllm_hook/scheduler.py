@@ -170,7 +170,7 @@ class SchedulerSide:
         self._loads.over(request_id)
         if not self._tracks:  # no further step may come
             self._steps.rest()
-            self._catch_up()
+            self._catch_up(promises=not self._steps.computing)
 
     # ---- steps
 
@@ -218,10 +218,10 @@ class SchedulerSide:
 
     # ---- internals
 
-    def _catch_up(self) -> None:
-        """Offer all that is back; then requests that are over keep no promise."""
+    def _catch_up(self, promises: bool = True) -> None:
+        """Offer all that is back; then requests that are over keep no promise, where `promises` may go."""
         self._chores.run()
-        if self._control is not None:
+        if promises and self._control is not None:
             self._waits.end(self._control)
 
     def _emptied(self) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from kvmarket.errors import AddressError, MessageError
 from kvmarket.registry.address import Address
+from kvmarket.registry.line import JUST_NOT_NOW, KNOCK_SECONDS
 from kvmarket.registry.messages import AskStatus, Status, pack_message, unpack_reply
 from kvmarket.registry.wire import dial
 
@@ -36,12 +37,18 @@ def ask_status(place: Address) -> Status:
     """Ask the service of `place`. Raises AddressError when there is none or it does not answer within two seconds."""
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
-    try:
-        with dial(place.socket, 1) as wire:
-            wire.send(pack_message(AskStatus()))
-            frame = wire.wait(ANSWER_SECONDS)
-    except OSError as error:
-        raise AddressError(f"the service at {place} lets nobody in ({error.strerror}); see {place.log}") from error
+    end = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            with dial(place.socket, 1) as wire:
+                wire.send(pack_message(AskStatus()))
+                frame = wire.wait(ANSWER_SECONDS)
+            break
+        except OSError as error:
+            if error.errno not in JUST_NOT_NOW or time.monotonic() > end:
+                reason = f"the service at {place} lets nobody in ({error.strerror}); see {place.log}"
+                raise AddressError(reason) from error
+        time.sleep(KNOCK_SECONDS)
     if frame is None:
         raise AddressError(f"the service at {place} does not answer; see {place.log}")
     status = unpack_reply(frame)
