@@ -97,6 +97,15 @@ def test_the_last_blocks_of_a_finished_request_are_offered_before_its_promise_go
     assert control.log[-2:] == ["offer", "settle"]
 
 
+def test_the_last_request_aborted_between_two_steps_keeps_no_promise():
+    side, control = waiting()
+    admit(side, request("a", 3 * BLOCK), [1, 2, 3])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 0, BLOCK)})).step))
+    assert control.promises
+    side.finished("a")  # an engine in its caller's process steps no further
+    assert control.promises == {} and set(control.live()) == {1}
+
+
 def test_what_an_aborted_or_preempted_request_promised_is_taken_back(clock):
     side, control = waiting()
     admit(side, request("a", 3 * BLOCK), [1, 2, 3])
