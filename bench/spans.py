@@ -109,16 +109,14 @@ def watch(llm: Any) -> Spans:
         if loading[0]:
             spans.next_phase(1)
 
-    def launched_ahead(*_: Any) -> None:
-        spans.next_phase(1)
-
     def polled(_: Any, finished: Any) -> None:
         if finished[1]:
             spans.next_phase(2)
 
     spans.wrap(worker, "bind_connector_metadata", "hook: worker", bound)
     spans.wrap(worker, "start_load_kv", "hook: load launched", launched)
-    if scheduler.connector._scheduler._loads.start_now is not None:
-        spans.wrap(scheduler.connector._scheduler._loads, "start_now", "hook: load launched", launched_ahead)
+    loads = scheduler.connector._scheduler._loads
+    if loads.start_now is not None:
+        spans.wrap(loads, "start_now", "hook: load launched", lambda *_: spans.next_phase(1))
     spans.wrap(worker, "get_finished", "hook: load polled", polled)
     return spans

@@ -142,18 +142,17 @@ class SchedulerSide:
 
     def allocated(self, request: Any, slots: Sequence[int], external: int) -> None:
         """A request was given its pages: plan the load of `external` tokens into them, retire those that are new."""
-        pages: Sequence[int] | Slots = slots
         if external:
-            pages = array = as_slots(slots)
-            load = self._loads.plan(request.request_id, array, external, self._block_size)
+            pages = as_slots(slots)
+            load = self._loads.plan(request.request_id, pages, external, self._block_size)
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
-        known = track.known if track else 0
-        self._retire(pages[known:])
+        fresh = track.whole(slots) if track else slots
+        known = len(slots) - len(fresh)
+        self._retire(pages[known:] if external else fresh)
         if track is None:
             return
-        track.whole(slots)
         if external:
             self._take_off(load, track)
         if track.hit:

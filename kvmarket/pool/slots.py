@@ -36,7 +36,7 @@ def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
         bad = next(slot for slot in block_ids if type(slot) is not int)
         raise SlotError(f"block id {bad!r} is a {type(bad).__name__}; give plain integers")
     try:
-        return np.frombuffer(bytearray(struct.pack(f"{count}q", *block_ids)), np.int64)
+        return np.frombuffer(bytearray(struct.Struct(f"{count}q").pack(*block_ids)), np.int64)
     except struct.error as error:
         raise SlotError("a block id is beyond 64 bits; give ids of slots") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -12,13 +12,13 @@ from bench.cores import Cores
 
 
 @pytest.fixture
-def eight(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def eight(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A machine of eight cores; how long the loop takes on each."""
     times = [1.0] * 8
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
     monkeypatch.setattr(cores, "_seconds_on", times.__getitem__)
-    yield times
+    return times
 
 
 def naps(monkeypatch: pytest.MonkeyPatch, then: Callable[[], None]) -> list[float]:

@@ -202,14 +202,16 @@ class Engine:
         """How many blocks of a prompt peers have on offer, as far as this engine has heard."""
         from vllm_hook.tracks import tenant_of
 
-        connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
-        return {"blocks": connector._scheduler._control.match(prompt, tenant=tenant_of("", None)).blocks}
+        return {"blocks": self._side()._control.match(prompt, tenant=tenant_of("", None)).blocks}
 
     def ahead(self) -> dict[str, Any]:
         """Whether loads are started ahead of their steps."""
+        return {"ahead": self._side()._loads.start_now is not None}
+
+    def _side(self) -> Any:
+        """The scheduler side of our connector, which is the first one where there are several."""
         connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
-        connector = getattr(connector, "_connectors", [connector])[0]
-        return {"ahead": connector._scheduler._loads.start_now is not None}
+        return getattr(connector, "_connectors", [connector])[0]._scheduler
 
     def ranks(self) -> dict[str, Any]:
         """The counters of kvmarket in each worker, by rank."""
