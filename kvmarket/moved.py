@@ -47,7 +47,8 @@ class Piece(NamedTuple):
 class Moved:
     """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done.
 
-    `seconds`: from the call of fetch until it was seen to be done; 0 before that, and where nothing was launched.
+    `begun`: by `time.perf_counter`, when fetch was called. `seconds`: from then until it was seen to be done; 0 before
+    that, and where nothing was launched.
     """
 
     seconds = 0.0
@@ -57,9 +58,9 @@ class Moved:
     ) -> None:
         """Of a fetch of `asked` blocks, those of `pieces` were `started`; None where the launch failed.
 
-        `block_bytes`: of one block. `begun`: by `time.perf_counter`, when the fetch was called.
+        `block_bytes`: of one block.
         """
-        self._block_bytes, self._begun = block_bytes, begun
+        self._block_bytes, self.begun = block_bytes, begun
         self._asked, self._pieces = asked, pieces
         self._started = started
         self._valid = None if started else np.zeros(asked, np.bool_)
@@ -106,7 +107,7 @@ class Moved:
         if len(valid) < self._asked:
             valid = np.concatenate([valid, np.zeros(self._asked - len(valid), np.bool_)])
         self._leading = leading(valid)
-        self.seconds = time.perf_counter() - self._begun
+        self.seconds = time.perf_counter() - self.begun
         counters.add("blocks_fetched", self._leading)
         counters.add("bytes_fetched", self._leading * self._block_bytes)
         self._valid, self._started = valid, None

@@ -23,6 +23,7 @@ OTHER_WEIGHTS = "the weights were changed before the blocks were there"
 
 LOOKOUT_SECONDS = 0.002  # an engine core with nothing but loads under way sleeps for 1 ms between its steps
 LOOK_SECONDS = 50e-6
+SLOWER = 1.05  # than the fastest of late a load may be and still count as it was: others were seen late, or had company
 
 
 class WorkerSide:
@@ -45,6 +46,7 @@ class WorkerSide:
         self._finished: set[str] = set()
         self._bad: set[int] = set()
         self._seconds: list[float] = []
+        self._pace = 0.0  # seconds a page, of the fastest load of late
         self.alone = False  # whether no other connector of the engine has work on the pages: set by who knows
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
@@ -124,16 +126,27 @@ class WorkerSide:
                 self._moving.append((self._unstarted.pop(0), moved, weights))
 
     def poll(self, step: StepMetadata | None = None) -> None:
-        """Look which loads have ended.
+        """Look which loads have ended; waits only where nothing else is going on.
 
-        Waits for none, but for `LOOKOUT_SECONDS` at most while nothing else is going on and `step` brought no load:
-        empty steps would see the end of a load late, by 1 ms and more in an engine core of its own.
+        Empty steps would see the end of a load late, by 1 ms and more in an engine core of its own. So they look out
+        for it, each for `LOOKOUT_SECONDS`; where a load may end soon after that, until it was to end and so long after.
+        A step that brought loads only looks out for those that are known to be short.
         """
-        end = time.monotonic() + LOOKOUT_SECONDS
         self._look()
-        while step and step.idle and not step.loads and self._moving and not self._finished and time.monotonic() < end:
+        if not (step and step.idle and self._moving) or self._finished:
+            return
+        soon = self._soon()
+        if step.loads and not (self._pace and soon <= LOOKOUT_SECONDS):
+            return
+        end = time.perf_counter() + LOOKOUT_SECONDS + (soon if soon <= 2 * LOOKOUT_SECONDS else 0)
+        while self._moving and not self._finished and time.perf_counter() < end:
             time.sleep(LOOK_SECONDS)
             self._look()
+
+    def _soon(self) -> float:
+        """Seconds until a load under way may have ended, if it is as fast as the fastest of late."""
+        ends = (moved.begun + self._pace * len(load.slots) for load, moved, _ in self._moving)
+        return max(0.0, min(ends) - time.perf_counter())
 
     def _look(self) -> None:
         moving, self._moving = self._moving, []
@@ -145,9 +158,13 @@ class WorkerSide:
                 elif weights != self._computing_with:
                     self._end(load, 0, OTHER_WEIGHTS)
                 else:
-                    self._end(load, moved.wait())
+                    good = moved.wait()
+                    self._end(load, good)
                     if moved.seconds:
                         self._seconds.append(moved.seconds)
+                    if moved.seconds and good == len(load.slots):
+                        pace = moved.seconds / good
+                        self._pace = min(pace, SLOWER * self._pace or pace)
                 moving.pop()
         finally:
             self._moving.extend(moving)
