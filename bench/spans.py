@@ -115,8 +115,7 @@ def watch(llm: Any) -> Spans:
 
     spans.wrap(worker, "bind_connector_metadata", "hook: worker", bound)
     spans.wrap(worker, "start_load_kv", "hook: load launched", launched)
-    loads = scheduler.connector._scheduler._loads
-    if loads.start_now is not None:
-        spans.wrap(loads, "start_now", "hook: load launched", lambda *_: spans.next_phase(1))
+    if (ahead := scheduler.connector._scheduler._loads.worker) is not None:
+        spans.wrap(ahead, "start_now", "hook: load launched", lambda *_: spans.next_phase(1))
     spans.wrap(worker, "get_finished", "hook: load polled", polled)
     return spans

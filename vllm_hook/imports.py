@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from kvmarket import counters
 from kvmarket.offer import Hit
 from kvmarket.pool import Slots, UInt64s
 from vllm_hook.metadata import Load
 from vllm_hook.tracks import Track
+
+if TYPE_CHECKING:
+    from vllm_hook.worker import WorkerSide
 
 
 @dataclass(slots=True)
@@ -36,7 +40,8 @@ class Imports:
         self._found: dict[str, Hit] = {}
         self._unsent: list[Load] = []
         self._flights: dict[str, Flight] = {}
-        self.start_now: Callable[[Load], None] | None = None  # of a worker that the scheduler can call itself
+        self._hastened: set[str] = set()  # loads that vLLM has heard of before the output that tells of them
+        self.worker: WorkerSide | None = None  # one that the scheduler can call itself, on its thread
 
     @property
     def planned(self) -> bool:
@@ -67,8 +72,8 @@ class Imports:
 
         Those are blocks `first`, ... of the request.
         """
-        if self.start_now is not None:
-            self.start_now(load)
+        if self.worker is not None:
+            self.worker.start_now(load)
         self._flights[load.request_id] = Flight(track, first, load.slots, generations(load.slots))
 
     def take_unsent(self) -> tuple[Load, ...]:
@@ -80,6 +85,20 @@ class Imports:
         """These pages could not be filled by some rank."""
         for flight in self._flights.values():
             flight.bad |= pages.intersection(flight.slots.tolist())
+
+    def hasten(self, output: Any) -> None:
+        """Have vLLM hear with a step's output of what has landed since that step: those requests are in the next one.
+
+        Where steps overlap they would be in the one after it, for which their own step has to be back. vLLM hears of
+        each load once: what it has heard of is left out of a later output.
+        """
+        told = set(output.finished_recving or ())
+        output.finished_recving = told - self._hastened
+        self._hastened -= told
+        if self.worker is not None and self._flights:
+            landed = (self.worker.landed() & self._flights.keys()) - told
+            output.finished_recving |= landed
+            self._hastened |= landed
 
     def landed(self, request_ids: Iterable[str]) -> Iterator[Flight]:
         """The flights among these requests; they are over."""

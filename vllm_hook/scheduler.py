@@ -76,15 +76,14 @@ class SchedulerSide:
             self._control = connect(memories)
             self._rejoin = Rejoin(memories, connect)
             self._ways = memories[0].ways
-            worker = memories[0].worker() if len(memories) == 1 else None
-            self._loads.start_now = worker.start_now if worker is not None else None
+            self._loads.worker = memories[0].worker() if len(memories) == 1 else None
         return reason
 
     def close(self) -> None:
         """Leave the market: all offers are dead when this returns."""
         control, self._control = self._control, None
         self._chores.clear()
-        self._loads.start_now = None  # it holds the engine's pages
+        self._loads.worker = None  # it holds the engine's pages
         if control is not None:
             control.close()
         if self._rejoin is not None:
@@ -196,6 +195,7 @@ class SchedulerSide:
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
+        self._loads.hasten(output)
         done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
         whole = isinstance(done, StepDone) and done.ranks == self._ranks
         if whole:

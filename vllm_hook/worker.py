@@ -43,7 +43,8 @@ class WorkerSide:
         self._ahead: dict[str, Moved] = {}  # loads that were started before their step came, by request
         self._moving: list[tuple[Load, Moved, str]] = []  # and the weights that the blocks were computed with
         self._unreachable: list[str] = []
-        self._finished: set[str] = set()
+        self._finished: dict[str, bool] = {}  # requests whose load has ended, and whether it was whole
+        self._told: dict[str, bool] = {}  # those of the last step
         self._bad: set[int] = set()
         self._seconds: list[float] = []
         self._pace = 0.0  # seconds a page, of the fastest load of late
@@ -179,8 +180,13 @@ class WorkerSide:
 
     def take_finished(self) -> set[str]:
         """The requests whose load has ended since the last call."""
-        finished, self._finished = self._finished, set()
-        return finished
+        self._told, self._finished = self._finished, {}
+        return set(self._told)
+
+    def landed(self) -> set[str]:
+        """The requests whose load has landed whole, with the step launched last or since; on the thread that steps."""
+        self._look()
+        return {request_id for request_id, whole in (self._told | self._finished).items() if whole}
 
     def take_unreachable(self) -> tuple[str, ...]:
         """The pools that could not be mapped, since the last call."""
@@ -207,6 +213,6 @@ class WorkerSide:
     def _end(self, load: Load, good: int, reason: str = GONE) -> None:
         """A load is over: all pages beyond the first `good` ones are bad, for this reason."""
         self._bad.update(load.slots[good:].tolist())
-        self._finished.add(load.request_id)
+        self._finished[load.request_id] = good == len(load.slots)
         if good < len(load.slots):
             counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)

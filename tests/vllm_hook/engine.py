@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from typing import Any
 
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -69,6 +70,12 @@ def make_stage_buffers(worker: Any) -> None:
         )
 
 
+def overlap_steps(core: Any) -> None:
+    """Have an engine core dispatch a step before the one ahead of it is back, as on a GPU; vLLM does not on a CPU."""
+    core.batch_queue_size, core.batch_queue = 2, deque(maxlen=2)
+    core.step_fn = core.step_with_batch_queue
+
+
 class Engine:
     """The engine and the commands it knows: each public method is one."""
 
@@ -99,6 +106,8 @@ class Engine:
         )
         if options.get("llm", {}).get("pipeline_parallel_size", 1) > 1 and not options.get("gpu"):
             self.llm.collective_rpc(make_stage_buffers)
+        if options.get("overlap"):
+            overlap_steps(self.llm.llm_engine.engine_core.engine_core)
 
     def generate(
         self,
@@ -142,6 +151,27 @@ class Engine:
         while engine.has_unfinished_requests():
             engine.step()
         return {}
+
+    def beside(self, prompt: list[int], others: list[list[int]], tokens: int) -> dict[str, Any]:
+        """Ask for a prompt while others are being answered: the tokens that follow, and the steps until the first."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, detokenize=False, ignore_eos=True)
+        sampling.output_kind = RequestOutputKind.DELTA
+        engine, found, steps, first = self.llm.llm_engine, [], 0, 0
+        for at, other in enumerate(others):
+            engine.add_request(f"other-{at}-{time.monotonic_ns()}", {"prompt_token_ids": other}, sampling)
+        while sum(bool(output.outputs[0].token_ids) for output in engine.step()) < min(1, len(others)):
+            pass
+        engine.add_request(f"asked-{time.monotonic_ns()}", {"prompt_token_ids": prompt}, sampling)
+        while engine.has_unfinished_requests():
+            steps += 1
+            for output in engine.step():
+                if output.request_id.startswith("asked"):
+                    found += output.outputs[0].token_ids
+            first = first or (steps if found else 0)
+        return {"tokens": found, "steps": first}
 
     def reset(self) -> dict[str, Any]:
         """Empty the engine's own prefix cache, in the way that never calls the connector."""
@@ -206,7 +236,7 @@ class Engine:
 
     def ahead(self) -> dict[str, Any]:
         """Whether loads are started ahead of their steps."""
-        return {"ahead": self._side()._loads.start_now is not None}
+        return {"ahead": self._side()._loads.worker is not None}
 
     def _side(self) -> Any:
         """The scheduler side of our connector, which is the first one where there are several."""

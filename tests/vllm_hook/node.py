@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +28,8 @@ def whole(tokens: int) -> int:
 class Node:
     """Engines by name: `a`; `b`, the connector as it is; `c`, with a gate; `plain`, without a connector.
 
-    On a machine with GPUs they run there, with CUDA graphs: `b` on another GPU than `a` where there are two. `adapters`
-    says whether they take LoRA adapters.
+    On a machine with GPUs they run there, with CUDA graphs: `b` on another GPU than `a` where there are two. Steps of
+    `b` overlap. `adapters` says whether they take LoRA adapters.
     """
 
     folder: Path
@@ -55,9 +56,10 @@ class Node:
         if name in self.engines:
             self.engines[name].close()
         beside = {"kv_connector": "WatchingConnector", "kv_connector_module_path": "connectors"}
+        overlap = not GPUS and self.python == sys.executable  # older versions on a CPU wait for a step all the same
         gpu, seed, more = {
             "a": (0, "1", {"module": "connectors", "connector": "SeenConnector"}),
-            "b": (1, "2", {"module": "", "stats": True}),
+            "b": (1, "2", {"module": "", "stats": True, "overlap": overlap}),
             "c": (0, "3", {"module": "connectors", "connector": "GatedConnector", "beside": beside}),
             "plain": (1, "1", {"address": None}),
         }[name]

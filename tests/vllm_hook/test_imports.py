@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from tests.vllm_hook.fakes import BLOCK, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load
+from vllm_hook.scheduler import SchedulerSide
+
+
+class FakeWorker:
+    """A worker on this thread, which has seen these loads land whole."""
+
+    def __init__(self) -> None:
+        self.started: list[Load] = []
+        self.whole: set[str] = set()
+
+    def start_now(self, load: Load) -> None:
+        self.started.append(load)
+
+    def landed(self) -> set[str]:
+        return set(self.whole)
+
+
+def heard(side: SchedulerSide, step: int, *finished: str) -> set[str]:
+    """What vLLM hears of with a step's output in which the worker told of these."""
+    output = back(step, finished=set(finished))
+    side.returned(output)
+    return set(output.finished_recving)
 
 
 def test_failure_does_not_lose_a_planned_load():
@@ -51,7 +71,9 @@ def test_imported_blocks_are_offered_as_far_as_every_rank_has_them():
 
 def test_a_worker_on_this_thread_starts_loads_as_soon_as_their_pages_are_retired():
     started: list[tuple[Load, list[str]]] = []
-    side, control = joined(worker=SimpleNamespace(start_now=lambda load: started.append((load, list(control.log)))))
+    worker = FakeWorker()
+    worker.start_now = lambda load: started.append((load, list(control.log)))  # type: ignore[method-assign]
+    side, control = joined(worker=worker)
     control.found = 2
     admit(side, request("a", 13), [1, 2])
     ((load, before),) = started
@@ -63,14 +85,59 @@ def test_a_worker_on_this_thread_starts_loads_as_soon_as_their_pages_are_retired
     side.allocated(two, [3, 4], external)
     assert len(started) == 1 and side.dispatch(step_of()).loads[0].hit is None
     side.close()
-    assert side._loads.start_now is None, "it would keep the engine's pages"
+    assert side._loads.worker is None, "it would keep the engine's pages"
 
 
 def test_ranks_start_their_loads_with_their_step():
-    side, control = joined(ranks=2, worker=SimpleNamespace(start_now=lambda load: 1 / 0))
+    worker = FakeWorker()
+    side, control = joined(ranks=2, worker=worker)
     control.found = 2
     admit(side, request("a", 13), [1, 2])
-    assert len(side.dispatch(step_of()).loads) == 1
+    assert len(side.dispatch(step_of()).loads) == 1 and not worker.started
+    worker.whole = {"a"}
+    assert heard(side, 0) == set(), "the other rank may not have it"
+
+
+def test_what_has_landed_is_heard_of_with_the_step_that_is_back_first_and_once():
+    worker = FakeWorker()
+    side, control = joined(worker=worker)
+    control.found = 2
+    running = side.dispatch(step_of(new={"b": ([9], 0, 4)}))
+    admit(side, request("a", 13), [1, 2])
+    own = side.dispatch(step_of(cached={"b": (None, 4, 1)}))
+    worker.whole = {"a", "somebody else's"}
+    assert heard(side, running.step) == {"a"}
+    later = side.dispatch(step_of(new={"a": ([1, 2, 3], 8, 5)}))
+    assert heard(side, own.step, "a", "c") == {"c"}, "vLLM takes it for the end of another load"
+    assert heard(side, later.step, "a") == {"a"}, "a load of that name that was not hastened"
+
+
+def test_what_was_told_early_is_left_out_later_whatever_went_wrong_since():
+    worker = FakeWorker()
+    side, control = joined(worker=worker)
+    control.found = 2
+    running = side.dispatch(step_of(new={"b": ([9], 0, 4)}))
+    admit(side, request("a", 13), [1, 2])
+    own = side.dispatch(step_of(cached={"b": (None, 4, 1)}))
+    worker.whole = {"a"}
+    assert heard(side, running.step) == {"a"}
+    side.finished("a")
+    side.fail("test")
+    side.close()
+    assert heard(side, own.step, "a") == set()
+
+
+def test_an_aborted_load_is_heard_of_with_its_own_step():
+    worker = FakeWorker()
+    side, control = joined(worker=worker)
+    control.found = 2
+    running = side.dispatch(step_of(new={"b": ([9], 0, 4)}))
+    admit(side, request("a", 13), [1, 2])
+    own = side.dispatch(step_of(cached={"b": (None, 4, 1)}))
+    side.finished("a")
+    worker.whole = {"a"}
+    assert heard(side, running.step) == set()
+    assert heard(side, own.step, "a") == {"a"}
 
 
 def test_abort_during_a_load():

@@ -78,6 +78,19 @@ def test_loads_end_when_the_copy_has():
     assert side.take_finished() == set(), "said twice"
 
 
+def test_what_has_landed_whole_with_the_last_step_or_since():
+    side, data = worker()
+    side.start(StepMetadata(1, tuple(load(name, HIT, 4 + at) for at, name in enumerate("abc"))))
+    assert side.landed() == set()
+    data.moved[0].valid, data.moved[1].valid = [True], [False]
+    side.poll()
+    assert side.take_finished() == {"a", "b"} and side.landed() == {"a"}
+    data.moved[2].valid = [True]
+    assert side.landed() == {"a", "c"}, "seen since"
+    assert side.take_finished() == {"c"} and side.landed() == {"c"}
+    assert side.take_finished() == set() and side.landed() == set()
+
+
 def test_a_load_that_was_started_ahead_of_its_step_is_not_started_again():
     side, data = worker()
     one = load("a", HIT, 4, 5, 6)
