@@ -100,6 +100,10 @@ class Imports:
             output.finished_recving |= landed
             self._hastened |= landed
 
+    def is_due(self, request_id: str) -> bool:
+        """Whether an output is still to tell of a load of that name, of an older request: nothing else may have it."""
+        return request_id in self._hastened
+
     def landed(self, request_ids: Iterable[str]) -> Iterator[Flight]:
         """The flights among these requests; they are over."""
         for request_id in request_ids:

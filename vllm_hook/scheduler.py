@@ -133,7 +133,7 @@ class SchedulerSide:
         hit = control.match(tokens, tenant=track.tenant, first=first)
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
-        if hit.blocks < self._least:
+        if hit.blocks < self._least or self._loads.is_due(request.request_id):
             self._loads.found(request.request_id, None)
             return 0, False
         self._loads.found(request.request_id, hit)

@@ -48,6 +48,7 @@ class WorkerSide:
         self._bad: set[int] = set()
         self._seconds: list[float] = []
         self._pace = 0.0  # seconds a page, of the fastest load of late
+        self._in_lockstep = False  # with engines whose steps wait for ours
         self.alone = False  # whether no other connector of the engine has work on the pages: set by who knows
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
@@ -58,6 +59,7 @@ class WorkerSide:
             return
         self._pages = Pages(kv_caches, self._kv_cache_config)
         self._data = self.make_data_half(self._pages)
+        self._in_lockstep = self._vllm_config.parallel_config.data_parallel_size > 1
         changes.watch(self._vllm_config.parallel_config, self._weights)
 
     def make_data_half(self, pages: Pages) -> DataHalf:
@@ -134,7 +136,7 @@ class WorkerSide:
         A step that brought loads only looks out for those that are known to be short.
         """
         self._look()
-        if not (step and step.idle and self._moving) or self._finished:
+        if not (step and step.idle and self._moving) or self._finished or self._in_lockstep:
             return
         soon = self._soon()
         if step.loads and not (self._pace and soon <= LOOKOUT_SECONDS):
@@ -155,18 +157,16 @@ class WorkerSide:
             while moving:
                 load, moved, weights = moving[-1]
                 if not moved.done():
-                    self._moving.append(moving[-1])
-                elif weights != self._computing_with:
-                    self._end(load, 0, OTHER_WEIGHTS)
-                else:
-                    good = moved.wait()
-                    self._end(load, good)
-                    if moved.seconds:
-                        self._seconds.append(moved.seconds)
-                    if moved.seconds and good == len(load.slots):
+                    self._moving.append(moving.pop())
+                    continue
+                good, stale = moved.wait(), weights != self._computing_with
+                moving.pop()  # first: it must not end twice
+                self._end(load, 0 if stale else good, OTHER_WEIGHTS if stale else GONE)
+                if moved.seconds and not stale:
+                    self._seconds.append(moved.seconds)
+                    if good == len(load.slots):
                         pace = moved.seconds / good
                         self._pace = min(pace, SLOWER * self._pace or pace)
-                moving.pop()
         finally:
             self._moving.extend(moving)
 

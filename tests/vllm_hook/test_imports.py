@@ -98,46 +98,52 @@ def test_ranks_start_their_loads_with_their_step():
     assert heard(side, 0) == set(), "the other rank may not have it"
 
 
-def test_what_has_landed_is_heard_of_with_the_step_that_is_back_first_and_once():
+def overlapping() -> tuple[SchedulerSide, FakeWorker, int, int]:
+    """A step of request "b" that is under way, and behind it the one that brings the load of "a"."""
     worker = FakeWorker()
     side, control = joined(worker=worker)
     control.found = 2
     running = side.dispatch(step_of(new={"b": ([9], 0, 4)}))
     admit(side, request("a", 13), [1, 2])
-    own = side.dispatch(step_of(cached={"b": (None, 4, 1)}))
+    return side, worker, running.step, side.dispatch(step_of(cached={"b": (None, 4, 1)})).step
+
+
+def test_what_has_landed_is_heard_of_with_the_step_that_is_back_first_and_once():
+    side, worker, running, own = overlapping()
     worker.whole = {"a", "somebody else's"}
-    assert heard(side, running.step) == {"a"}
+    assert heard(side, running) == {"a"}
     later = side.dispatch(step_of(new={"a": ([1, 2, 3], 8, 5)}))
-    assert heard(side, own.step, "a", "c") == {"c"}, "vLLM takes it for the end of another load"
+    assert heard(side, own, "a", "c") == {"c"}, "vLLM takes it for the end of another load"
     assert heard(side, later.step, "a") == {"a"}, "a load of that name that was not hastened"
 
 
 def test_what_was_told_early_is_left_out_later_whatever_went_wrong_since():
-    worker = FakeWorker()
-    side, control = joined(worker=worker)
-    control.found = 2
-    running = side.dispatch(step_of(new={"b": ([9], 0, 4)}))
-    admit(side, request("a", 13), [1, 2])
-    own = side.dispatch(step_of(cached={"b": (None, 4, 1)}))
+    side, worker, running, own = overlapping()
     worker.whole = {"a"}
-    assert heard(side, running.step) == {"a"}
+    assert heard(side, running) == {"a"}
     side.finished("a")
     side.fail("test")
     side.close()
-    assert heard(side, own.step, "a") == set()
+    assert heard(side, own, "a") == set()
+
+
+def test_a_name_that_is_used_again_imports_nothing_until_the_old_load_has_been_told_of():
+    side, worker, running, own = overlapping()
+    worker.whole = {"a"}
+    assert heard(side, running) == {"a"}
+    side.finished("a")
+    assert side.match(request("a", 13), 0) == (0, False), "the old one's end would pass for its own"
+    side.finished("a")
+    assert heard(side, own, "a") == set()
+    assert side.match(request("a", 13), 0) == (8, True)
 
 
 def test_an_aborted_load_is_heard_of_with_its_own_step():
-    worker = FakeWorker()
-    side, control = joined(worker=worker)
-    control.found = 2
-    running = side.dispatch(step_of(new={"b": ([9], 0, 4)}))
-    admit(side, request("a", 13), [1, 2])
-    own = side.dispatch(step_of(cached={"b": (None, 4, 1)}))
+    side, worker, running, own = overlapping()
     side.finished("a")
     worker.whole = {"a"}
-    assert heard(side, running.step) == set()
-    assert heard(side, own.step, "a") == {"a"}
+    assert heard(side, running) == set()
+    assert heard(side, own, "a") == {"a"}
 
 
 def test_abort_during_a_load():
