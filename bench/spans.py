@@ -117,5 +117,6 @@ def watch(llm: Any) -> Spans:
     spans.wrap(worker, "start_load_kv", "hook: load launched", launched)
     if (ahead := scheduler.connector._scheduler._loads.worker) is not None:
         spans.wrap(ahead, "start_now", "hook: load launched", lambda *_: spans.next_phase(1))
+        spans.wrap(ahead, "landed", "hook: load polled", lambda _, landed: spans.next_phase(2) if landed else None)
     spans.wrap(worker, "get_finished", "hook: load polled", polled)
     return spans

@@ -70,6 +70,13 @@ def make_stage_buffers(worker: Any) -> None:
         )
 
 
+def sampling(tokens: int, **more: Any) -> Any:
+    """vLLM's settings for an answer of so many tokens, greedy unless `more` says otherwise."""
+    from vllm import SamplingParams
+
+    return SamplingParams(**{"max_tokens": tokens, "temperature": 0.0, "detokenize": False, "ignore_eos": True, **more})
+
+
 def overlap_steps(core: Any) -> None:
     """Have an engine core dispatch a step before the one ahead of it is back, as on a GPU; vLLM does not on a CPU."""
     core.batch_queue_size, core.batch_queue = 2, deque(maxlen=2)
@@ -118,9 +125,6 @@ class Engine:
         adapter: str | None = None,
     ) -> dict[str, Any]:
         """Run prompts together; per prompt the tokens that follow and how many of its own were not computed here."""
-        from vllm import SamplingParams
-
-        sampling = SamplingParams(max_tokens=tokens, temperature=temperature, detokenize=False, ignore_eos=True, seed=0)
         requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         if salt is not None:
             requests = [{**request, "cache_salt": salt} for request in requests]
@@ -130,7 +134,8 @@ class Engine:
             from vllm.lora.request import LoRARequest
 
             lora = LoRARequest("adapter", 1, adapter)
-        outputs = self.llm.generate(requests, sampling, use_tqdm=False, lora_request=lora)
+        settings = sampling(tokens, temperature=temperature, seed=0)
+        outputs = self.llm.generate(requests, settings, use_tqdm=False, lora_request=lora)
         return {
             "ms": 1e3 * (time.perf_counter() - start),
             "tokens": [list(output.outputs[0].token_ids) for output in outputs],
@@ -139,12 +144,9 @@ class Engine:
 
     def abort(self, prompt: list[int], tokens: int, steps: int) -> dict[str, Any]:
         """Start a request, abort it after so many steps, and run until the engine is idle."""
-        from vllm import SamplingParams
-
         engine = self.llm.llm_engine
-        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, detokenize=False, ignore_eos=True)
         request = f"abort-{time.monotonic_ns()}"
-        returned = engine.add_request(request, {"prompt_token_ids": prompt}, sampling)
+        returned = engine.add_request(request, {"prompt_token_ids": prompt}, sampling(tokens))
         for _ in range(steps):
             engine.step()
         engine.abort_request([returned or request], internal=True)
@@ -154,17 +156,15 @@ class Engine:
 
     def beside(self, prompt: list[int], others: list[list[int]], tokens: int) -> dict[str, Any]:
         """Ask for a prompt while others are being answered: the tokens that follow, and the steps until the first."""
-        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, detokenize=False, ignore_eos=True)
-        sampling.output_kind = RequestOutputKind.DELTA
+        streamed = sampling(tokens, output_kind=RequestOutputKind.DELTA)
         engine, found, steps, first = self.llm.llm_engine, [], 0, 0
         for at, other in enumerate(others):
-            engine.add_request(f"other-{at}-{time.monotonic_ns()}", {"prompt_token_ids": other}, sampling)
+            engine.add_request(f"other-{at}-{time.monotonic_ns()}", {"prompt_token_ids": other}, streamed)
         while sum(bool(output.outputs[0].token_ids) for output in engine.step()) < min(1, len(others)):
             pass
-        engine.add_request(f"asked-{time.monotonic_ns()}", {"prompt_token_ids": prompt}, sampling)
+        engine.add_request(f"asked-{time.monotonic_ns()}", {"prompt_token_ids": prompt}, streamed)
         while engine.has_unfinished_requests():
             steps += 1
             for output in engine.step():
