@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -95,20 +95,22 @@ class Imports:
         told = set(output.finished_recving or ())
         output.finished_recving = told - self._hastened
         self._hastened -= told
-        if self.worker is not None and self._flights:
-            landed = (self.worker.landed() & self._flights.keys()) - told
-            output.finished_recving |= landed
-            self._hastened |= landed
+        landed = self.unheard() - told
+        output.finished_recving |= landed
+        self._hastened |= landed
+
+    def unheard(self) -> set[str]:
+        """The requests whose load has landed, as far as the scheduler can see that itself, and vLLM has not heard."""
+        return self.worker.landed() & self._flights.keys() if self.worker is not None and self._flights else set()
 
     def is_due(self, request_id: str) -> bool:
         """Whether an output is still to tell of a load of that name, of an older request: nothing else may have it."""
         return request_id in self._hastened
 
-    def landed(self, request_ids: Iterable[str]) -> Iterator[Flight]:
+    def landed(self, request_ids: Iterable[str]) -> list[Flight]:
         """The flights among these requests; they are over."""
-        for request_id in request_ids:
-            if flight := self._flights.pop(request_id, None):
-                yield flight
+        flights = (self._flights.pop(request_id, None) for request_id in request_ids)
+        return [flight for flight in flights if flight is not None]
 
     def over(self, request_id: str) -> None:
         """The request is finished or aborted. A load of it that is planned is still sent: it must end in the worker."""

@@ -180,7 +180,7 @@ class SchedulerSide:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
         tokens = bool(output.num_scheduled_tokens)
-        now = self._put_off or self._steps.computing or not tokens
+        now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
         if now and not self._loads.planned and not self._steps.waking:
             self._chores.run()
         return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
@@ -210,9 +210,10 @@ class SchedulerSide:
         for pool in done.unreachable if isinstance(done, StepDone) else ():
             if self._control is not None:
                 self._control.avoid(pool)
-        if not self._put_off:  # where steps overlap the device computes the next one meanwhile
+        landed = self._loads.landed(output.finished_recving)
+        if not self._put_off and (self._steps.computing or not landed):  # theirs is the next step, unless one computes
             self._catch_up()
-        for flight in self._loads.landed(output.finished_recving or ()):
+        for flight in landed:
             self._arrived(flight)
 
     # ---- internals

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from kvmarket.offer import Hit
-from vllm_hook.metadata import RankMemory, StepDone
+from vllm_hook.metadata import Load, RankMemory, StepDone
 from vllm_hook.scheduler import SchedulerSide
 
 BLOCK = 4
@@ -129,6 +129,20 @@ class FakePool:
     def reset_prefix_cache(self) -> bool:
         self.resets += 1
         return True
+
+
+class FakeWorker:
+    """A worker on this thread, which has seen these loads land whole."""
+
+    def __init__(self) -> None:
+        self.started: list[Load] = []
+        self.whole: set[str] = set()
+
+    def start_now(self, load: Load) -> None:
+        self.started.append(load)
+
+    def landed(self) -> set[str]:
+        return set(self.whole)
 
 
 def prefix(blocks: int) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.vllm_hook.fakes import admit, back, joined, prefix, request, step_of
+from tests.vllm_hook.fakes import FakeControl, FakeWorker, admit, back, joined, prefix, request, step_of
+from vllm_hook.scheduler import SchedulerSide
 
 
 def test_what_was_retired_is_taken_down_while_the_device_computes():
@@ -50,6 +51,56 @@ def test_what_was_put_off_is_done_before_the_next_step_where_steps_do_not_overla
     assert control.live() == {}
     side.dispatch(step_of(cached={"a": (None, 4, 4)}))
     assert control.live() == {1: prefix(1)}, "a chunk may take long, and others wait for this"
+
+
+def loading(worker: FakeWorker | None = None) -> tuple[SchedulerSide, FakeControl, int]:
+    """A request "b" whose load has just been dispatched, with nothing else to do but to take down page 1."""
+    side, control = joined(worker=worker)
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    control.found = 1
+    admit(side, request("b", 8), [1, 3])
+    step = side.dispatch(step_of())
+    assert step.loads
+    return side, control, step.step
+
+
+def test_what_is_left_to_do_when_a_load_has_ended_is_done_behind_the_first_token():
+    side, control, own = loading()
+    side.returned(back(own, finished={"b"}))
+    first = side.dispatch(step_of(new={"b": ([1, 3], 4, 4)}))
+    assert 1 in control.standing, "the step waited for this"
+    side.returned(back(first.step))
+    assert 1 in control.standing, "the first token waited for this"
+    side.dispatch(step_of(cached={"b": (None, 8, 1)}))
+    assert control.live()[1] == prefix(1)
+
+
+def test_an_empty_step_behind_a_load_that_has_landed_does_nothing_else():
+    worker = FakeWorker()
+    side, control, own = loading(worker)
+    worker.whole = {"b"}
+    empty = side.dispatch(step_of())
+    side.returned(back(own))
+    first = side.dispatch(step_of(new={"b": ([1, 3], 4, 4)}))
+    assert 1 in control.standing, "the step waited for this"
+    side.returned(back(empty.step, finished={"b"}))
+    assert 1 in control.standing and len(side._chores), "it runs, but its token is waited for"
+    side.returned(back(first.step))
+    side.dispatch(step_of(cached={"b": (None, 8, 1)}))
+    assert control.live()[1] == prefix(1)
+
+
+def test_a_load_that_ends_beside_a_running_request_keeps_nothing_waiting():
+    side, control = joined()
+    admit(side, request("a", 12), [1, 2, 3])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 0, 8)})).step))
+    control.found = 1
+    admit(side, request("b", 8), [4, 5])
+    own = side.dispatch(step_of(cached={"a": (None, 8, 4)}))
+    side.dispatch(step_of(cached={"a": (None, 12, 1)}))
+    side.returned(back(own.step, finished={"b"}))
+    assert set(control.live()) == {1, 2, 3}, "the next step computes meanwhile"
 
 
 def test_blocks_of_the_last_request_are_offered_when_it_is_over():

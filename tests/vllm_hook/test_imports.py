@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from tests.vllm_hook.fakes import BLOCK, admit, back, joined, prefix, request, step_of
+from tests.vllm_hook.fakes import BLOCK, FakeWorker, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load
 from vllm_hook.scheduler import SchedulerSide
-
-
-class FakeWorker:
-    """A worker on this thread, which has seen these loads land whole."""
-
-    def __init__(self) -> None:
-        self.started: list[Load] = []
-        self.whole: set[str] = set()
-
-    def start_now(self, load: Load) -> None:
-        self.started.append(load)
-
-    def landed(self) -> set[str]:
-        return set(self.whole)
 
 
 def heard(side: SchedulerSide, step: int, *finished: str) -> set[str]:
