@@ -56,7 +56,7 @@ class Node:
         if name in self.engines:
             self.engines[name].close()
         beside = {"kv_connector": "WatchingConnector", "kv_connector_module_path": "connectors"}
-        overlap = not GPUS and self.python == sys.executable  # 0.26 waits for a step all the same, and loses metrics
+        overlap = not GPUS and self.python == sys.executable  # 0.26 waits for a step all the same
         gpu, seed, more = {
             "a": (0, "1", {"module": "connectors", "connector": "SeenConnector"}),
             "b": (1, "2", {"module": "", "stats": True, "overlap": overlap}),

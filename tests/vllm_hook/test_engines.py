@@ -24,10 +24,9 @@ def test_second_engine_imports_the_whole_blocks_of_a_shared_prefix(node: Node):
 
 def test_metrics_page_agrees_with_the_counters(node: Node):
     counters, page = node.b.ask("counters"), node.b.ask("metrics")
-    if node.b.vllm.startswith(("0.26.", "0.27.")):  # LLM loses there what steps without outputs tell; servers do not
-        assert 0 < page["kvmarket_imported_tokens_total"] <= counters["vllm_tokens_imported"]
-        return
     assert page["kvmarket_imported_tokens_total"] == counters["vllm_tokens_imported"] > 0
+    if node.b.vllm.startswith(("0.26.", "0.27.")):  # LLM loses there what steps without outputs tell; servers do not
+        return
     assert page["kvmarket_matched_tokens_total"] == counters["vllm_tokens_asked"]
     assert page["kvmarket_fetched_bytes_total"] == counters["bytes_fetched"] > 0
     assert page["kvmarket_fetched_blocks_total"] * BLOCK == page["kvmarket_imported_tokens_total"]

@@ -135,6 +135,7 @@ def test_hits_are_counted_once_by_source():
     step = side.dispatch(step_of())
     side.returned(back(step.step, finished={"r"}, invalid={5}))
     side.allocated(one, [1, 2, 3, 4, 5], 0)  # vLLM says it again when the load is over
+    side.finished("r")
     assert counted("vllm_tokens_local") == own + 2 * BLOCK
     assert counted("vllm_tokens_imported") == imported + 2 * BLOCK
     assert not control.standing
