@@ -26,21 +26,24 @@ class Flight:
     generations: UInt64s
     bad: set[int] = field(default_factory=set)
 
-    def good(self) -> int:
-        """How many leading blocks every rank has, once it has landed."""
-        if not self.bad:
-            return len(self.slots)
-        return next((i for i, slot in enumerate(self.slots.tolist()) if slot in self.bad), len(self.slots))
+    def land(self) -> int:
+        """Keep the leading blocks that every rank has, once they have landed; returns how many."""
+        if self.bad:
+            good = next((i for i, slot in enumerate(self.slots.tolist()) if slot in self.bad), len(self.slots))
+            self.slots, self.generations = self.slots[:good], self.generations[:good]
+        return len(self.slots)
 
 
 class Imports:
     """By request: a hit from its match to its pages, a load until it is sent, a flight until it has landed."""
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
         self._found: dict[str, Hit] = {}
         self._unsent: list[Load] = []
         self._flights: dict[str, Flight] = {}
         self._hastened: set[str] = set()  # loads that vLLM has heard of before the output that tells of them
+        self._uncounted = 0  # tokens that have landed
         self.worker: WorkerSide | None = None  # one that the scheduler can call itself, on its thread
 
     @property
@@ -55,13 +58,13 @@ class Imports:
         else:
             self._found[request_id] = hit
 
-    def plan(self, request_id: str, slots: Slots, tokens: int, block_size: int) -> Load:
+    def plan(self, request_id: str, slots: Slots, tokens: int) -> Load:
         """Plan a load of so many tokens into a request's pages: from where its hit starts, else into the last ones.
 
         No pages follow those of a load.
         """
         counters.add("vllm_tokens_asked", tokens)
-        hit, blocks = self._found.pop(request_id, None), tokens // block_size
+        hit, blocks = self._found.pop(request_id, None), tokens // self._block_size
         first = hit.first if hit else len(slots) - blocks
         load = Load(request_id, hit, slots[first : first + blocks])
         self._unsent.append(load)
@@ -108,9 +111,17 @@ class Imports:
         return request_id in self._hastened
 
     def landed(self, request_ids: Iterable[str]) -> list[Flight]:
-        """The flights among these requests; they are over."""
-        flights = (self._flights.pop(request_id, None) for request_id in request_ids)
-        return [flight for flight in flights if flight is not None]
+        """The flights among these requests; they are over, with the blocks that have landed."""
+        ended = (self._flights.pop(request_id, None) for request_id in request_ids)
+        flights = [flight for flight in ended if flight is not None]
+        self._uncounted += sum(flight.land() for flight in flights) * self._block_size
+        return flights
+
+    def count(self) -> None:
+        """Count what has landed, with a step that has outputs: LLM before 0.28 reads no other step's metrics."""
+        if self._uncounted:
+            counters.add("vllm_tokens_imported", self._uncounted)
+            self._uncounted = 0
 
     def over(self, request_id: str) -> None:
         """The request is finished or aborted. A load of it that is planned is still sent: it must end in the worker."""

@@ -16,7 +16,7 @@ from kvmarket.pool import Slots, UInt64s, as_slots
 from vllm_hook import compat, outputs
 from vllm_hook.chores import Chores
 from vllm_hook.drafts import sure_part
-from vllm_hook.imports import Flight, Imports
+from vllm_hook.imports import Imports
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.rejoin import Rejoin
 from vllm_hook.steps import Steps, Written
@@ -54,7 +54,7 @@ class SchedulerSide:
         self._tracks: dict[str, Track] = {}
         self._steps = Steps()
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
-        self._loads = Imports()
+        self._loads = Imports(block_size)
         self._chores = Chores()
         self._put_off = False  # whether chores were not done when a step came back
         self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens))
@@ -133,7 +133,7 @@ class SchedulerSide:
         hit = control.match(tokens, tenant=track.tenant, first=first)
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
-        if hit.blocks < self._least or self._loads.is_due(request.request_id):
+        if hit.blocks < self._least:
             self._loads.found(request.request_id, None)
             return 0, False
         self._loads.found(request.request_id, hit)
@@ -143,7 +143,7 @@ class SchedulerSide:
         """A request was given its pages: plan the load of `external` tokens into them, retire those that are new."""
         if external:
             pages = as_slots(slots)
-            load = self._loads.plan(request.request_id, pages, external, self._block_size)
+            load = self._loads.plan(request.request_id, pages, external)
         if self._control is None:
             return
         track = self._tracks.get(request.request_id)
@@ -174,12 +174,13 @@ class SchedulerSide:
 
     def dispatch(self, output: Any) -> StepMetadata:
         """The step is about to be dispatched: retire the pages it may overwrite, remember the blocks it completes."""
+        if tokens := bool(output.num_scheduled_tokens):
+            self._loads.count()
         if self._control is None and self._rejoin is not None:
             self._control = self._rejoin.take()
         if self._control is None:
             return self.plain_step()
         self._retire(outputs.new_pages(output, self._tracks))
-        tokens = bool(output.num_scheduled_tokens)
         now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
         if now and not self._loads.planned and not self._steps.waking:
             self._chores.run()
@@ -211,10 +212,10 @@ class SchedulerSide:
             if self._control is not None:
                 self._control.avoid(pool)
         landed = self._loads.landed(output.finished_recving)
-        if not self._put_off and (self._steps.computing or not landed):  # theirs is the next step, unless one computes
+        if not self._chores.may_wait(self._put_off or (bool(landed) and not self._steps.computing)):
             self._catch_up()
         for flight in landed:
-            self._chores.add(partial(self._arrived, flight))
+            self._chores.add(partial(self._offer, flight.track, flight.first, flight.slots, flight.generations))
 
     # ---- internals
 
@@ -241,6 +242,8 @@ class SchedulerSide:
         if track.imported or not self._imports or track.request.skip_reading_prefix_cache:
             return False
         reason = track.refusal or ("local hit ends within a block" if computed % self._block_size else "")
+        if self._loads.is_due(track.request.request_id):
+            reason = "an older request of that name is not over"
         if reason:
             counters.add("vllm_import_refused", reason=reason)
         return not reason
@@ -251,12 +254,6 @@ class SchedulerSide:
         if load.hit is not None and self._control is not None:
             self._loads.take_off(load, load.hit.first, track, self._control.generations)
             self._chores.add(lambda: self._watch(load.slots.tolist()))
-
-    def _arrived(self, flight: Flight) -> None:
-        """Offer the leading blocks of a load that every rank has, once its request's next step is on its way."""
-        good = flight.good()
-        counters.add("vllm_tokens_imported", good * self._block_size)  # LLM before 0.28 reads no empty step's
-        self._offer(flight.track, flight.first, flight.slots[:good], flight.generations[:good])
 
     def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
         """The blocks that become whole with the tokens scheduled in this step, generations captured now."""

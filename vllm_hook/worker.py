@@ -185,6 +185,7 @@ class WorkerSide:
 
     def landed(self) -> set[str]:
         """The requests whose load has landed whole, with the step launched last or since; on the thread that steps."""
+        self.begin()  # the weights may have changed since that step
         self._look()
         return {request_id for request_id, whole in (self._told | self._finished).items() if whole}
 

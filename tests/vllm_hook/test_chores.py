@@ -103,6 +103,38 @@ def test_a_load_that_ends_beside_a_running_request_keeps_nothing_waiting():
     assert set(control.live()) == {1, 2, 3}, "the next step computes meanwhile"
 
 
+def test_what_is_left_to_do_is_done_though_a_load_ends_with_every_step():
+    side, control = joined(wait_tokens=4)
+    admit(side, request("0", 9), [1, 2, 3])
+    control.found = 1
+    for i in range(20):  # each step computes all of one request and brings the load of the next
+        this, after = str(i), str(i + 1)
+        pages = [3 * i + k for k in range(1, 7)]
+        admit(side, request(after, 9), pages[3:])
+        step = side.dispatch(step_of(new={this: (pages[:3], 4 if i else 0, 5 if i else 9)}))
+        assert step.loads
+        side.finished(this)
+        side.returned(back(step.step, finished={after}))
+    assert len(side._chores) < 30 and len(control.live()) > 20 and len(control.promises) < 6
+
+
+def test_what_is_left_to_do_is_done_though_every_other_step_is_empty_and_all_bring_loads():
+    worker = FakeWorker()
+    side, control = joined(worker=worker)
+    control.found, done = 1, []
+    side._chores.add(lambda: done.append(True))
+    own = None
+    for i in range(10):  # two at a time: the load of one is heard of with the one ahead of it
+        name, pages = str(i), [2 * i + 1, 2 * i + 2]
+        admit(side, request(name, 8), pages)
+        step = side.dispatch(step_of(new={str(i - 1): ([2 * i - 1, 2 * i], 4, 4)} if i % 2 else None))
+        worker.whole = {name}
+        if own is not None:
+            side.returned(back(own.step, finished={str(i - 1)}))
+        own = step
+    assert done
+
+
 def test_blocks_of_the_last_request_are_offered_when_it_is_over():
     side, control = joined()
     control.found = 1

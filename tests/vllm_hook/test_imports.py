@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from kvmarket import counters
 from tests.vllm_hook.fakes import BLOCK, FakeWorker, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load
 from vllm_hook.scheduler import SchedulerSide
+
+NAMED_AGAIN = "vllm_import_refused{an older request of that name is not over}"
 
 
 def heard(side: SchedulerSide, step: int, *finished: str) -> set[str]:
@@ -118,7 +121,9 @@ def test_a_name_that_is_used_again_imports_nothing_until_the_old_load_has_been_t
     worker.whole = {"a"}
     assert heard(side, running) == {"a"}
     side.finished("a")
+    refused = counters.snapshot().get(NAMED_AGAIN, 0)
     assert side.match(request("a", 13), 0) == (0, False), "the old one's end would pass for its own"
+    assert counters.snapshot()[NAMED_AGAIN] == refused + 1
     side.finished("a")
     assert heard(side, own, "a") == set()
     assert side.match(request("a", 13), 0) == (8, True)

@@ -135,7 +135,9 @@ def test_hits_are_counted_once_by_source():
     step = side.dispatch(step_of())
     side.returned(back(step.step, finished={"r"}, invalid={5}))
     side.allocated(one, [1, 2, 3, 4, 5], 0)  # vLLM says it again when the load is over
-    side.finished("r")
+    side.invalidate("a reset, before its blocks are offered")
+    assert counted("vllm_tokens_imported") == imported, "LLM of 0.26 reads no step's metrics that has no outputs"
+    side.dispatch(step_of(new={"r": ([1, 2, 3, 4, 5], 4 * BLOCK, BLOCK + 1)}))
     assert counted("vllm_tokens_local") == own + 2 * BLOCK
     assert counted("vllm_tokens_imported") == imported + 2 * BLOCK
     assert not control.standing

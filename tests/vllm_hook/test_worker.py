@@ -150,3 +150,17 @@ def test_loads_fail_where_the_weights_are_not_those_of_the_blocks():
     data.moved[1].valid = [True]
     side.poll()
     assert side.take_finished() == {"c"} and side.take_bad() == set()
+
+
+def test_weights_that_change_between_two_steps_count_though_the_scheduler_looks_first():
+    side, data = worker()
+    weights = FakeWeights()
+    side._weights = weights  # type: ignore[assignment]
+    side.begin()
+    side.start(StepMetadata(1, (load("a", HIT, 4, 5, 6),)))
+    data.moved[0].valid = [True] * 3
+    weights.current = "new"
+    assert side.landed() == set(), "who computes with the new ones must not have it"
+    side.begin()
+    side.poll()
+    assert side.take_finished() == {"a"} and side.take_bad() == {4, 5, 6}
