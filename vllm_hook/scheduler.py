@@ -212,7 +212,10 @@ class SchedulerSide:
             if self._control is not None:
                 self._control.avoid(pool)
         landed = self._loads.landed(output.finished_recving)
-        if not self._chores.may_wait(self._put_off or (bool(landed) and not self._steps.computing)):
+        first = bool(landed) and not self._steps.computing
+        if first:
+            self._steps.rest()
+        if not self._chores.may_wait(self._put_off or first):
             self._catch_up()
         for flight in landed:
             self._chores.add(partial(self._offer, flight.track, flight.first, flight.slots, flight.generations))

@@ -70,7 +70,7 @@ class Steps:
         return number
 
     def rest(self) -> None:
-        """No request is left: the next step with tokens wakes the device."""
+        """Nothing computes now: somebody waits for the next step with tokens, which wakes the device."""
         self._rested = True
 
     def through(self, number: int) -> Iterator[Written]:

@@ -103,6 +103,20 @@ def test_a_load_that_ends_beside_a_running_request_keeps_nothing_waiting():
     assert set(control.live()) == {1, 2, 3}, "the next step computes meanwhile"
 
 
+def test_beside_a_running_request_it_is_done_behind_the_first_token_too_where_steps_do_not_overlap():
+    side, control = joined()
+    admit(side, request("a", 12), [1, 2, 3])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 0, 8)})).step))
+    control.found = 1
+    admit(side, request("b", 8), [4, 5])
+    side.returned(back(side.dispatch(step_of(cached={"a": (None, 8, 4)})).step, finished={"b"}))
+    first = side.dispatch(step_of(new={"b": ([4, 5], 4, 4)}, cached={"a": (None, 12, 1)}))
+    side.returned(back(first.step))
+    assert set(control.live()) == {1, 2}, "its first token waited for this"
+    side.dispatch(step_of(cached={"a": (None, 13, 1), "b": (None, 8, 1)}))
+    assert set(control.live()) == {1, 2, 3, 4, 5}
+
+
 def test_what_is_left_to_do_is_done_though_a_load_ends_with_every_step():
     side, control = joined(wait_tokens=4)
     admit(side, request("0", 9), [1, 2, 3])
