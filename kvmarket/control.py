@@ -62,7 +62,7 @@ class ControlHalf:
         self._gone: list[str] = []
         self._promises = count(1)
         self._unreachable: set[str] = set()
-        self._closed = False
+        self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
         kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
         join = Join(
@@ -248,9 +248,9 @@ class ControlHalf:
             return gone
 
     def close(self) -> None:
-        """Leave the market: every offer is dead, then taken down. May be called twice."""
-        if not self._closed:
-            self._closed = True
+        """Leave the market: every offer is dead, then taken down. May be called twice; nothing in a fork of ours."""
+        if self._open_in == os.getpid():
+            self._open_in = 0
             with self._lock:  # asked, the ledger notes what was offered: not while another thread has it do so
                 for pool in self._pools:
                     pool.generations.raise_slots(pool.ledger.slots())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -263,14 +264,15 @@ def test_publishing_a_slot_that_is_still_being_fetched_is_refused(pair, monkeypa
     assert reader.market.publish(tokens, [4, 5, 6, 7]) == 4
 
 
-def test_a_fork_has_no_part_in_its_parents_market(pair):
+@pytest.mark.parametrize("part", ["market", "market._control"])
+def test_a_fork_has_no_part_in_its_parents_market(pair, part):
     """The child's exit handlers must not raise the parent's generations."""
     owner, reader = pair
     tokens = prompt(16, 25)
     owner.publish(tokens, [0, 1, 2, 3])
     matched(reader, tokens)
     context = multiprocessing.get_context("fork")
-    child = context.Process(target=owner.market.close)
+    child = context.Process(target=attrgetter(f"{part}.close")(owner))
     child.start()
     child.join()
     assert reader.take(tokens, [0, 1, 2, 3]) == 4
