@@ -33,12 +33,9 @@ def prompt_of(parts: Parts) -> list[int]:
 
 
 def _sampling(tokens: int) -> Any:
-    """So many tokens, greedily, each as it comes."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
+    from tests.vllm_hook.engine import streamed  # here: it sets up the process for an engine
 
-    kind = RequestOutputKind.DELTA
-    return SamplingParams(max_tokens=tokens, temperature=0.0, detokenize=False, ignore_eos=True, output_kind=kind)
+    return streamed(tokens)
 
 
 @functools.cache

@@ -138,9 +138,8 @@ class Bench:
 
 def start(engines: Engines, stack: ExitStack, longest: int, graphs: str) -> dict[str, EngineProcess]:
     """Start all engines; one whose connector is not installed is left out."""
-    llm: dict[str, Any] = {"num_gpu_blocks_override": 3 * longest // engines.block_size}
-    if engines.gpus:
-        llm = {"compilation_config": {"cudagraph_mode": graphs}}
+    few = {"num_gpu_blocks_override": 3 * longest // engines.block_size}
+    llm: dict[str, Any] = {"compilation_config": {"cudagraph_mode": graphs}} if engines.gpus else few
     share = 0.3 if len(set(engines.gpus)) > 1 else 0.19
     more: dict[str, Any] = {"share": share, "longest": longest + 64, "llm": llm}
     made = {

@@ -77,6 +77,13 @@ def sampling(tokens: int, **more: Any) -> Any:
     return SamplingParams(**{"max_tokens": tokens, "temperature": 0.0, "detokenize": False, "ignore_eos": True, **more})
 
 
+def streamed(tokens: int) -> Any:
+    """The same for an answer whose tokens are told as they come."""
+    from vllm.sampling_params import RequestOutputKind
+
+    return sampling(tokens, output_kind=RequestOutputKind.DELTA)
+
+
 def overlap_steps(core: Any) -> None:
     """Have an engine core dispatch a step before the one ahead of it is back, as on a GPU; vLLM does not on a CPU."""
     core.batch_queue_size, core.batch_queue = 2, deque(maxlen=2)
@@ -156,15 +163,13 @@ class Engine:
 
     def beside(self, prompt: list[int], others: list[list[int]], tokens: int) -> dict[str, Any]:
         """Ask for a prompt while others are being answered: the tokens that follow, and the steps until the first."""
-        from vllm.sampling_params import RequestOutputKind
-
-        streamed = sampling(tokens, output_kind=RequestOutputKind.DELTA)
         engine, found, steps, first = self.llm.llm_engine, [], 0, 0
+        settings = streamed(tokens)
         for at, other in enumerate(others):
-            engine.add_request(f"other-{at}-{time.monotonic_ns()}", {"prompt_token_ids": other}, streamed)
+            engine.add_request(f"other-{at}-{time.monotonic_ns()}", {"prompt_token_ids": other}, settings)
         while sum(bool(output.outputs[0].token_ids) for output in engine.step()) < min(1, len(others)):
             pass
-        engine.add_request(f"asked-{time.monotonic_ns()}", {"prompt_token_ids": prompt}, streamed)
+        engine.add_request(f"asked-{time.monotonic_ns()}", {"prompt_token_ids": prompt}, settings)
         while engine.has_unfinished_requests():
             steps += 1
             for output in engine.step():

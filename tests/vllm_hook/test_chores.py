@@ -91,12 +91,18 @@ def test_an_empty_step_behind_a_load_that_has_landed_does_nothing_else():
     assert control.live()[1] == prefix(1)
 
 
-def test_a_load_that_ends_beside_a_running_request_keeps_nothing_waiting():
+def beside() -> tuple[SchedulerSide, FakeControl]:
+    """A request "b" that has just got its pages for a load, beside "a", of which 8 tokens are computed."""
     side, control = joined()
     admit(side, request("a", 12), [1, 2, 3])
     side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 0, 8)})).step))
     control.found = 1
     admit(side, request("b", 8), [4, 5])
+    return side, control
+
+
+def test_a_load_that_ends_beside_a_running_request_keeps_nothing_waiting():
+    side, control = beside()
     own = side.dispatch(step_of(cached={"a": (None, 8, 4)}))
     side.dispatch(step_of(cached={"a": (None, 12, 1)}))
     side.returned(back(own.step, finished={"b"}))
@@ -104,11 +110,7 @@ def test_a_load_that_ends_beside_a_running_request_keeps_nothing_waiting():
 
 
 def test_beside_a_running_request_it_is_done_behind_the_first_token_too_where_steps_do_not_overlap():
-    side, control = joined()
-    admit(side, request("a", 12), [1, 2, 3])
-    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 0, 8)})).step))
-    control.found = 1
-    admit(side, request("b", 8), [4, 5])
+    side, control = beside()
     side.returned(back(side.dispatch(step_of(cached={"a": (None, 8, 4)})).step, finished={"b"}))
     first = side.dispatch(step_of(new={"b": ([4, 5], 4, 4)}, cached={"a": (None, 12, 1)}))
     side.returned(back(first.step))
