@@ -33,6 +33,7 @@ from tests.vllm_hook.processes import EngineProcess
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 MODES: dict[str, dict[str, Any]] = {
     "bf16": {},
+    "full graphs": {"llm": {"compilation_config": {"cudagraph_mode": "FULL"}}},
     "fp8 KV": {"llm": {"kv_cache_dtype": "fp8"}},
     "ngram": {"llm": {"speculative_config": NGRAM}},
     "TP=2": {"gpus": 2},
