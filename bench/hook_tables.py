@@ -30,9 +30,9 @@ def ttft(path: Path) -> str:
     cells = {(row["column"], row["tokens"]): row for row in result["rows"]}
     columns = [column for column in TTFT_COLUMNS if any(column == found for found, _ in cells)]
     versions = result["versions"]
-    graphs = f" ({result['graphs']}; LMCache: {result['graphs_lmcache']})" if "graphs" in result else ""
+    graphs = ", LMCache's ".join(dict.fromkeys((result["graphs"], result["graphs_lmcache"])))
     text = (
-        f"{result['gpu']}, vLLM {versions['vllm']}, Llama-3.1-8B shape, bf16, CUDA graphs{graphs}, "
+        f"{result['gpu']}, vLLM {versions['vllm']}, Llama-3.1-8B shape, bf16, CUDA graphs ({graphs}), "
         f"one request at a time, median of {result['repeats']} in ms (p10 – p90); "
         f"contiguous peer copy {result['copy_GBps']:.0f} GB/s. "
     )

@@ -164,6 +164,7 @@ def versions(path: Path) -> str:
 
 TABLES = {
     "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
+    "ttft, default": (hook_tables.ttft, "h200x2-default-ttft.json"),
     "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
     "serving": (hook_tables.serving, "h100x2-serving.json"),
     "retrieval": (hook_tables.serving, "h100x4-retrieval.json"),

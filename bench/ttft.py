@@ -188,8 +188,8 @@ def main() -> None:
             if options.write:
                 facts: dict[str, Any] = dict(report.facts(engines.gpus))
                 facts |= {"repeats": repeats, "copy_GBps": round(rate, 1), "wrong": bench.wrong}
-                if engines.gpus:
-                    facts |= {"graphs": options.graphs, "graphs_lmcache": GRAPHS}
+                modes = (options.graphs, GRAPHS) if engines.gpus else ("NONE", "NONE")
+                facts |= dict(zip(("graphs", "graphs_lmcache"), modes, strict=True))
                 facts["waited_s"] = round(bench.cores.waited, 1)
                 packages = ("torch", "triton", "vllm", "kvmarket", "lmcache")
                 print(report.write(options.write, "ttft", rows, packages, **facts))

@@ -9,9 +9,9 @@ from typing import Any
 from bench.hook_tables import outputs, serving, throughput, ttft
 
 
-def saved(tmp_path: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None) -> Path:
+def saved(tmp_path: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None, **more: Any) -> Path:
     path = tmp_path / "box-suite.json"
-    found = {"versions": {"vllm": "0.26.0"} | (versions or {}), "gpu": "GPU", "repeats": 20, "copy_GBps": 393.3}
+    found = {"versions": {"vllm": "0.26.0"} | (versions or {}), "gpu": "GPU", "repeats": 20, "copy_GBps": 393.3, **more}
     path.write_text(json.dumps(found | {"rows": rows}))
     return path
 
@@ -23,13 +23,14 @@ def test_a_column_that_was_not_measured_is_left_out(tmp_path: Path):
         {"column": "peer's pool", "tokens": 10_000, **time, "goal": 16.43, "extra": 4.31},
         {"column": "prefill", "tokens": 1000, **time},
     ]
-    text = ttft(saved(tmp_path, rows))
+    text = ttft(saved(tmp_path, rows, graphs="FULL", graphs_lmcache="FULL"))
     assert "| prefill | peer's pool | goal for the peer's pool | longer than own, round by round |" in text
     assert "| 1,000 | 2.0 (1.0 – 3.0) |  |  |  |" in text
     assert "| 10,000 | 2.0 (1.0 – 3.0) | 2.0 (1.0 – 3.0) | 16.4 | 4.3 |" in text
-    assert "LMCache was not installed" in text
+    assert "LMCache was not installed" in text and "CUDA graphs (FULL)" in text
     rows.append({"column": "host memory (LMCache)", "tokens": 1000, **time})
-    text = ttft(saved(tmp_path, rows, {"lmcache": "0.5.2"}))
+    text = ttft(saved(tmp_path, rows, {"lmcache": "0.5.2"}, graphs="FULL", graphs_lmcache="PIECEWISE"))
+    assert "CUDA graphs (FULL, LMCache's PIECEWISE)" in text
     assert "LMCache 0.5.2" in text and "not installed" not in text
     assert "| 1,000 | 2.0 (1.0 – 3.0) |  | 2.0 (1.0 – 3.0) |  |  |" in text
 
