@@ -59,7 +59,7 @@ def throughput(path: Path) -> str:
     rates = [row for row in result["rows"] if row["unit"] in ("tokens/s", "ratio")]
     running = [row for row in result["rows"] if "mode" in row]
     named = [[row["name"], *(short(row[key]) for key in ("p10", "p50", "p90"))] for row in rates]
-    lines = [f"From `bench/results/{path.name}`.", *markdown(["", "p10", "p50", "p90"], named)]
+    lines = [f"{result['gpu']}. From `bench/results/{path.name}`.", *markdown(["", "p10", "p50", "p90"], named)]
     if running:
         lines += ["", RUNNING]
         head = ["", "per request, p50", "slower", "gap, p50", "slower", "gap, p99"]

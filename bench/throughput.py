@@ -8,7 +8,8 @@ runs of fresh random prompts; tokens of prompts and answers per second, and hook
 2. Time per output token (TPOT) of running requests on the engine with the hook, while every `--every` seconds a prefix
 of `--prefix` tokens is fetched by it from an engine on the second GPU, or from it by that engine; against no fetch, and
 against the same requests with the prefix in its own cache, which also compute their last tokens in its steps.
-`meanwhile`: gaps between tokens that touch the time from such a request's arrival to its first token.
+`meanwhile`: gaps between tokens that touch the time from such a request's arrival to its first token; with no fetch,
+the time in which they would have come.
 """
 
 from __future__ import annotations
@@ -83,15 +84,18 @@ class Fetches:
             for i, seed in enumerate(self._prefixes)
         ]
 
-    def note(self, mode: str, running: load.Requests, askers: load.Requests, cached: bool) -> None:
+    def note(self, mode: str, running: load.Requests, askers: load.Requests) -> None:
         """Keep the times of `running`; and what `askers` should have found."""
         kept = self.samples.setdefault(mode, {"tpot": [], "gaps": [], "meanwhile": [], "first": []})
-        windows = [(one["at"], one["first"]) for one in askers]
+        begin = min(one["at"] for one in running) + self.options.settle
+        windows = [(one["at"], one["first"]) for one in askers] or [
+            (begin, begin + self.options.every * self.options.prefixes)
+        ]
         kept["tpot"] += load.per_token(running)
         kept["gaps"] += load.gaps(running)
         kept["meanwhile"] += load.gaps(running, windows)
         kept["first"] += load.first_tokens(askers)
-        whole = self.options.prefix if cached else 0
+        whole = self.options.prefix
         if odd := [one["cached"] for one in askers if one["cached"] != whole]:
             self.wrong.append(f"{mode}: {odd} cached tokens instead of {whole}")
 
@@ -100,7 +104,7 @@ class Fetches:
         running, askers = self.running(), self.askers() if with_askers else []
         (done,) = load.replay([self.hook], [running + askers], times=True)
         ends = [one for one in done if one["count"] == 1]
-        self.note(mode, [one for one in done if one["count"] > 1], ends, True)
+        self.note(mode, [one for one in done if one["count"] > 1], ends)
 
     def fill(self, engine: EngineProcess) -> None:
         """Have the prefixes computed and offered by `engine`."""
@@ -116,19 +120,18 @@ class Fetches:
             self.here("prefix in its own cache", True)
             self.other.ask("reset")
             done = load.replay([self.hook, self.other], [self.running(), self.askers()], times=True)
-            self.note("fetched from this engine", done[0], done[1], True)
+            self.note("fetched from this engine", done[0], done[1])
 
     def rows(self) -> Rows:
         """TPOT per request, and the gaps between tokens while a fetch is under way."""
         found = []
-        base, usual = (report.percentiles(self.samples["no fetch"][kind])["p50"] for kind in ("tpot", "gaps"))
+        base, usual = (report.percentiles(self.samples["no fetch"][kind])["p50"] for kind in ("tpot", "meanwhile"))
         for mode, kept in self.samples.items():
-            between = load.spread(kept["gaps"])
+            between, inside = load.spread(kept["gaps"]), load.spread(kept["meanwhile"])
             more: dict[str, Any] = {"gap_p50": between["p50"], "gap_p99": between["p99"]}
-            if kept["meanwhile"]:
-                inside = load.spread(kept["meanwhile"])
-                more |= {"meanwhile_p50": inside["p50"], "meanwhile_p99": inside["p99"]}
-                more |= {"meanwhile_slower_percent": round(100 * (inside["p50"] / usual - 1), 2)}
+            more |= {"meanwhile_p50": inside["p50"], "meanwhile_p99": inside["p99"]}
+            more |= {"meanwhile_slower_percent": round(100 * (inside["p50"] / usual - 1), 2)}
+            if kept["first"]:
                 more |= {"bytes": self.size, "fetch_first_token_ms": load.spread(kept["first"])["p50"]}
             made = load.row(f"TPOT, {mode}", kept["tpot"], "ms", base, mode=mode, **more)
             made["slower_percent"] = round(100 * (made["p50"] / base - 1), 2)
@@ -188,7 +191,8 @@ def write(options: argparse.Namespace, rows: Rows, wrong: list[str]) -> None:
     """Write what there is, if asked."""
     if options.write:
         settings = {name: value for name, value in vars(options).items() if name != "write"}
-        print(report.write(options.write, "throughput", rows, PACKAGES, settings=settings, wrong=wrong))
+        facts = report.facts([] if options.cpu else options.gpus)
+        print(report.write(options.write, "throughput", rows, PACKAGES, settings=settings, wrong=wrong, **facts))
 
 
 if __name__ == "__main__":

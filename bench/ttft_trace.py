@@ -105,8 +105,8 @@ def main() -> None:
                         rows.append(load.row(f"{name}, {phase}: {span}", times, "ms", **key))
                     print(f"{name}: {statistics.median(whole[column]):.3f} ms in all")
                 if options.write:
-                    packages = ("torch", "triton", "vllm", "kvmarket")
-                    print(report.write(options.write, "ttft-trace", rows, packages, repeats=options.repeats))
+                    packages, facts = ("torch", "triton", "vllm", "kvmarket"), report.facts(engines.gpus)
+                    print(report.write(options.write, "ttft-trace", rows, packages, repeats=options.repeats, **facts))
 
 
 if __name__ == "__main__":
