@@ -10,17 +10,19 @@ _lock = threading.Lock()
 _counts: dict[str, int] = {}
 
 
-def add(name: str, n: int = 1, reason: str = "") -> None:
+def add(name: str, n: int = 1, reason: str = "", detail: object = "") -> None:
     """Add `n` to counter `name`, or to `name{reason}`; a reason that was never seen is also logged once.
 
-    Thread-safe, about 1 us.
+    `detail`, which may differ every time, stands in the log alone: a reason has to be one of few. Thread-safe, about
+    1 us.
     """
     key = f"{name}{{{reason}}}" if reason else name
     with _lock:
         first = key not in _counts
         _counts[key] = _counts.get(key, 0) + n
     if first and reason:
-        _log.warning("%s: %s (counted from now on, logged once)", name, reason)
+        said = f"{reason}: {detail}" if detail else reason
+        _log.warning("%s: %s (counted from now on, logged once)", name, said)
 
 
 def snapshot() -> dict[str, int]:

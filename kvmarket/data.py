@@ -105,7 +105,8 @@ class DataHalf:
         try:
             started = self.mover.start(copies)
         except FAILURES as error:  # out of memory, say; nothing of it will land any more
-            counters.add("fetch_failed", reason=f"the copy could not be launched: {error}")
+            reason = f"the copy could not be launched: {type(error).__name__}"
+            counters.add("fetch_failed", reason=reason, detail=error)
             moved = Moved(len(ids), [], None)
         else:
             moved = Moved(len(ids), pieces, started, self.slots.layout.slot_bytes, begun)

@@ -100,7 +100,7 @@ class Moved:
         try:
             sums = started.finish()
         except FAILURES as error:
-            counters.add("fetch_failed", reason=f"the copy failed: {error}")
+            counters.add("fetch_failed", reason=f"the copy failed: {type(error).__name__}", detail=error)
         else:
             parts = [piece.valid(sums) for piece, sums in zip(self._pieces, sums, strict=True)]
         valid = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.bool_), *parts])

@@ -18,6 +18,7 @@ from vllm_hook.metadata import RankMemory
 from vllm_hook.pages import Pages
 from vllm_hook.weights import Names
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
 
 
@@ -64,8 +65,7 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = F
 
     With `any_gpu` GPUs of different compute capability do not differ; with and without it never agree.
     """
-    model, cache, load = vllm_config.model_config, vllm_config.cache_config, vllm_config.load_config
-    dummy = str(load.load_format) == "dummy"
+    model, cache = vllm_config.model_config, vllm_config.cache_config
     stages = {rank.stage: _of_rank(rank, any_gpu) for rank in ranks}
     return Fingerprint.of(
         vllm=compat.version(),
@@ -77,7 +77,7 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = F
         config=(config := _config(model.hf_config)),
         rope_length=model.max_model_len if "longrope" in config else None,  # vLLM picks its long or short factors by it
         quantization=str(model.quantization),
-        weights=f"dummy, seed {model.seed}" if dummy else weights_of(model.model, model.hf_config),
+        weights=weights_of(vllm_config),
         kv_dtype=str(cache.cache_dtype),
         tensor_parallel=len(ranks) // len(stages),
         pipeline_parallel=len(stages),
@@ -95,18 +95,39 @@ def _of_rank(rank: RankMemory, any_gpu: bool) -> list[tuple[str, str]]:
     return [(name, known.split()[0] if any_gpu and name == "device" else known) for name, known in rank.facts]
 
 
-def weights_of(model: str, hf_config: Any) -> str:
-    """Which weights: of a folder its files as they are now, of a hub's name the commit that it stood for."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return str(getattr(hf_config, "_commit_hash", None))
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+def weights_of(vllm_config: Any) -> str:
+    """Which weights: of a folder or a file what lies there now, of a hub's name the commit that it stood for.
+
+    Empty where nothing says so: then other weights may go by the same name. A folder into which vLLM pulls only the
+    configuration, and streams the weights from elsewhere, is such a case.
+    """
+    model = vllm_config.model_config
+    if str(vllm_config.load_config.load_format) == "dummy":
+        return f"dummy, seed {model.seed}"
+    path = Path(model.model)
+    if not path.exists():
+        return str(getattr(model.hf_config, "_commit_hash", None) or _commit(model.model, model.revision))
+    files = sorted(each for each in (path.iterdir() if path.is_dir() else [path]) if each.suffix in _WEIGHTS)
     facts = [
-        (path.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        for path in files
-        if (status := path.stat())
+        (each.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        for each in files
+        if (status := each.stat())
     ]
-    return repr(facts)
+    return repr(facts) if facts else ""
+
+
+def _commit(name: str, revision: str | None) -> str:
+    """The commit of a hub's model in the local cache, for configurations that do not tell it; empty if it is not there.
+
+    There a file lies in a folder with the commit's name.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "params.json")]
+    except ValueError:  # no name of a hub
+        return ""
+    return next((Path(path).parent.name for path in found if isinstance(path, str)), "")
 
 
 def _config(hf_config: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat
+from vllm_hook import compat, facts
 from vllm_hook.drafts import WITHOUT_KV
 
 WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
@@ -110,6 +110,11 @@ def _model_refusal(config: Any) -> str:
         return "sleep mode is on: memory that goes away in sleep cannot be shared with other processes"
     if getattr(config, "diffusion_config", None) is not None:
         return "diffusion models rewrite their KV"
+    if not facts.weights_of(config):
+        return (
+            f"nothing says which weights {config.model_config.model} has: no weight files lie there, and no commit of "
+            "a hub is known; give a folder that has the files, or a hub's name"
+        )
     return ""
 
 

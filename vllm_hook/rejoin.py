@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from kvmarket import counters
@@ -11,6 +12,8 @@ from kvmarket.control import ControlHalf
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory
 from vllm_hook.weights import CacheWeights, Names, have_names
+
+RETRY_SECONDS = 10.0  # a market that could not be joined is asked again
 
 
 class Rejoin:
@@ -28,6 +31,7 @@ class Rejoin:
         self._out = False
         self._lock = threading.Lock()
         self._asked: Names | None = None  # being joined, or joined, with these weights
+        self._pause = 0.0  # not before
         self._control: ControlHalf | None = None
         self._left: tuple[str, ...] = ()
 
@@ -81,14 +85,14 @@ class Rejoin:
     def _ask(self, weights: Names) -> None:
         """Join with these weights, unless that is under way or nobody else can have them."""
         with self._lock:
-            if self._asked == weights or not have_names(weights):
+            if self._asked == weights or not have_names(weights) or time.monotonic() < self._pause:
                 return
             self._asked = weights
         threading.Thread(target=self._join, args=(weights,), name="kvmarket-rejoin", daemon=True).start()
 
     def _join(self, weights: Names) -> None:
         """Make the control half; runs on a thread of its own."""
-        with Guard("rejoin", lambda _: None):
+        with Guard("rejoin", lambda _: self._failed(weights)):
             control = self._connect([dataclasses.replace(rank, weights=weights) for rank in self._ranks])
             with self._lock:
                 wanted = self._asked == weights
@@ -96,3 +100,10 @@ class Rejoin:
                     self._control = control
             if not wanted:
                 control.close()
+
+    def _failed(self, weights: Names) -> None:
+        """The market could not be joined with these weights: a later step asks again."""
+        with self._lock:
+            self._pause = time.monotonic() + RETRY_SECONDS
+            if self._asked == weights:
+                self._asked = None

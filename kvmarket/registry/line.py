@@ -95,7 +95,12 @@ class Line:
         answer = self._answer()
         if answer is None:
             return False
-        self.pidfd = _watch_process(answer.service)
+        try:
+            self.pidfd = _watch_process(answer.service)
+        except RefusedError:
+            if self._hung_up():  # it died meanwhile: there is nothing to watch
+                return False
+            raise
         poll = select.poll()
         poll.register(self.wire, select.POLLIN)
         poll.register(self.pidfd, select.POLLIN)
@@ -112,6 +117,12 @@ class Line:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+    def _hung_up(self) -> bool:
+        """Whether the service's end of the connection is gone: a process has closed it before it is no more."""
+        poll = select.poll()
+        poll.register(self.wire, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _answer(self) -> Joined | None:
         """The answer to our joining, None if there is none within a second."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
+import subprocess
 import threading
+import time
 
 import pytest
 
@@ -14,7 +17,8 @@ from kvmarket.pool import GenerationReader, Generations
 from kvmarket.registry import line
 from kvmarket.registry.address import Address
 from kvmarket.registry.line import join_service
-from kvmarket.registry.messages import PROTOCOL, pack_message
+from kvmarket.registry.messages import PROTOCOL, Joined, pack_message
+from kvmarket.registry.wire import Wire
 from kvmarket.shared_file import Process, SharedFile
 from tests.registry.test_service import join_message
 
@@ -85,6 +89,23 @@ def test_another_users_service_is_refused(own_address, monkeypatch):
     monkeypatch.setattr(line.os, "getuid", lambda: NOBODY)
     with pytest.raises(RefusedError, match="another user"):
         line._watch_process(Process.current())
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_service_that_dies_once_it_has_let_one_in_is_no_refusal(dies):
+    """One that goes on, but is no process here, is: what to do about that must be said."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    over = subprocess.Popen(["true"])
+    over.wait()
+    with Wire(theirs, 8) as service, Wire(ours, 8) as member:
+        joining = line.Line(member, join_message())
+        service.send(pack_message(Joined(Process(over.pid, 0, 0))))
+        if dies:
+            service.close()
+            assert not joining.joined(threading.Event(), time.monotonic() + 5)
+        else:
+            with pytest.raises(RefusedError, match="cannot be watched"):
+                joining.joined(threading.Event(), time.monotonic() + 5)
 
 
 def test_another_version_is_told_so(market_address, monkeypatch):

@@ -121,22 +121,46 @@ def test_other_models_of_gpu_share_when_both_say_so():
     assert of(any_gpu=True, attention="FLASHINFER") != of(any_gpu=True)
 
 
+def weights(model: str | Path, commit: str | None = None, revision: str | None = None) -> str:
+    return facts.weights_of(config({"_commit_hash": commit}, model=str(model), revision=revision))
+
+
 def test_weights_of_a_folder_are_its_files_as_they_are_now(tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"one")
     (tmp_path / "README.md").write_bytes(b"one")
-    hf = SimpleNamespace(_commit_hash=None)
-    first = facts.weights_of(str(tmp_path), hf)
+    first = weights(tmp_path)
     (tmp_path / "README.md").write_bytes(b"two")
-    assert facts.weights_of(str(tmp_path), hf) == first
+    assert weights(tmp_path) == first
     new = tmp_path / "new"
     new.write_bytes(b"two")
     new.replace(tmp_path / "model.safetensors")
-    assert facts.weights_of(str(tmp_path), hf) != first
+    assert weights(tmp_path) != first
 
 
-def test_hub_names_are_told_apart_by_commit():
-    one, two = (facts.weights_of("org/model", SimpleNamespace(_commit_hash=commit)) for commit in "ab")
-    assert one != two
+def test_weights_in_one_file(tmp_path: Path):
+    one, two = tmp_path / "one.gguf", tmp_path / "two.gguf"
+    for file in (one, two):
+        file.write_bytes(b"same size")
+    assert weights(one) and weights(one) != weights(two)
+
+
+def test_weights_that_nothing_tells_apart_have_no_name(tmp_path: Path):
+    """vLLM pulls the configuration of a model in object storage into a folder, and streams its weights."""
+    (tmp_path / "config.json").write_text("{}")
+    assert weights(tmp_path) == "" and weights("org/model:Q4_K_M") == "" and weights("org/nowhere") == ""
+
+
+def test_hub_names_are_told_apart_by_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert weights("org/model", "a") != weights("org/model", "b")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for revision, commit in (("main", "c0ffee"), ("v2", "decade")):
+        snapshot = tmp_path / "models--org--model" / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        (snapshot / "params.json").write_text("{}")
+        ref = tmp_path / "models--org--model" / "refs" / revision
+        ref.parent.mkdir(exist_ok=True)
+        ref.write_text(commit)
+    assert (weights("org/model"), weights("org/model", revision="v2")) == ("c0ffee", "decade")
 
 
 def pages(block_size: int, dtype: torch.dtype = torch.float32) -> Pages:

@@ -52,6 +52,10 @@ class MambaSpec:
 def config(**changes: object) -> Any:
     values: dict[str, Any] = {
         "model_config.runner_type": "generate",
+        "model_config.model": "org/model",
+        "model_config.revision": None,
+        "model_config.hf_config._commit_hash": "c0ffee",
+        "load_config.load_format": "auto",
         "parallel_config.pipeline_parallel_size": 1,
         "scheduler_config.async_scheduling": True,
         "cache_config.enable_prefix_caching": True,
@@ -85,6 +89,7 @@ def groups(*specs: object) -> Any:
         ({"speculative_config.method": "eagle"}, [FullAttentionSpec()], "speculative decoding by eagle"),
         ({"speculative_config.method": "draft_model"}, [FullAttentionSpec()], "drafter has KV of its own"),
         ({"model_config.enable_sleep_mode": True}, [FullAttentionSpec()], "sleep mode"),
+        ({"model_config.hf_config._commit_hash": None}, [FullAttentionSpec()], "nothing says which weights org/model"),
         ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], ""),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),

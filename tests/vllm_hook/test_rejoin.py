@@ -6,6 +6,8 @@ import threading
 import time
 from typing import Any
 
+import pytest
+
 from kvmarket import counters
 from tests.vllm_hook.fakes import BLOCK, FakeControl, FakePool, admit, back, request, step_of
 from vllm_hook.metadata import RankMemory, StepDone
@@ -153,6 +155,29 @@ def test_market_that_cannot_be_joined_again_leaves_the_engine_off():
     market.back(market.dispatch("b", [1, 2]), NEW)
     assert market.live() == set() and market.side.match(request("x", 12), 0) == (0, False)
     market.side.close()
+
+
+def test_market_that_could_not_be_joined_is_asked_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vllm_hook.rejoin.RETRY_SECONDS", 0.2)
+    market, tries = Market(), []
+
+    def connect(memories: Any) -> FakeControl:
+        tries.append(time.monotonic())
+        if len(tries) == 1:
+            raise OSError("the service is busy")
+        return market.connect(memories)
+
+    market.pool.reset_prefix_cache()
+    market.side._rejoin._connect = connect  # type: ignore[union-attr, assignment]
+    end = time.monotonic() + 5
+    while len(market.joined) < 2 and time.monotonic() < end:
+        market.back(market.dispatch("a", [1, 2]), NEW)
+        time.sleep(0.01)
+    assert len(tries) == 2 and tries[1] - tries[0] >= 0.2, "with a pause between"
+    market.settle(2)
+    market.back(market.dispatch("b", [3, 4]), NEW)
+    market.side.dispatch(step_of())
+    assert {3, 4} <= market.live()
 
 
 def test_joining_that_another_change_overtakes():
