@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,16 +105,29 @@ def weights_of(vllm_config: Any) -> str:
     model = vllm_config.model_config
     if str(vllm_config.load_config.load_format) == "dummy":
         return f"dummy, seed {model.seed}"
-    path = Path(model.model)
-    if not path.exists():
+    if not Path(model.model).exists():
         return str(getattr(model.hf_config, "_commit_hash", None) or _commit(model.model, model.revision))
-    files = sorted(each for each in (path.iterdir() if path.is_dir() else [path]) if each.suffix in _WEIGHTS)
     facts = [
-        (each.name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        for each in files
-        if (status := each.stat())
+        (name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        for name, status in _weight_files(Path(model.model))
     ]
     return repr(facts) if facts else ""
+
+
+def weights_changed(vllm_config: Any, since: float) -> bool:
+    """Whether files of weights were changed after this time (``time.time``): the model may have what was there before.
+
+    Their name would be that of the new ones. A clock of a file server that is late by more than that hides it.
+    """
+    if str(vllm_config.load_config.load_format) == "dummy":
+        return False
+    return any(status.st_ctime > since for _, status in _weight_files(Path(vllm_config.model_config.model)))
+
+
+def _weight_files(path: Path) -> list[tuple[str, os.stat_result]]:
+    """The files of weights in this folder, or this file itself, by name; none where there is neither."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return [(file.name, file.stat()) for file in files if file.suffix in _WEIGHTS]
 
 
 def _commit(name: str, revision: str | None) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat, facts
+from vllm_hook import compat, facts, plugin
 from vllm_hook.drafts import WITHOUT_KV
 
 WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
@@ -114,6 +114,11 @@ def _model_refusal(config: Any) -> str:
         return (
             f"nothing says which weights {config.model_config.model} has: no weight files lie there, and no commit of "
             "a hub is known; give a folder that has the files, or a hub's name"
+        )
+    if facts.weights_changed(config, plugin.began()):
+        return (
+            f"the files in {config.model_config.model} were changed while this engine was starting, and it may have "
+            "loaded those from before; start it again"
         )
     return ""
 

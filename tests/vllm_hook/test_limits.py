@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat, limits
+from vllm_hook import compat, limits, plugin
 
 
 def transfer(policy: str = "recompute", **extra: object) -> Any:
@@ -54,6 +57,7 @@ def config(**changes: object) -> Any:
         "model_config.runner_type": "generate",
         "model_config.model": "org/model",
         "model_config.revision": None,
+        "model_config.seed": 0,
         "model_config.hf_config._commit_hash": "c0ffee",
         "load_config.load_format": "auto",
         "parallel_config.pipeline_parallel_size": 1,
@@ -104,6 +108,32 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], s
     monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
     assert reason in limits.refusal(config(**changes), groups(*specs))
     assert bool(reason) == bool(limits.refusal(config(**changes), groups(*specs)))
+
+
+def test_weights_that_were_replaced_while_the_engine_was_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(compat, "defers_block_free", lambda: True)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    engine = config(**{"model_config.model": str(tmp_path)})
+    assert limits.refusal(engine, groups(FullAttentionSpec())) == "", "nobody knows when this process began"
+    monkeypatch.setattr(plugin, "_began", weights.stat().st_ctime)
+    assert limits.refusal(engine, groups(FullAttentionSpec())) == ""
+    monkeypatch.setattr(plugin, "_began", weights.stat().st_ctime - 0.001)
+    assert "start it again" in limits.refusal(engine, groups(FullAttentionSpec()))
+    engine.load_config.load_format = "dummy"
+    assert limits.refusal(engine, groups(FullAttentionSpec())) == ""
+
+
+def test_a_process_that_is_forked_begins_anew():
+    """vLLM forks its engine core from a process that may have begun long before the weights were saved."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    plugin.register()
+    saved = time.time()
+    process = context.Process(target=lambda: theirs.send(plugin.began()))
+    process.start()
+    assert mine.poll(20) and plugin.began() <= saved <= mine.recv()
+    process.join()
 
 
 def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
