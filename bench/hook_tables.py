@@ -9,6 +9,7 @@ from bench.markdown import Row, markdown, short
 
 TTFT_COLUMNS = [
     "prefill",
+    "prefill, hook on",
     "own prefix cache",
     "peer's pool",
     "host memory (OffloadingConnector)",
@@ -33,7 +34,7 @@ def ttft(path: Path) -> str:
     graphs = ", LMCache's ".join(dict.fromkeys((result["graphs"], result["graphs_lmcache"])))
     text = (
         f"{result['gpu']}, vLLM {versions['vllm']}, Llama-3.1-8B shape, bf16, CUDA graphs ({graphs}), "
-        f"one request at a time, median of {result['repeats']} in ms (p10 – p90); "
+        f"one request at a time, median of {result['repeats']} (prefill: of {result['prompts']}) in ms (p10 – p90); "
         f"contiguous peer copy {result['copy_GBps']:.0f} GB/s. "
     )
     if "lmcache" in versions:
@@ -119,6 +120,6 @@ def outputs(path: Path) -> str:
         for row in result["rows"]
     ]
     head = ["mode", "answers", "tokens imported", "same as without", "differ without the hook too"]
-    killed = any("service" in row for row in result["rows"])
+    killed = all("service" in row for row in result["rows"])
     text = f"{result['gpu']}. " + ("In each mode the market's service is killed halfway. " if killed else "")
     return "\n".join([f"{text}From `bench/results/{path.name}`.", *markdown(head, rows)])

@@ -177,12 +177,12 @@ TABLES = {
 
 
 def fill(text: str) -> str:
-    """`text` with every marked table made anew from its results."""
+    """`text` with every marked table made anew from its results. Raises ValueError where a mark is missing."""
     for name, (make, file) in TABLES.items():
         if (RESULTS / file).exists():
             head, tail = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
-            before, _, rest = text.partition(head)
-            text = before + head + make(RESULTS / file) + "\n" + tail + rest.partition(tail)[2]
+            start = text.index(head) + len(head)
+            text = text[:start] + make(RESULTS / file) + "\n" + text[text.index(tail, start) :]
     return text
 
 

@@ -1,7 +1,8 @@
-"""Hears of all that may change a model's weights in vLLM's worker, which tells no connector.
+"""Hears of what may change a model's weights in vLLM's worker, which tells no connector.
 
 The methods of the worker's class are wrapped (``collective_rpc`` finds them by name), those of the operator's extension
-of it among them, and ``load_weights`` of the model itself, which code that is sent over ``collective_rpc`` calls.
+of it among them, and ``load_weights`` of the model itself, which code that is sent over ``collective_rpc`` calls. Such
+code is not heard where it writes into parameters itself.
 """
 
 from __future__ import annotations

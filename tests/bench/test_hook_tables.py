@@ -11,7 +11,8 @@ from bench.hook_tables import outputs, serving, throughput, ttft
 
 def saved(tmp_path: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None, **more: Any) -> Path:
     path = tmp_path / "box-suite.json"
-    found = {"versions": {"vllm": "0.26.0"} | (versions or {}), "gpu": "GPU", "repeats": 20, "copy_GBps": 393.3, **more}
+    found = {"versions": {"vllm": "0.26.0"} | (versions or {}), "gpu": "GPU", "repeats": 20}
+    found |= {"prompts": 4, "copy_GBps": 393.3, **more}
     path.write_text(json.dumps(found | {"rows": rows}))
     return path
 
