@@ -133,8 +133,9 @@ REGISTRY = {  # row of a result: what the README calls it
     "match, list": "the same from a Python list",
     "insert, all new": "insert, 8,192 new tokens",
     "memory": "memory of that trie",
-    "visible, prompts of 64 blocks": "eight engines publish 2,000 blocks a second: until the others match them",
-    "match, CPU, prompts of 64 blocks": "CPU time of each match meanwhile, news of the market included",
+    "visible, prompts of 64 blocks": "eight engines publish 2,000 blocks a second, 64 each: until others match them",
+    "visible, single blocks": "the same block by block, as they do while they decode",
+    "match, CPU, prompts of 64 blocks": "CPU time of each match while 64 come at a time, news of the market included",
     "engine killed": "engine killed until nobody matches its offers, 100 times",
     "service killed": "service killed under load until all matches are right again, 100 times",
 }

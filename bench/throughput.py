@@ -4,7 +4,8 @@
     python -m bench.throughput --cpu               a tiny model: shows that it runs, its times mean nothing
 
 1. Throughput with no hits: an engine with the hook and one without share the first GPU and take turns, `--pairs` of
-runs of fresh random prompts; tokens of prompts and answers per second, and hook on over hook off, pair by pair.
+runs of fresh random prompts, once their caches are full; tokens of prompts and answers per second, and hook on over
+hook off, pair by pair. `blocks_retired`: by the engine with the hook meanwhile.
 2. Time per output token (TPOT) of running requests on the engine with the hook, while every `--every` seconds a prefix
 of `--prefix` tokens is fetched by it from an engine on the second GPU, or from it by that engine; against no fetch, and
 against the same requests with the prefix in its own cache, which also compute their last tokens in its steps.
@@ -25,6 +26,7 @@ from bench import load, report
 from bench.shapes import Engines, await_up
 from tests.vllm_hook.processes import EngineProcess
 
+WARM_UP = 20  # runs at most
 PACKAGES = ("torch", "triton", "vllm", "kvmarket")
 Rows = list[dict[str, Any]]
 
@@ -44,18 +46,33 @@ def rate(engine: EngineProcess, requests: load.Requests, wrong: list[str]) -> fl
     return tokens / load.span(done)
 
 
+def retired(hook: EngineProcess) -> int:
+    """How many blocks on offer this engine has taken down, because their pages were given to other requests."""
+    return int(hook.ask("counters").get("blocks_retired", 0))
+
+
+def warm_up(hook: EngineProcess, plain: EngineProcess, options: argparse.Namespace, wrong: list[str]) -> int:
+    """Run until the caches are full, as they are in an engine that has run for long; returns what is `retired` then."""
+    for _ in range(WARM_UP):
+        for engine in (hook, plain):
+            rate(engine, batch(options), wrong)
+        if found := retired(hook):
+            return found
+    return 0
+
+
 def no_hits(hook: EngineProcess, plain: EngineProcess, options: argparse.Namespace, wrong: list[str]) -> Rows:
     """Runs in turns, which of the two begins alternates."""
     sides: dict[str, tuple[EngineProcess, list[float]]] = {"on": (hook, []), "off": (plain, [])}
-    for pair in range(-1, options.pairs):  # the first one warms up
+    before = warm_up(hook, plain, options, wrong)
+    for pair in range(options.pairs):
         requests = batch(options)
         for engine, rates in list(sides.values())[:: 1 if pair % 2 else -1]:
-            found = rate(engine, requests, wrong)
-            if pair >= 0:
-                rates.append(found)
+            rates.append(rate(engine, requests, wrong))
     on, off = sides["on"][1], sides["off"][1]
     ratios = [a / b for a, b in zip(on, off, strict=True)]
     more = {"pairs": options.pairs, "requests": options.requests, "prompt": options.prompt, "output": options.output}
+    more["blocks_retired"] = retired(hook) - before
     base = report.percentiles(off)["p50"]
     return [
         load.show(load.row("tokens per second, no hits, hook off", off, "tokens/s", base, **more)),
