@@ -186,7 +186,9 @@ def main() -> None:
     rows: Rows = []
     with tempfile.TemporaryDirectory(prefix="throughput-", dir="/tmp") as folder:
         engines = Engines(Path(folder), [] if options.cpu else options.gpus)
-        sizes = {"longest": options.prefix + 1024, "seqs": max(64, options.requests + 8)}
+        sizes: dict[str, Any] = {"longest": options.prefix + 1024, "seqs": max(64, options.requests + 8)}
+        if options.cpu:
+            sizes["llm"] = {"num_gpu_blocks_override": 128}
         hook = engines.start("hook", 0, share=0.55, address=engines.address, **sizes)
         other = engines.start("other", 1, share=0.6, address=engines.address, **sizes)
         plain = engines.start("plain", 0, share=0.3, **sizes)
