@@ -199,7 +199,7 @@ def main() -> None:
                     "wrong": bench.wrong,
                 }
                 modes = (options.graphs, GRAPHS) if engines.gpus else ("NONE", "NONE")
-                facts |= dict(zip(("graphs", "graphs_lmcache"), modes, strict=True))
+                facts["graphs"], facts["graphs_lmcache"] = modes
                 facts["waited_s"] = round(bench.cores.waited, 1)
                 packages = ("torch", "triton", "vllm", "kvmarket", "lmcache")
                 print(report.write(options.write, "ttft", rows, packages, **facts))

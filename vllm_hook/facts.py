@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +20,18 @@ from vllm_hook.weights import Names
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
+
+
+class Weights(NamedTuple):
+    """What tells a model's weights from others, and when their files were last changed (``time.time``; 0: no files).
+
+    The name is empty where nothing says so: then other weights may go by the same one. Where the files were changed
+    after vLLM began to load them, the model may have what was there before: the name would be that of the new ones. A
+    clock of a file server that is late by more than that hides it.
+    """
+
+    name: str
+    changed: float = 0.0
 
 
 def stage_of() -> int:
@@ -61,7 +72,7 @@ def stages_of(ranks: Sequence[RankMemory]) -> list[Stage]:
     return stages
 
 
-def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> Fingerprint:
+def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], weights: Weights, any_gpu: bool = False) -> Fingerprint:
     """Hash of everything that changes a byte of the KV cache, or the meaning of one.
 
     With `any_gpu` GPUs of different compute capability do not differ; with and without it never agree.
@@ -78,7 +89,7 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = F
         config=(config := _config(model.hf_config)),
         rope_length=model.max_model_len if "longrope" in config else None,  # vLLM picks its long or short factors by it
         quantization=str(model.quantization),
-        weights=weights_of(vllm_config),
+        weights=weights.name,
         kv_dtype=str(cache.cache_dtype),
         tensor_parallel=len(ranks) // len(stages),
         pipeline_parallel=len(stages),
@@ -96,38 +107,23 @@ def _of_rank(rank: RankMemory, any_gpu: bool) -> list[tuple[str, str]]:
     return [(name, known.split()[0] if any_gpu and name == "device" else known) for name, known in rank.facts]
 
 
-def weights_of(vllm_config: Any) -> str:
+def weights_of(vllm_config: Any) -> Weights:
     """Which weights: of a folder or a file what lies there now, of a hub's name the commit that it stood for.
 
-    Empty where nothing says so: then other weights may go by the same name. A folder into which vLLM pulls only the
-    configuration, and streams the weights from elsewhere, is such a case.
+    A folder into which vLLM pulls only the configuration, and streams the weights from elsewhere, has no name for them.
     """
     model = vllm_config.model_config
     if str(vllm_config.load_config.load_format) == "dummy":
-        return f"dummy, seed {model.seed}"
-    if not Path(model.model).exists():
-        return str(getattr(model.hf_config, "_commit_hash", None) or _commit(model.model, model.revision))
-    facts = [
-        (name, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        for name, status in _weight_files(Path(model.model))
-    ]
-    return repr(facts) if facts else ""
-
-
-def weights_changed(vllm_config: Any, since: float) -> bool:
-    """Whether files of weights were changed after this time (``time.time``): the model may have what was there before.
-
-    Their name would be that of the new ones. A clock of a file server that is late by more than that hides it.
-    """
-    if str(vllm_config.load_config.load_format) == "dummy":
-        return False
-    return any(status.st_ctime > since for _, status in _weight_files(Path(vllm_config.model_config.model)))
-
-
-def _weight_files(path: Path) -> list[tuple[str, os.stat_result]]:
-    """The files of weights in this folder, or this file itself, by name; none where there is neither."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    return [(file.name, file.stat()) for file in files if file.suffix in _WEIGHTS]
+        return Weights(f"dummy, seed {model.seed}")
+    path = Path(model.model)
+    if not path.exists():
+        return Weights(str(getattr(model.hf_config, "_commit_hash", None) or _commit(model.model, model.revision)))
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files if file.suffix in _WEIGHTS]
+    if not found:
+        return Weights("")
+    facts = [(name, was.st_dev, was.st_ino, was.st_size, was.st_mtime_ns) for name, was in found]
+    return Weights(repr(facts), max(was.st_ctime for _, was in found))
 
 
 def _commit(name: str, revision: str | None) -> str:

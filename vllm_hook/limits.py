@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import msgspec
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat, facts, plugin
+from vllm_hook import compat, plugin
 from vllm_hook.drafts import WITHOUT_KV
+from vllm_hook.facts import Weights
 
 WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
@@ -72,10 +73,11 @@ def layout_asked_for(vllm_config: Any) -> str | None:
     return compat.block_outermost_layout() if fits and extra.get("block_outermost", True) else None
 
 
-def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
+def refusal(vllm_config: Any, kv_cache_config: Any, weights: Weights) -> str:
     """Why this configuration cannot take part in the market yet; empty when it can."""
     return (
         _model_refusal(vllm_config)
+        or _weights_refusal(vllm_config.model_config.model, weights)
         or _parallel_refusal(vllm_config)
         or _cache_refusal(vllm_config.cache_config, kv_cache_config)
     )
@@ -110,15 +112,19 @@ def _model_refusal(config: Any) -> str:
         return "sleep mode is on: memory that goes away in sleep cannot be shared with other processes"
     if getattr(config, "diffusion_config", None) is not None:
         return "diffusion models rewrite their KV"
-    if not facts.weights_of(config):
+    return ""
+
+
+def _weights_refusal(model: str, weights: Weights) -> str:
+    if not weights.name:
         return (
-            f"nothing says which weights {config.model_config.model} has: no weight files lie there, and no commit of "
-            "a hub is known; give a folder that has the files, or a hub's name"
+            f"nothing says which weights {model} has: no weight files lie there, and no commit of a hub is known; give "
+            "a folder that has the files, or a hub's name"
         )
-    if facts.weights_changed(config, plugin.began()):
+    if weights.changed > plugin.began():
         return (
-            f"the files in {config.model_config.model} were changed while this engine was starting, and it may have "
-            "loaded those from before; start it again"
+            f"the files in {model} were changed while this engine was starting, and it may have loaded those from "
+            "before; start it again"
         )
     return ""
 

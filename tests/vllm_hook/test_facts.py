@@ -51,7 +51,8 @@ def of(changed: Any = None, ranks: int = 1, any_gpu: bool = False, **known: str)
     """Fingerprint of an engine with this configuration, whose workers say this."""
     said = tuple({**dict(FACTS), **known}.items())
     memories = [RankMemory(None, None, said) for _ in range(ranks)]
-    return facts.fingerprint(changed or config(), memories, any_gpu).hex
+    engine = changed or config()
+    return facts.fingerprint(engine, memories, facts.weights_of(engine), any_gpu).hex
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_other_models_of_gpu_share_when_both_say_so():
 
 
 def weights(model: str | Path, commit: str | None = None, revision: str | None = None) -> str:
-    return facts.weights_of(config({"_commit_hash": commit}, model=str(model), revision=revision))
+    return facts.weights_of(config({"_commit_hash": commit}, model=str(model), revision=revision)).name
 
 
 def test_weights_of_a_folder_are_its_files_as_they_are_now(tmp_path: Path):

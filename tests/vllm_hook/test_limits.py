@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat, limits, plugin
+from vllm_hook import compat, facts, limits, plugin
 
 
 def transfer(policy: str = "recompute", **extra: object) -> Any:
@@ -84,6 +84,10 @@ def groups(*specs: object) -> Any:
     return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in specs])
 
 
+def refusal(engine: Any, cache: Any) -> str:
+    return limits.refusal(engine, cache, facts.weights_of(engine))
+
+
 @pytest.mark.parametrize(
     ("changes", "specs", "reason"),
     [
@@ -106,8 +110,8 @@ def groups(*specs: object) -> Any:
 def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], specs: list[object], reason: str):
     monkeypatch.setattr(compat, "defers_block_free", lambda: True)
     monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
-    assert reason in limits.refusal(config(**changes), groups(*specs))
-    assert bool(reason) == bool(limits.refusal(config(**changes), groups(*specs)))
+    assert reason in refusal(config(**changes), groups(*specs))
+    assert bool(reason) == bool(refusal(config(**changes), groups(*specs)))
 
 
 def test_weights_that_were_replaced_while_the_engine_was_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -115,13 +119,13 @@ def test_weights_that_were_replaced_while_the_engine_was_starting(tmp_path: Path
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"one")
     engine = config(**{"model_config.model": str(tmp_path)})
-    assert limits.refusal(engine, groups(FullAttentionSpec())) == "", "nobody knows when this process began"
+    assert refusal(engine, groups(FullAttentionSpec())) == "", "nobody knows when this process began"
     monkeypatch.setattr(plugin, "_began", weights.stat().st_ctime)
-    assert limits.refusal(engine, groups(FullAttentionSpec())) == ""
+    assert refusal(engine, groups(FullAttentionSpec())) == ""
     monkeypatch.setattr(plugin, "_began", weights.stat().st_ctime - 0.001)
-    assert "start it again" in limits.refusal(engine, groups(FullAttentionSpec()))
+    assert "start it again" in refusal(engine, groups(FullAttentionSpec()))
     engine.load_config.load_format = "dummy"
-    assert limits.refusal(engine, groups(FullAttentionSpec())) == ""
+    assert refusal(engine, groups(FullAttentionSpec())) == ""
 
 
 def test_a_process_that_is_forked_begins_anew():
@@ -138,18 +142,16 @@ def test_a_process_that_is_forked_begins_anew():
 
 def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compat, "defers_block_free", lambda: False)
-    assert "0.24" in limits.refusal(config(), groups(FullAttentionSpec()))
+    assert "0.24" in refusal(config(), groups(FullAttentionSpec()))
     one_at_a_time = {"scheduler_config.async_scheduling": False}
-    assert not limits.refusal(config(**one_at_a_time), groups(FullAttentionSpec()))
+    assert not refusal(config(**one_at_a_time), groups(FullAttentionSpec()))
     monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
     pipelined = {**one_at_a_time, "parallel_config.pipeline_parallel_size": 2}
-    assert "0.24" in limits.refusal(config(**pipelined), groups(FullAttentionSpec()))
+    assert "0.24" in refusal(config(**pipelined), groups(FullAttentionSpec()))
 
 
 def test_versions_that_do_not_tell_pipeline_stages_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compat, "defers_block_free", lambda: True)
     monkeypatch.setattr(compat, "tells_stages_apart", lambda: False)
-    assert "0.26" in limits.refusal(
-        config(**{"parallel_config.pipeline_parallel_size": 2}), groups(FullAttentionSpec())
-    )
-    assert not limits.refusal(config(), groups(FullAttentionSpec()))
+    assert "0.26" in refusal(config(**{"parallel_config.pipeline_parallel_size": 2}), groups(FullAttentionSpec()))
+    assert not refusal(config(), groups(FullAttentionSpec()))

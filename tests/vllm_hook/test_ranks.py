@@ -46,18 +46,20 @@ def ranks(*stages: int, pages: str = "p") -> list[RankMemory]:
     return [RankMemory(None, None, (("pages", f"{pages}{stage}"),), stage=stage) for stage in stages]
 
 
+def fingerprint(engine: Any, memories: list[RankMemory]) -> str:
+    return facts.fingerprint(engine, memories, facts.weights_of(engine)).hex
+
+
 def test_engines_cut_up_otherwise_have_other_fingerprints():
     cuts = [(0,), (0, 0), (0, 1), (0, 0, 0, 0), (0, 0, 1, 1), (0, 1, 2, 3)]
-    made = {facts.fingerprint(config(), ranks(*cut)).hex for cut in cuts}
+    made = {fingerprint(config(), ranks(*cut)) for cut in cuts}
     assert len(made) == len(cuts)
-    assert facts.fingerprint(config(), ranks(0, 1)).hex in made
-    assert facts.fingerprint(config(), ranks(0, 1, pages="q")).hex not in made, "the layers of the stages count"
+    assert fingerprint(config(), ranks(0, 1)) in made
+    assert fingerprint(config(), ranks(0, 1, pages="q")) not in made, "the layers of the stages count"
 
 
 def test_data_parallel_ranks_have_one_fingerprint():
-    made = {
-        facts.fingerprint(config(data_parallel_rank=rank, data_parallel_size=4), ranks(0, 0)).hex for rank in range(4)
-    }
+    made = {fingerprint(config(data_parallel_rank=rank, data_parallel_size=4), ranks(0, 0)) for rank in range(4)}
     assert len(made) == 1
 
 
