@@ -13,6 +13,7 @@ from itertools import count
 from kvmarket import counters
 from kvmarket.errors import KVMarketError, SlotError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
+from kvmarket.ledger import Ledger
 from kvmarket.offer import Hit, Stage
 from kvmarket.own_pool import OwnPool
 from kvmarket.peers import Peers
@@ -21,6 +22,7 @@ from kvmarket.registry.address import Address
 from kvmarket.registry.client import Client
 from kvmarket.registry.messages import Join
 from kvmarket.registry.offering import Offering
+from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 from kvmarket.transport import ShmMemory
 
@@ -73,7 +75,8 @@ class ControlHalf:
             tuple(pool.record() for pool in self._pools),
         )
         try:
-            self._client = Client(Address(address), join, self._forget, self._offer_again, finds_own)
+            with self._lock:  # the watching thread calls back, which needs the client
+                self._client = Client(Address(address), join, self._forget, self._snapshot, self._go_on, finds_own)
         except KVMarketError:
             for pool in self._pools:
                 pool.close()
@@ -121,7 +124,7 @@ class ControlHalf:
             )
         with self._lock:
             ids = pool.generations.as_slots(slots)
-            ledger = pool.standing()  # first: an epoch that is raised after this kills what is offered below
+            ledger = self._standing(pool)  # first: an epoch that is raised after this kills what is offered below
             live = pool.generations.still(ids, generations)
             if live < len(ids):
                 counters.add("offer_dropped", len(ids) - live, reason="a slot was retired before its block was offered")
@@ -132,7 +135,7 @@ class ControlHalf:
             if old < live:
                 offering = offering.part(old, live)
                 before = ledger.before(offering)
-                if before >= 0:
+                if before is not None:
                     offering = offering.going_on(before)
                 ledger.add(offering)
                 self._client.offer(offering)
@@ -142,7 +145,7 @@ class ControlHalf:
     def check_news(self, tokens: Integers, slots: Slots, generations: UInt64s) -> None:
         """Raise what `offer` would raise for these arguments; offers nothing."""
         with self._lock:
-            ledger = self.pool.standing()
+            ledger = self._standing(self.pool)
             ledger.news(self._offering(self.pool, as_tokens(tokens), slots, generations, None, 0, None))
 
     def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0) -> Hit:
@@ -229,8 +232,7 @@ class ControlHalf:
         counters.add("failed_closed", reason=reason)
         with self._lock:
             for pool in self._pools:
-                pool.standing().clear()
-                self._client.retire(pool.id, None)
+                self._standing(pool)
 
     def avoid(self, pool: str) -> None:
         """Match no more in `pool`, which this engine cannot read."""
@@ -281,14 +283,28 @@ class ControlHalf:
         owner = self.tenant if tenant is None else tenant
         return Offering(pool.id, owner, tokens, first, slots, pool.epoch, generations, checksums)
 
-    def _offer_again(self) -> None:
-        """The service missed something, or is new: offer what stands, and nothing else. Runs on the watching thread."""
+    def _standing(self, pool: OwnPool) -> Ledger:
+        """The ledger of a pool; where somebody has raised its epoch, all of it is taken down first."""
+        if pool.catch_up():
+            self._client.retire(pool.id, None)
+            self._client.wake()  # to collect
+        return pool.ledger
+
+    def _snapshot(self) -> SnapshotParts:
+        """All that is on offer. Runs when this engine joins, and whenever the service has missed something."""
+        return SnapshotParts([pool.ledger.noted() for pool in self._pools])
+
+    def _go_on(self) -> bool:
+        """Tell the service, and tidy up, a little more; whether there was anything. Runs on the watching thread."""
         with self._lock:  # nobody offers meanwhile
-            self._client.speak()
             for pool in self._pools:
-                self._client.retire(pool.id, None)
-                for offering in pool.standing().offerings():
-                    self._client.offer(offering)
+                self._standing(pool).noted()
+            told = self._client.go_on()
+            for pool in self._pools:
+                if not told and pool.ledger.collecting:
+                    pool.ledger.collect()
+                    return True
+            return told
 
     def _forget(self, pools: Sequence[str]) -> None:
         """These pools are gone. Runs on the watching thread."""

@@ -28,16 +28,17 @@ class OwnPool:
         self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages))
         self.ledger = Ledger(self.record(), stages[0].layout.block_size)
 
-    def standing(self) -> Ledger:
-        """The ledger; empty when somebody has raised the epoch, which killed all that was in it."""
-        if self.generations.epoch != self._epoch:
-            self._epoch = self.generations.epoch
-            self.ledger.clear()
-        return self.ledger
+    def catch_up(self) -> bool:
+        """Empty the ledger where somebody has raised the epoch, which killed all that was in it; whether it was so."""
+        if self.generations.epoch == self._epoch:
+            return False
+        self._epoch = self.generations.epoch
+        self.ledger.clear()
+        return True
 
     @property
     def epoch(self) -> int:
-        """The epoch of what is in the ledger, as of the last call of `standing`: an offer of it carries this one."""
+        """The epoch of what is in the ledger, as of the last `catch_up`: an offer of it carries this one."""
         return self._epoch
 
     def close(self) -> None:

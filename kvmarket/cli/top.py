@@ -40,7 +40,7 @@ def ask_status(place: Address) -> Status:
     end = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
-            with dial(place.socket, 1) as wire:
+            with dial(place.socket) as wire:
                 wire.send(pack_message(AskStatus()))
                 frame = wire.wait(ANSWER_SECONDS)
             break

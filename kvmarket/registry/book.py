@@ -5,12 +5,25 @@ Pure data: no sockets, no files, no processes. The service drives it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
-from kvmarket.errors import LayoutError, MessageError, NotJoinedError, RefusedError
-from kvmarket.registry.messages import Join, MemberStatus, News
+from kvmarket.errors import LayoutError, MessageError, RefusedError
+from kvmarket.registry.messages import (
+    Change,
+    Join,
+    MemberStatus,
+    News,
+    PoolTold,
+    Retire,
+    Snapshot,
+    SnapshotEnd,
+)
 from kvmarket.registry.news import put_in
 from kvmarket.registry.space import Space
+
+RETIRED_SLOTS = 1 << 14  # in one message
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -19,6 +32,11 @@ class Member(msgspec.Struct, frozen=True):
     join: Join
     space: Space
 
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The ids of its pools."""
+        return tuple(record.pool for record in self.join.pools)
+
 
 class Book:
     """Members and offers. Every method either does all it says or raises and does nothing."""
@@ -26,13 +44,13 @@ class Book:
     def __init__(self) -> None:
         """An empty book."""
         self.members: dict[str, Member] = {}
-        self._spaces: dict[str, Space] = {}
+        self.spaces: dict[str, Space] = {}
         self._owners: dict[str, str] = {}  # pool -> member
 
     @property
     def blocks(self) -> int:
         """How many blocks are on offer, over all spaces and tenants."""
-        return sum(space.blocks for space in self._spaces.values())
+        return sum(space.blocks for space in self.spaces.values())
 
     def join(self, name: str, join: Join) -> None:
         """Add member `name`.
@@ -50,7 +68,7 @@ class Book:
                     f"this one of {join.geometry}; "
                     "put what differs into the fingerprint, or give the caches equal logical shapes"
                 )
-        space = self._spaces.setdefault(join.space, Space(join.block_size))
+        space = self.spaces.setdefault(join.space, Space(join.block_size))
         self.members[name] = Member(join, space)
         for record in join.pools:
             space.add_pool(record)
@@ -62,35 +80,71 @@ class Book:
         return next((name for name in names if self.members[name].join.process == join.process), None)
 
     def leave(self, name: str) -> Join | None:
-        """Remove member `name` with all its offers; what it had joined with. Costs O(its slots)."""
+        """Remove member `name` with all its offers; what it had joined with. Costs some us a pool, and `collect`."""
         member = self.members.pop(name, None)
         if member is None:
             return None
-        for record in member.join.pools:
-            member.space.drop_pool(record.pool)
-            del self._owners[record.pool]
+        for pool in member.pools:
+            member.space.drop_pool(pool)
+            del self._owners[pool]
         if not any(other.space is member.space for other in self.members.values()):
-            del self._spaces[member.join.space]
+            del self.spaces[member.join.space]
         return member.join
 
-    def hear(self, name: str, news: News) -> str:
-        """Do what `name` says of one of its pools; the space that this changed.
-
-        Raises NotJoinedError where `name` is no member, MessageError. Costs as what `Space` does for it.
-        """
-        if name not in self.members:
-            raise NotJoinedError(f"news of pool {news.pool} by somebody who has not joined; join (again)")
-        if self._owners.get(news.pool) != name:
-            raise MessageError(f"pool {news.pool} is not one of this engine")
+    def begin(self, name: str) -> None:
+        """Member `name` begins to tell all that it has on offer."""
         member = self.members[name]
-        put_in(member.space, news)
-        return member.join.space
+        for pool in member.pools:
+            member.space.pools[pool].begin()
+
+    def telling(self, name: str) -> bool:
+        """Whether member `name` is telling all that it has on offer just now."""
+        member = self.members[name]
+        return any(member.space.pools[pool].telling for pool in member.pools)
+
+    def hear(self, name: str, news: News) -> Iterator[Change]:
+        """Do what member `name` says of its pools; what the others of its space must hear of it.
+
+        Raises MessageError. Costs as what `Space` does for it.
+        """
+        member = self.members[name]
+        match news:
+            case SnapshotEnd():
+                self._check(name, news.told)
+                for pool in news.told:
+                    yield from self._told(member.space, pool)
+            case Snapshot():
+                self._check(name, news.pools)
+                fresh = sum(put_in(member.space, news))
+                if fresh or not all(member.space.pools[pool].told for pool in news.pools):
+                    yield news
+            case _:
+                self._check(name, (news.pool,))
+                for _ in put_in(member.space, news):
+                    pass
+                yield news
 
     def status(self) -> tuple[MemberStatus, ...]:
         """One row per member."""
         rows = []
         for member in self.members.values():
-            join, pools = member.join, member.space.pools
-            offers = sum(len(pools[record.pool].standing()) for record in join.pools)
-            rows.append(MemberStatus(join.process.pid, join.space, len(join.pools), offers))
+            offers = sum(len(member.space.pools[pool].standing()) for pool in member.pools)
+            rows.append(MemberStatus(member.join.process.pid, member.join.space, len(member.pools), offers))
         return tuple(rows)
+
+    def _told(self, space: Space, name: str) -> Iterator[Change]:
+        """All that stands in a pool has been told: what was not goes."""
+        pool = space.pools[name]
+        first = not pool.told
+        gone = pool.unseen()
+        space.retire(name, gone)
+        for start in range(0, len(gone), RETIRED_SLOTS):
+            yield Retire(name, gone[start : start + RETIRED_SLOTS].tobytes())
+        if first:
+            yield PoolTold(name)
+
+    def _check(self, name: str, pools: tuple[str, ...]) -> None:
+        """Raise MessageError unless the pools are all of this member."""
+        for pool in pools:
+            if self._owners.get(pool) != name:
+                raise MessageError(f"pool {pool} is not one of this engine")

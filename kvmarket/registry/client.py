@@ -1,11 +1,10 @@
 """An engine's membership of a market, with a replica of what the service knows: a match asks nobody.
 
-A thread of the market's own puts the stream into the replica as it comes, in turns so short that who matches meanwhile
-waits some 0.6 ms at most: news comes while the engine's own thread waits for its GPU, and costs that thread nothing.
-An engine that never waits leaves it a turn every 5 ms, Python's switch interval: the longer the replica is behind, the
-longer are the turns, up to 5 ms too.
-When the service dies, this thread starts it anew, joins again and calls `on_rejoin`, so that the engine can offer what
-it still holds; the old replica answers until then.
+A thread of the market's own puts what comes into the replica, in turns so short that who matches meanwhile waits some
+0.6 ms at most: it comes while the engine's own thread waits for its GPU, and costs that thread nothing. An engine that
+never waits leaves it a turn every 5 ms, Python's switch interval: the longer the replica is behind, the longer are the
+turns, up to 5 ms too. The same thread tells the service all that the engine offers, part by part, when it joins and
+whenever something was missed. When the service dies, it starts it anew and joins again; the replica answers meanwhile.
 """
 
 from __future__ import annotations
@@ -17,11 +16,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from kvmarket import counters
-from kvmarket.errors import KVMarketError
+from kvmarket.errors import AddressError, KVMarketError
 from kvmarket.registry.address import Address
-from kvmarket.registry.line import join_service
-from kvmarket.registry.messages import Join, News, PoolRecord, Promise, Retire, Settle, pack_message
+from kvmarket.registry.line import START_SECONDS, Line, join_service
+from kvmarket.registry.messages import Join, News, PoolRecord, Promise, Retire, Settle
 from kvmarket.registry.offering import Offering
+from kvmarket.registry.replica import Replica
+from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 
@@ -30,7 +31,9 @@ TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been b
 DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
 NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1
-AGAIN_SECONDS, LONGEST_AGAIN = 1.0, 60.0  # before all is offered again: doubled each time that some is missed again
+AGAIN_SECONDS = 1.0  # behind a connection that broke: it may break again and again
+JOIN_SECONDS = 10.0  # so long a new member waits until it knows all; then the rest comes behind
+PIECE_BLOCKS, PIECE_SLOTS = 1 << 12, 1 << 16  # in one message
 
 
 class Client:
@@ -41,57 +44,72 @@ class Client:
         address: Address,
         join: Join,
         on_gone: Callable[[Sequence[str]], None],
-        on_rejoin: Callable[[], None],
+        snapshot: Callable[[], SnapshotParts],
+        go_on: Callable[[], bool],
         finds_own: bool = True,
     ) -> None:
-        """Join the market at `address`, starting its service if nobody has; know all that it knows.
+        """Join the market at `address`, starting its service if nobody has; know what it knows, within some seconds.
 
-        `finds_own`: whether `match` finds what this engine itself offers, which is put into its replica for that. Both
-        callbacks run on the watching thread: `on_gone` hears of pools that have gone,
-        `on_rejoin` is called when all that stands must be offered again. Raises VersionError, AddressError,
-        LayoutError, NamespaceError or RefusedError, each with what to do.
+        `finds_own`: whether `match` finds what this engine itself offers, which is put into its replica for that.
+        `snapshot` tells what this engine has on offer. The other two run on the watching thread: `on_gone` hears of
+        pools that have gone; `go_on` calls `Client.go_on`, when nobody offers meanwhile, and does a little more of what
+        the engine has left for later: whether anything was done. Raises VersionError, AddressError, LayoutError,
+        NamespaceError or RefusedError, each with what to do.
         """
-        self._address, self._join = address, join
-        self._on_gone, self._on_rejoin = on_gone, on_rejoin
+        self._address, self._join, self._snapshot = address, join, snapshot
+        self._on_gone, self._on_more = on_gone, go_on
         self._finds_own = finds_own
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._gone: list[str] = []
         self._behind_since: float | None = None
-        self._line = join_service(address, join, self._closing)
+        self._replica = Replica(join.block_size, join.pools)
+        self._line = self._first_line()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
         self._thread.start()
 
-    def offer(self, offering: Offering) -> bool:
+    def offer(self, offering: Offering) -> None:
         """Offer these blocks; its arrays are copied.
 
-        Never waits; False, and counted, if the service is away or does not keep up: what goes on from it is refused
-        then, and `on_rejoin` called. Costs 10 us and 1 us a KiB.
+        Never waits: where the service is away or does not keep up, all that stands is told when it does again. Costs
+        10 us and 1 us a KiB.
         """
-        return self._tell(offering.message())
+        for piece in offering.pieces(PIECE_BLOCKS):
+            self._tell(piece.message())
 
-    def retire(self, pool: str, slots: Int64s | None) -> bool:
+    def retire(self, pool: str, slots: Int64s | None) -> None:
         """Take the offers of these slots down, of the whole pool when None. As `offer`."""
-        return self._tell(Retire(pool, None if slots is None else slots.tobytes()))
+        if slots is None:
+            self._tell(Retire(pool, None))
+        else:
+            for start in range(0, len(slots), PIECE_SLOTS):
+                self._tell(Retire(pool, slots[start : start + PIECE_SLOTS].tobytes()))
 
-    def promise(self, pool: str, tenant: str, tokens: Int32s, number: int) -> bool:
+    def promise(self, pool: str, tenant: str, tokens: Int32s, number: int) -> None:
         """Say that the prefix `tokens` is being computed, and will be on offer. As `offer`."""
-        return self._tell(Promise(pool, tenant, tokens.tobytes(), number))
+        self._tell(Promise(pool, tenant, tokens.tobytes(), number))
 
-    def settle(self, pool: str, number: int) -> bool:
+    def settle(self, pool: str, number: int) -> None:
         """Take back a promise, kept or not. As `offer`."""
-        return self._tell(Settle(pool, number))
+        self._tell(Settle(pool, number))
 
     def promised(self, tokens: Int32s, tenant: str, without: Collection[str]) -> int:
         """How many leading whole blocks of `tokens` somebody is computing, in pools other than `without`."""
         with self._lock:
-            return self._line.replica.space.promises.blocks(tokens, tenant, without)
+            return self._replica.space.promises.blocks(tokens, tenant, without)
 
-    def speak(self) -> None:
-        """To be called by `on_rejoin` before it offers: what was offered since we joined has not been sent."""
+    def go_on(self) -> bool:
+        """Tell the next part of what this engine has on offer, where some is to be told; whether that told anything.
+
+        Nobody may change what is on offer meanwhile. Costs some 0.5 ms.
+        """
         with self._lock:
-            self._line.muted = False
+            return self._line.feed.go_on()
+
+    def wake(self) -> None:
+        """Have the watching thread look for what was left for later."""
+        os.eventfd_write(self._wake, 1)
 
     def match(
         self, tokens: Int32s, tenant: str, first: int, without: Collection[str]
@@ -102,7 +120,7 @@ class Client:
         replica before, for at most some `DRAIN_SECONDS`; else the watching thread does it.
         """
         with self._lock:
-            replica = self._line.replica
+            replica = self._replica
             if self._finds_own:
                 end = time.perf_counter() + DRAIN_SECONDS
                 while replica.pending and time.perf_counter() < end:
@@ -114,7 +132,7 @@ class Client:
         """How many other engines' pools are in the space, counted by the process that they die with first."""
         own = {record.pool for record in self._join.pools}
         with self._lock:
-            pools = self._line.replica.space.pools
+            pools = self._replica.space.pools
             return len({pool.record.processes[0] for name, pool in pools.items() if name not in own})
 
     def close(self) -> None:
@@ -126,44 +144,65 @@ class Client:
         self._thread.join()
         with self._lock:
             self._line.close()
-        self._on_gone = self._on_rejoin = _nothing  # whoever is called holds us: nothing must wait for the collector
         os.close(self._wake)
+        del self._on_gone, self._on_more, self._snapshot  # whoever is called holds us: no cycle may keep our memory
 
-    def _tell(self, change: News) -> bool:
+    def _tell(self, change: News) -> None:
         """Tell the service, and our replica where it is to know."""
-        frame = pack_message(change)
         with self._lock:
             if self._finds_own:
-                self._line.replica.add(change)
-            sent = self._line.send(frame)
-            if self._line.wire.blocked:
+                self._replica.add(change)
+            line = self._line
+            line.feed.tell(change)
+            if line.wire.blocked or line.feed.ready:
                 os.eventfd_write(self._wake, 1)  # for the watching thread to go on with it
-            return sent
+
+    def _first_line(self) -> Line:
+        """Join, and know what the service knows, as far as that comes within `JOIN_SECONDS`."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            line = join_service(self._address, self._join, self._replica, self._snapshot, self._closing)
+            if self._settled(line, time.monotonic() + JOIN_SECONDS):
+                return line
+            line.close()
+            if time.monotonic() > deadline:
+                raise AddressError(
+                    f"the service at {self._address} let this engine in and died, again and again; see "
+                    f"{self._address.log}"
+                )
+
+    def _settled(self, line: Line, deadline: float) -> bool:
+        """Hear what stands; False where the service dies meanwhile. Nothing is on offer here yet."""
+        poll = select.poll()
+        poll.register(line.wire, select.POLLIN)
+        poll.register(line.pidfd, select.POLLIN)
+        while (line.feed.telling or not self._replica.whole) and time.monotonic() < deadline:
+            line.feed.go_on()
+            current, gone = line.drain(time.perf_counter() + TURN_SECONDS)
+            self._gone += gone
+            ready = dict(poll.poll(WATCH_SECONDS * 1000 if current and not self._replica.whole else 0))
+            if line.pidfd in ready or line.wire.closed:
+                return False
+        return True
 
     def _watch(self) -> None:
         """Put in what comes, say which pools have gone, and rejoin when the service dies."""
-        again_at, pause, poll = 0.0, AGAIN_SECONDS, self._watched()
+        poll = self._watched()
         while not self._closing.is_set():
             died = self._died_meanwhile(poll)
             if died:
                 counters.add("service_lost", reason="the service of the market died; joining again")
             elif self._line.wire.closed:
                 counters.add("membership_lost", reason="the connection to the service broke; joining again")
-                self._closing.wait(AGAIN_SECONDS)  # it may break again and again
+                self._closing.wait(AGAIN_SECONDS)
             if died or self._line.wire.closed:
                 if not self._rejoin():
                     return
                 poll = self._watched()
             self._put_in()
             with self._lock:
+                self._gone += self._replica.expired(time.monotonic())
                 gone, self._gone = self._gone, []
-                missing = self._line.missing and time.monotonic() > again_at
-                self._line.missing = self._line.missing and not missing
-            if missing:
-                counters.add("offered_again", reason="the service missed an offer")
-                self._on_rejoin()
-                pause = min(2 * pause, LONGEST_AGAIN) if self._line.missing else AGAIN_SECONDS
-                again_at = time.monotonic() + pause
             if gone:
                 self._on_gone(gone)
 
@@ -186,15 +225,18 @@ class Client:
         return poll
 
     def _put_in(self) -> None:
-        """Put what has come into the replica, and let others have their turn in between."""
+        """Put what has come into the replica, tell what is to be told, and let others have their turn in between."""
         end = time.monotonic() + WATCH_SECONDS
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < end and not self._closing.is_set():
             self._behind_since = now if self._behind_since is None else self._behind_since
             turn = min(max(TURN_SECONDS, TURN_SHARE * (now - self._behind_since)), LONGEST_TURN)
             with self._lock:
                 current, gone = self._line.drain(time.perf_counter() + turn)
                 self._gone += gone
-            if current:
+                if current and self._replica.space.collecting:
+                    self._replica.space.collect()
+                    current = False
+            if not self._on_more() and current:
                 self._behind_since = None
                 return
             time.sleep(NAP_SECONDS)
@@ -206,19 +248,14 @@ class Client:
             self._line.close()
         while not self._closing.is_set():
             try:
-                line = join_service(self._address, self._join, self._closing)
+                line = join_service(self._address, self._join, self._replica, self._snapshot, self._closing)
             except KVMarketError as error:
                 counters.add("rejoin_failed", reason=type(error).__name__)
                 self._closing.wait(0.5)
                 continue
             with self._lock:
-                line.muted = True
-                old, self._line = self._line.replica.space, line
-                self._gone += [pool for pool in old.pools if pool not in line.replica.space.pools]
-            self._on_rejoin()
+                if line.service != self._line.service:
+                    self._replica.rejoin(time.monotonic())
+                self._line = line
             return True
         return False
-
-
-def _nothing(*_: object) -> None:
-    """In place of the callbacks of a client that is closed."""

@@ -1,4 +1,4 @@
-"""One connection to a service, from the joining on, and the replica that its stream keeps current."""
+"""One connection of an engine to a service, from the joining on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from kvmarket import counters
@@ -22,53 +23,44 @@ from kvmarket.errors import (
     VersionError,
 )
 from kvmarket.registry.address import Address
+from kvmarket.registry.channel import Heard
+from kvmarket.registry.feed import Feed
 from kvmarket.registry.launch import start_service
 from kvmarket.registry.messages import (
     PROTOCOL,
+    Again,
     Changes,
     Join,
     Joined,
     Refused,
-    Snapshot,
-    Sync,
     pack_message,
     unpack_reply,
 )
 from kvmarket.registry.replica import Replica
+from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.wire import Wire, dial
 from kvmarket.shared_file import Process
 
-WAITING_MESSAGES = 10_000  # of ours, for a service that does not keep up: all that a large cache offers again
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
 KNOCK_SECONDS = 0.02  # after which we try again to be let in
 JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
-JOIN_SECONDS = 0.01  # so long at a time a snapshot is put in
+REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told once more: doubled each time
 
 
 class Line:
-    """A connection of a member. `replica` goes on answering when the connection is lost. Not thread-safe."""
+    """A connection of a member: what it hears goes into `replica`, what it tells through `feed`. Not thread-safe."""
 
-    def __init__(self, wire: Wire, join: Join) -> None:
-        """Send `join`; the answer is not waited for."""
+    def __init__(self, wire: Wire, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts]) -> None:
+        """Send `join`; the answer is not waited for. `snapshot`: of what this engine has on offer."""
         self.wire = wire  # readable when something has come, closed when the service has died or will not have us
-        self.replica = Replica(join.block_size, [record.pool for record in join.pools])
+        self.feed = Feed(wire, snapshot)
         self.pidfd = -1  # readable when the service has died
-        self.muted = False  # sends nothing: all that stands is about to be offered again
-        self.missing = False  # whether the service has missed something that we said
-        self._sync_due = False  # a snapshot is wanted, and the service did not take the request yet
+        self.service: Process | None = None
+        self._replica = replica
+        self._heard = Heard(time.monotonic())
+        self._refused_at, self._pause = 0.0, REFUSED_SECONDS
         self.wire.send(pack_message(join))
-
-    def send(self, frame: bytes) -> bool:
-        """Send without waiting; False, and counted, if the service is away or does not keep up."""
-        if self.muted:
-            return False
-        if self.wire.send(frame):
-            return True
-        late = self.wire.blocked  # else it has died, and all is offered when we join again
-        counters.add("message_dropped", reason="the service does not keep up" if late else "the service is away")
-        self.missing = self.missing or late
-        return False
 
     def drain(self, end: float) -> tuple[bool, list[str]]:
         """Send what waits, and put what has come into the replica until ``perf_counter() >= end``.
@@ -76,39 +68,39 @@ class Line:
         Whether that was all of it, and the pools that have gone.
         """
         self.wire.flush()
-        if self._sync_due:
-            self._sync_due = not self.wire.send(pack_message(Sync()))
+        self.look_after(time.monotonic())
         gone: list[str] = []
         while True:
-            if self.replica.pending:
-                gone += self.replica.step()
+            if self._replica.pending:
+                gone += self._replica.step()
             elif not self._receive():
                 return True, gone
             if time.perf_counter() >= end:
                 return False, gone
 
-    def joined(self, closing: threading.Event, deadline: float) -> bool:
-        """Wait until the replica has all that the service knew when it let us in.
+    def look_after(self, now: float) -> None:
+        """Do what is due: ask for what was missed, tell the last number again, tell anew what was refused."""
+        if (again := self._heard.wanted(now)) is not None:
+            counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
+            self.wire.send(pack_message(again))
+        self.feed.mark(now)
+        if self._refused_at and now > self._refused_at:
+            self._refused_at = 0.0
+            counters.add("offered_again", reason="the service refused an offer that goes on from one it does not have")
+            self.feed.begin()
 
-        False when it does not answer in time, died, or `closing` is set. Raises what a refusal stands for.
-        """
+    def joined(self, closing: threading.Event) -> bool:
+        """Wait for the answer to our joining; False when there is none in time. Raises what a refusal stands for."""
         answer = self._answer()
-        if answer is None:
+        if answer is None or closing.is_set():
             return False
+        self.service = answer.service
         try:
             self.pidfd = _watch_process(answer.service)
         except RefusedError:
             if self._hung_up():  # it died meanwhile: there is nothing to watch
                 return False
             raise
-        poll = select.poll()
-        poll.register(self.wire, select.POLLIN)
-        poll.register(self.pidfd, select.POLLIN)
-        while not self.replica.whole:  # what comes meanwhile may never end
-            current, _ = self.drain(time.perf_counter() + JOIN_SECONDS)
-            ready = dict(poll.poll(100 if current and not self.replica.whole else 0))
-            if self.pidfd in ready or self.wire.closed or closing.is_set() or time.monotonic() > deadline:
-                return False
         return True
 
     def close(self) -> None:
@@ -135,7 +127,7 @@ class Line:
         return reply if isinstance(reply, Joined) else None
 
     def _receive(self) -> bool:
-        """Hand the replica one message, if one has come; whether one had."""
+        """Hand on one message, if one has come; whether one had."""
         try:
             frame = self.wire.receive()
             if frame is None:
@@ -144,16 +136,26 @@ class Line:
         except RegistryError as error:
             counters.add("message_refused", reason=type(error).__name__)
             return True
-        if isinstance(reply, Refused):
-            counters.add("refused_by_service", reason=reply.kind)
-            self.missing = self.missing or reply.kind == MissingBlockError.__name__
-        elif isinstance(reply, Changes | Snapshot) and not self.replica.receive(reply):
-            counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
-            self._sync_due = True
+        match reply:
+            case Changes():
+                if self._heard.accept(reply):
+                    self._replica.receive(reply)
+                elif self._heard.broken:
+                    self.look_after(time.monotonic())
+            case Again():
+                if self.feed.asked(reply):
+                    counters.add("offered_again", reason="the service missed something that this engine told")
+            case Refused():
+                counters.add("refused_by_service", reason=reply.kind)
+                if reply.kind == MissingBlockError.__name__ and not self._refused_at:
+                    self._refused_at = time.monotonic() + self._pause
+                    self._pause = min(2 * self._pause, LONGEST_REFUSED)
         return True
 
 
-def join_service(address: Address, join: Join, closing: threading.Event) -> Line:
+def join_service(
+    address: Address, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts], closing: threading.Event
+) -> Line:
     """Join on a fresh connection, starting the service where there is none.
 
     Raises AddressError when that does not work within `START_SECONDS`, and what a refusal stands for.
@@ -164,7 +166,7 @@ def join_service(address: Address, join: Join, closing: threading.Event) -> Line
             start_service(address)
             continue
         try:
-            wire = dial(address.socket, WAITING_MESSAGES)
+            wire = dial(address.socket)
         except OSError as error:
             if error.errno == errno.EPROTOTYPE:
                 raise VersionError(
@@ -175,9 +177,9 @@ def join_service(address: Address, join: Join, closing: threading.Event) -> Line
                 raise AddressError(f"the service at {address} cannot be reached: {error.strerror}") from error
             closing.wait(KNOCK_SECONDS)
             continue
-        line = Line(wire, join)
+        line = Line(wire, join, replica, snapshot)
         try:
-            if line.joined(closing, deadline):
+            if line.joined(closing):
                 return line
         except KVMarketError:
             line.close()

@@ -1,9 +1,13 @@
-"""What travels between engines and the service: typed, bounded, never unpickled.
+"""What travels between engines and the service: typed, bounded, checked, never unpickled.
 
-Each message is one frame: the protocol's name, then one of these structs in msgpack. An engine leaves by closing its
-connection. What engines send to change the market (`News`) goes on from the service to every engine of the space, in
-one numbered stream of `Changes`; whoever joins, or missed a number, is first sent all that stands as a `Snapshot`.
-Arrays travel as their bytes in native order.
+Each message is one frame: the protocol's name, a checksum of the rest, then one of these structs in msgpack; so a frame
+that is torn or joined with another one is refused. An engine leaves by closing its connection.
+
+What changes the market travels as numbered `Changes`, in both directions: from an engine to the service, and from there
+to every other engine of the space. Whoever misses a number knows that it has missed something, heeds no further change,
+and asks for a snapshot (`Again`). A snapshot begins with a message that says so, goes on in `Snapshot`, among them the
+changes that happen meanwhile, and closes with `SnapshotEnd`: what was not told since it began stands no longer. Arrays
+travel as their bytes in native order.
 """
 
 from __future__ import annotations
@@ -11,15 +15,17 @@ from __future__ import annotations
 from typing import Annotated, TypeVar
 
 import msgspec
+import xxhash
 
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.shared_file import Process
 
-PROTOCOL = b"kvmarket/7\n"  # what every message begins with
+PROTOCOL = b"kvmarket/8\n"  # what every message begins with
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
 MAX_CHANGES = 1 << 16
+SUM_BYTES = 8  # of the checksum behind the protocol's name
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 PoolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -54,7 +60,7 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
-    """The answer to `Join`: who the service is. A `Snapshot` follows, then the stream of changes."""
+    """The answer to `Join`: who the service is. A snapshot of the space follows; the engine sends one of its own."""
 
     service: Process
 
@@ -66,13 +72,21 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     reason: str
 
 
+class Before(msgspec.Struct, frozen=True, array_like=True):
+    """The block that an offer goes on from: it is on offer in `slot` of the same pool, at `epoch` and `generation`."""
+
+    slot: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SLOTS)]
+    epoch: Counter
+    generation: Counter
+
+
 class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
     """The message that offers: blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`.
 
-    At `epoch` and `generations`. `tokens` (int32) is the whole prefix up to the end of the last block; or, where the
-    block before the first one is on offer in slot `after` of the same pool (-1: it need not be), of these blocks only,
-    so that a conversation which grows is not told again and again. `slots` (int64), `generations` and `checksums`
-    (uint64; zero for none, or empty) have one element a block.
+    At `epoch` and `generations`. `tokens` (int32) is the whole prefix up to the end of the last block; or, where
+    `before` names the block before the first one, of these blocks only, so that a conversation which grows is not told
+    again and again. Whoever does not know exactly that block refuses the offer. `slots` (int64), `generations` and
+    `checksums` (uint64; zero for none, or empty) have one element a block.
     """
 
     pool: PoolId
@@ -83,7 +97,24 @@ class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
     epoch: Counter
     generations: Words
     checksums: Words = b""
-    after: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_SLOTS)] = -1
+    before: Before | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
+    """A part of a snapshot: runs of blocks with all their offers, each run after those above it.
+
+    `runs` (int64, four a run): which of the `tenants`; how many leading blocks it shares with the run before, which
+    has that many; how many blocks follow; how many offers. `tokens` (int32): those of all blocks that follow. `offers`
+    (int64, five an offer): which block of its run, which of the `pools`, slot, epoch, generation; of one block the
+    older ones first. `checksums` (uint64): one an offer, or empty.
+    """
+
+    tenants: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+    pools: Annotated[tuple[PoolId, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+    runs: Words
+    tokens: Tokens
+    offers: Annotated[bytes, msgspec.Meta(max_length=40 * MAX_TOKENS)]
+    checksums: Words = b""
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
@@ -124,28 +155,45 @@ class PoolGone(msgspec.Struct, frozen=True, tag="pool-gone"):
     pool: PoolId
 
 
-News = OfferBlocks | Retire | Promise | Settle  # of a pool, by its engine
-Change = News | PoolJoined | PoolGone
+class PoolTold(msgspec.Struct, frozen=True, tag="pool-told"):
+    """All that stands in a pool has been told since it joined: what was not told of it stands no longer."""
+
+    pool: PoolId
+
+
+class SnapshotEnd(msgspec.Struct, frozen=True, tag="snapshot-end"):
+    """The snapshot is complete, of the pools in `told`: what was not told of them since it began stands no longer.
+
+    Of another pool, which joined of late, `PoolTold` will say so. A pool that was not told of at all has gone.
+    """
+
+    told: Annotated[tuple[PoolId, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+
+
+News = OfferBlocks | Snapshot | Retire | Promise | Settle | SnapshotEnd  # of its own pools, by an engine
+Change = News | PoolJoined | PoolGone | PoolTold
 
 
 class Changes(msgspec.Struct, frozen=True, tag="changes"):
-    """What others have changed in a space since the message numbered one less; empty when it only tells the number."""
+    """What has changed since the message numbered one less; where it is `empty`, the number of the last one.
+
+    `snapshot`: a snapshot begins here, whatever was missed before.
+    """
 
     sequence: Counter
-    changes: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_CHANGES)]
+    changes: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_CHANGES)] = ()
+    snapshot: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether it tells a number alone: such a message has none of its own."""
+        return not (self.changes or self.snapshot)
 
 
-class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
-    """A part of all that stands in a space after the changes numbered `sequence`; `first` and `last` mark the ends."""
+class Again(msgspec.Struct, frozen=True, tag="again"):
+    """The sender missed something, and asks for a snapshot: none has begun up to number `seen`, the last it knows."""
 
-    sequence: Counter
-    first: bool
-    last: bool
-    changes: Annotated[tuple[Change, ...], msgspec.Meta(max_length=MAX_CHANGES)]
-
-
-class Sync(msgspec.Struct, frozen=True, tag="sync"):
-    """An engine missed a number, and asks for a snapshot."""
+    seen: Counter
 
 
 class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
@@ -170,8 +218,8 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     counters: dict[str, int]
 
 
-Request = Join | News | Sync | AskStatus
-Reply = Joined | Refused | Changes | Snapshot | Status
+Request = Join | Changes | Again | AskStatus
+Reply = Joined | Refused | Changes | Again | Status
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
@@ -180,7 +228,8 @@ _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 def pack_message(message: Request | Reply) -> bytes:
     """The frame of `message`."""
-    return PROTOCOL + _encoder.encode(message)
+    body = _encoder.encode(message)
+    return b"".join((PROTOCOL, xxhash.xxh3_64_digest(body), body))
 
 
 def unpack_request(frame: bytes) -> Request:
@@ -202,7 +251,10 @@ def _unpack(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
             f"{frame[:16].split()[0].decode(errors='replace')}; "
             "run one version of kvmarket on the node, or give each its own address"
         )
+    body = memoryview(frame)[len(PROTOCOL) + SUM_BYTES :]
+    if xxhash.xxh3_64_digest(body) != frame[len(PROTOCOL) : len(PROTOCOL) + SUM_BYTES]:
+        raise MessageError("a message that is not as it was sent: torn, or joined with another one")
     try:
-        return decoder.decode(memoryview(frame)[len(PROTOCOL) :])
+        return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"a message that does not decode: {error}") from error

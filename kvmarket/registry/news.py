@@ -1,23 +1,33 @@
-"""What an engine says of its pools, done to a space: by the service, and by every replica."""
+"""Changes of a market, done to a space: by the service, and by every replica."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import numpy as np
 
-from kvmarket.registry.messages import News, OfferBlocks, Promise, Retire, Settle
+from kvmarket.registry.branches import put_branches
+from kvmarket.registry.messages import News, OfferBlocks, Promise, Retire, Settle, Snapshot
 from kvmarket.registry.offering import array_of, offering_of
 from kvmarket.registry.space import Space
 from kvmarket.registry.tokens import Int64s
 
+SLICE_BLOCKS = 64  # of an offer, put up in one step: some 50 us
 
-def put_in(space: Space, news: News) -> None:
-    """Do to `space` what `news` says. Raises MessageError, and does nothing, where it cannot be.
 
-    Costs as the method of `Space` that does it.
+def put_in(space: Space, news: News, but: Collection[str] = ()) -> Iterator[bool]:
+    """Do to `space` what `news` says, in steps of some 0.2 ms; of `Snapshot` not what they say of the pools `but`.
+
+    Each step says whether it put up offers that did not stand already. Raises MessageError where something cannot be.
+    The end of a snapshot is the business of whoever keeps the space.
     """
     match news:
         case OfferBlocks():
-            space.offer(offering_of(news, space.block_size))
+            for piece in offering_of(news, space.block_size).pieces(SLICE_BLOCKS):
+                space.offer(piece)
+                yield True
+        case Snapshot():
+            yield from put_branches(space, news, but)
         case Retire():
             space.retire(news.pool, slots_of(news))
         case Promise():

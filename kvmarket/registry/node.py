@@ -16,20 +16,24 @@ _NOTHING = np.empty(0, np.int64)
 class Node:
     """One or more consecutive blocks below a parent.
 
-    head      tokens of the first block, as bytes: the key in the parent's `children`
+    head      tokens of the first block, as bytes
+    key       under which the parent holds it: `head`, or for a node below the root its tenant and `head`
     tail      tokens of the other blocks, as bytes
     offers    int64 (rows, blocks): row 0 the newest offer of each block, older ones below, NONE where there is none;
               no row but the first is empty
     holes     blocks without an offer
-    children  by the bytes of their first block; None if there is none (the root's is never None)
+    children  by their keys; None if there is none (the root's is never None)
     number    index in the trie's list of nodes; NONE once the node is gone, and `parent` then says what took its place
     stamps    int64 (blocks,): when each block was last matched; None where nothing is ever evicted
     """
 
-    __slots__ = ("children", "head", "holes", "number", "offers", "parent", "stamps", "tail")
+    __slots__ = ("children", "head", "holes", "key", "number", "offers", "parent", "stamps", "tail")
 
-    def __init__(self, parent: Node | None, head: bytes, tail: bytes, offers: Int64s, stamps: Int64s | None) -> None:
+    def __init__(
+        self, parent: Node | None, key: bytes, head: bytes, tail: bytes, offers: Int64s, stamps: Int64s | None
+    ) -> None:
         self.parent = parent
+        self.key = key
         self.head = head
         self.tail = tail
         self.offers = offers
@@ -66,6 +70,21 @@ class Node:
             parts.append(node.head + node.tail)
             node = node.parent
         return b"".join(reversed(parts))
+
+    def top(self) -> Node:
+        """Return the node below the root that this one hangs under, or is. Cost: O(nodes above)."""
+        node = self
+        while node.parent is not None and node.parent.parent is not None:
+            node = node.parent
+        return node
+
+    def start(self) -> int:
+        """Return how many blocks come before the first one of this node. Cost: O(nodes above)."""
+        blocks, node = 0, self.parent
+        while node is not None:
+            blocks += node.size
+            node = node.parent
+        return blocks
 
     def leading(self, blocks: int) -> int:
         """Return how many of the first `blocks` blocks come before a hole. Cost: O(1) where the node has no holes."""
@@ -131,13 +150,14 @@ class Node:
         width, at = len(self.head), (blocks - 1) * len(self.head)
         stamps = self.stamps
         upper = None if stamps is None else stamps[:blocks].copy()
-        above = Node(self.parent, self.head, self.tail[:at], _lean(self.offers[:, :blocks]).copy(), upper)
+        above = Node(self.parent, self.key, self.head, self.tail[:at], _lean(self.offers[:, :blocks]).copy(), upper)
         self.parent = above
         self.head, self.tail = self.tail[at : at + width], self.tail[at + width :]
+        self.key = self.head
         self._set(self.offers[:, blocks:], None if stamps is None else stamps[blocks:])
         above.children = {self.head: self}
         assert above.parent is not None and above.parent.children is not None
-        above.parent.children[above.head] = above
+        above.parent.children[above.key] = above
         return above
 
     def append(self, data: bytes, offers: Int64s, stamps: Int64s | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from kvmarket.errors import MessageError
 from kvmarket.flags import leading
-from kvmarket.registry.messages import OfferBlocks
+from kvmarket.registry.messages import Before, OfferBlocks
 from kvmarket.registry.tokens import Int32s, Int64s
 
 UInt64s: TypeAlias = NDArray[np.uint64]
@@ -20,8 +21,8 @@ class Offering(NamedTuple):
     """Blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
 
     `slots`, `generations` and `checksums` (None: they have none) have one element a block; `tokens` is the whole prefix
-    up to the end of the last block, or, where the block before is on offer in slot `after` (else -1), of these blocks
-    only. Do not write to the arrays.
+    up to the end of the last block, or, where `before` names the block before the first one, of these blocks only. Do
+    not write to the arrays.
     """
 
     pool: str
@@ -32,33 +33,47 @@ class Offering(NamedTuple):
     epoch: int
     generations: UInt64s
     checksums: UInt64s | None
-    after: int = -1
+    before: Before | None = None
 
     def part(self, start: int, end: int) -> Offering:
         """Blocks `start` .. `end` of these: views, no copies."""
         if start == 0 and end >= len(self.slots):
             return self
         checksums = None if self.checksums is None else self.checksums[start:end]
-        if self.after < 0:
+        before = self.before
+        if before is None:
             size = len(self.tokens) // (self.first + len(self.slots))
-            tokens, after = self.tokens[: (self.first + end) * size], -1
+            tokens = self.tokens[: (self.first + end) * size]
         else:
             size = len(self.tokens) // len(self.slots)
-            tokens, after = self.tokens[start * size : end * size], self.after
-            after = int(self.slots[start - 1]) if start else after
+            tokens = self.tokens[start * size : end * size]
+            before = self.at(start - 1) if start else before
         return self._replace(
             tokens=tokens,
-            after=after,
+            before=before,
             first=self.first + start,
             slots=self.slots[start:end],
             generations=self.generations[start:end],
             checksums=checksums,
         )
 
-    def going_on(self, after: int) -> Offering:
-        """The same, of a whole prefix, for who knows that the block before is on offer in slot `after`."""
+    def at(self, block: int) -> Before:
+        """Block number `block` of these, as what further offers go on from."""
+        return Before(int(self.slots[block]), self.epoch, int(self.generations[block]))
+
+    def going_on(self, before: Before) -> Offering:
+        """The same, of a whole prefix, for who knows that `before` is the block before the first one."""
         size = len(self.tokens) // (self.first + len(self.slots))
-        return self._replace(tokens=self.tokens[self.first * size :], after=after)
+        return self._replace(tokens=self.tokens[self.first * size :], before=before)
+
+    def pieces(self, blocks: int) -> Iterator[Offering]:
+        """These blocks in offerings of at most `blocks` each, in order: those behind the first go on from it."""
+        part = self.part(0, blocks)
+        yield part
+        if len(part.slots) < len(self.slots):
+            rest = self if self.before is not None else self.going_on(self.at(0))  # whose first block was told
+            for start in range(blocks, len(self.slots), blocks):
+                yield rest.part(start, start + blocks)
 
     def message(self) -> OfferBlocks:
         """The message that says so. Costs one copy of the bytes."""
@@ -72,7 +87,7 @@ class Offering(NamedTuple):
             self.epoch,
             self.generations.tobytes(),
             checksums,
-            self.after,
+            self.before,
         )
 
 
@@ -85,14 +100,16 @@ def offering_of(message: OfferBlocks, block_size: int) -> Offering:
     generations = array_of(message.generations, np.dtype(np.uint64))
     checksums = array_of(message.checksums, np.dtype(np.uint64)) if message.checksums else None
     tokens = array_of(message.tokens, np.dtype(np.int32))
-    blocks = len(slots) if message.after >= 0 else message.first + len(slots)
+    blocks = message.first + len(slots) if message.before is None else len(slots)
     if not len(slots) or len(slots) != len(generations) or len(tokens) != blocks * block_size:
         raise MessageError("an offer whose tokens, slots and generations do not fit each other")
     if checksums is not None and len(checksums) != len(slots):
         raise MessageError("an offer whose checksums do not fit its slots")
     if leading(generations != 0) < len(generations) or not message.epoch:
         raise MessageError("an offer at generation or epoch zero, which no slot ever has")
-    place = message.first, slots, message.epoch, generations, checksums, message.after
+    if message.before is not None and not message.first:
+        raise MessageError("an offer of the first block that goes on from another one")
+    place = message.first, slots, message.epoch, generations, checksums, message.before
     return Offering(message.pool, message.tenant, tokens, *place)
 
 

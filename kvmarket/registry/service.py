@@ -2,7 +2,7 @@
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
 moment it dies. A member that closes its connection has left. It answers no match: every engine does that itself, from
-its replica (see replica.py).
+its replica (see replica.py). Whatever takes long is done in small parts, and each connection has its turn in between.
 """
 
 from __future__ import annotations
@@ -14,46 +14,40 @@ import time
 import uuid
 from collections import Counter
 
+from kvmarket import counters
 from kvmarket.errors import (
     AddressError,
     LayoutError,
     MessageError,
     NamespaceError,
-    NotJoinedError,
     RefusedError,
     TokenError,
     VersionError,
 )
 from kvmarket.leftovers import sweep
 from kvmarket.registry.address import Address
-from kvmarket.registry.book import Book
+from kvmarket.registry.deaths import Deaths, open_pidfds
+from kvmarket.registry.exchange import Exchange
 from kvmarket.registry.messages import (
+    Again,
     AskStatus,
+    Changes,
     Join,
     Joined,
-    OfferBlocks,
-    PoolGone,
-    PoolJoined,
-    Promise,
     Refused,
     Reply,
     Request,
-    Retire,
-    Settle,
     Status,
-    Sync,
-    pack_message,
     unpack_request,
 )
-from kvmarket.registry.stream import Stream
-from kvmarket.registry.wire import Door, Wire
-from kvmarket.shared_file import Process, pid_namespace
+from kvmarket.registry.session import Session, Sessions
+from kvmarket.registry.wire import Door
+from kvmarket.shared_file import Process
 
 POLL_SECONDS = 0.2
+LOOK_SECONDS = 0.1  # between two looks at every connection
 SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # for what dead processes have left; after a connection has ended
-WAITING_MESSAGES = 1024  # to an engine that does not read, which then misses some
-TURN_MESSAGES = 64  # of one engine, before others have their turn
-REST_SECONDS = 0.2  # in which nobody is let in, where there are no descriptors left
+TURN_SECONDS = 0.002  # of one engine, before others have their turn; and of what is done when nobody waits
 MOST_LOGGED = 100  # refusals of one kind
 
 _log = logging.getLogger("kvmarket.service")
@@ -87,47 +81,41 @@ class Service:
             ) from error
         self._lock = lock
         self._stopped = False
-        self._book = Book()
-        self._wires: dict[int, Wire] = {}  # by descriptor
-        self._routes: dict[Wire, str] = {}  # connection -> member
-        self._streams: dict[str, Stream] = {}  # space -> what its members hear
-        self._watched: dict[int, str] = {}  # pidfd -> member
+        self._exchange = Exchange()
         self._counters: Counter[str] = Counter()
         self._sweep_at = 0.0
-        self._open_at = 0.0  # when the door is opened again; 0: it is open
         self._me = Process.current()
         self._poll = select.epoll()
-        self._poll.register(self._door, select.EPOLLIN)
+        self._deaths = Deaths(self._poll)
+        self._sessions = Sessions(self._poll, self._door)
 
     def run(self) -> None:
         """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
         empty_since = time.monotonic()
-        wait = POLL_SECONDS
+        wait, look_at = POLL_SECONDS, 0.0
         while not self._stopped:
-            ready = self._poll.poll(max(0.0, wait))
-            if self._open_at and time.monotonic() > self._open_at:
-                self._open_at = 0.0
-                self._poll.register(self._door, select.EPOLLIN)
-            wires = [(self._wires[fd], events) for fd, events in ready if fd in self._wires]
+            ready = self._poll.poll(wait)
+            sessions = [(self._sessions.get(fd), events) for fd, events in ready]
             for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
-                if fd in self._watched:
-                    self._remove(self._watched[fd])
+                if (member := self._deaths.of(fd)) is not None:
+                    self._remove(member)
                     sweep()
-            for wire, events in wires:
-                if wire.fileno() >= 0:  # not hung up meanwhile
-                    self._serve(wire, events)
+            for session, events in sessions:
+                if session is not None and session.wire.fileno() >= 0:  # not hung up meanwhile
+                    self._serve(session, events)
             if any(fd == self._door.fileno() for fd, _ in ready):
-                self._let_in()
-            wait = POLL_SECONDS
-            for stream in self._streams.values():
-                if (due := stream.due()) > 0:
-                    wait = min(wait, due)
-                else:
-                    stream.flush(self._send)
+                self._sessions.let_in()
+            more = self._exchange.tell(TURN_SECONDS)
+            more = self._exchange.collect(TURN_SECONDS) or more
+            self._sessions.expect()
+            wait = 0.0 if more else min(POLL_SECONDS, max(0.0, self._exchange.due()))
+            if (now := time.monotonic()) > look_at:
+                look_at = now + LOOK_SECONDS
+                self._sessions.look_after(now)
             if time.monotonic() > self._sweep_at:
                 self._sweep_at = time.monotonic() + SWEEP_SECONDS
                 sweep()
-            if self._book.members:
+            if self._exchange.book.members:
                 empty_since = time.monotonic()
             elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
                 return
@@ -138,11 +126,8 @@ class Service:
 
     def close(self) -> None:
         """Remove the socket and let go of the lock; leaves no file behind."""
-        for pidfd in self._watched:
-            os.close(pidfd)
-        for wire in self._wires.values():
-            wire.close()
-        self._door.close()
+        self._deaths.close()
+        self._sessions.close()
         self._poll.close()
         for path in (self.address.socket, self.address.lock):
             if not path.is_dir():
@@ -152,149 +137,78 @@ class Service:
         sweep()
         os.close(self._lock)
 
-    def _let_in(self) -> None:
-        """Whoever knocks."""
-        try:
-            while (wire := self._door.accept(WAITING_MESSAGES)) is not None:
-                self._wires[wire.fileno()] = wire
-                self._poll.register(wire, wire.events)
-        except OSError as error:
-            if not self._counters["not_let_in"]:
-                _log.warning("nobody can be let in (%s); raise the limit of open files", error.strerror)
-            self._counters["not_let_in"] += 1
-            self._poll.unregister(self._door)  # for a while: they go on knocking
-            self._open_at = time.monotonic() + REST_SECONDS
-
-    def _serve(self, wire: Wire, events: int) -> None:
-        """Send what waits for a connection, and do what it asks for.
+    def _serve(self, session: Session, events: int) -> None:
+        """Send what waits for a connection, and do what it asks for, for a while.
 
         Where the other end has closed it, whatever it said before counts no more.
         """
+        wire = session.wire
         if events & select.EPOLLHUP:
-            self._end(wire)
+            self._end(session)
             return
-        if events & select.EPOLLOUT and wire.flush():
-            self._poll.modify(wire, wire.events)
-        for _ in range(TURN_MESSAGES if events & select.EPOLLIN else 0):
+        if events & select.EPOLLOUT:
+            wire.flush()
+        end = time.monotonic() + TURN_SECONDS
+        while events & select.EPOLLIN and time.monotonic() < end:
             try:
                 frame = wire.receive()
                 if frame is None:
                     break
-                self._handle(wire, unpack_request(frame))
+                self._handle(session, unpack_request(frame))
             except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
-                kind = type(error).__name__
-                self._counters[kind] += 1
-                if self._send(wire, Refused(kind, str(error))) and self._counters[kind] <= MOST_LOGGED:
-                    _log.warning("%s: %s", kind, error)
+                self._refuse(session, error)
         if wire.closed:
-            self._end(wire)
+            self._end(session)
 
-    def _end(self, wire: Wire) -> None:
+    def _refuse(self, session: Session, error: Exception) -> None:
+        kind = type(error).__name__
+        self._counters[kind] += 1
+        if self._send(session, Refused(kind, str(error))) and self._counters[kind] <= MOST_LOGGED:
+            _log.warning("%s: %s", kind, error)
+
+    def _end(self, session: Session) -> None:
         """A connection has ended, and with it the membership of its engine."""
-        self._remove(self._routes.get(wire, ""))
-        self._hang_up(wire)  # it may be nobody's
+        self._remove(session.member)
+        self._sessions.hang_up(session)  # it may be nobody's
         self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # a dying process closes it first
 
-    def _hang_up(self, wire: Wire) -> None:
-        """Close a connection."""
-        if self._wires.pop(wire.fileno(), None) is not None:
-            self._poll.unregister(wire)
-            wire.close()
-
-    def _handle(self, route: Wire, request: Request) -> None:
-        member = self._routes.get(route, "")
-        self._counters[type(request).__name__] += 1
+    def _handle(self, session: Session, request: Request) -> None:
         match request:
             case Join():
-                self._join(route, request)
-            case OfferBlocks() | Retire() | Promise() | Settle():
-                self._streams[self._book.hear(member, request)].add(request, route)
-            case Sync() if not member:
-                raise NotJoinedError("a message of somebody who has not joined; join (again)")
-            case Sync():
-                self._sync(route, member)
+                self._join(session, request)
+            case Changes() | Again():
+                self._exchange.hear(session, request)
             case AskStatus():
-                self._send(route, Status(self._me, self._book.status(), self._book.blocks, dict(self._counters)))
+                book = self._exchange.book
+                counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
+                self._send(session, Status(self._me, book.status(), book.blocks, counted))
 
-    def _join(self, route: Wire, join: Join) -> None:
-        if route in self._routes:
+    def _join(self, session: Session, join: Join) -> None:
+        if session.member:
             raise RefusedError("this connection has joined already")
+        self._counters["Join"] += 1
         name = uuid.uuid4().hex
-        processes = {join.process, *(process for pool in join.pools for process in pool.processes)}
-        pidfds: list[int] = []
+        pidfds = open_pidfds({join.process, *(process for pool in join.pools for process in pool.processes)})
+        self._deaths.watch(name, pidfds)
         try:
-            for process in processes:
-                pidfds.append(_pidfd(process))
-            former = self._book.former(join)
-            if former is not None:
+            if (former := self._exchange.book.former(join)) is not None:
                 self._remove(former)
-            self._book.join(name, join)
-        except (RefusedError, LayoutError, NamespaceError):
-            for pidfd in pidfds:
-                os.close(pidfd)
+            self._exchange.join(session, name, join)
+        except (RefusedError, LayoutError):
+            self._deaths.forget(name)
             raise
-        self._routes[route] = name
-        for pidfd in pidfds:
-            self._watched[pidfd] = name
-            self._poll.register(pidfd, select.EPOLLIN)
-        stream = self._streams.setdefault(join.space, Stream())
-        for record in join.pools:
-            stream.add(PoolJoined(record))
-        self._send(route, Joined(self._me))
-        self._sync(route, name)
-
-    def _sync(self, route: Wire, member: str) -> None:
-        """Send all that stands in the space of `member`, which hears what changes from here on."""
-        joined = self._book.members[member]
-        self._streams[joined.join.space].welcome(route, joined.space.changes(), self._send)
+        self._send(session, Joined(self._me))
 
     def _remove(self, member: str) -> None:
-        join = self._book.leave(member)
-        if join is None:
-            return
-        for pidfd in [fd for fd, name in self._watched.items() if name == member]:
-            self._poll.unregister(pidfd)
-            os.close(pidfd)
-            del self._watched[pidfd]
-        stream = self._streams[join.space]
-        for route in [route for route, name in self._routes.items() if name == member]:
-            del self._routes[route]
-            stream.forget(route)
-            self._hang_up(route)  # one of its processes may live, and join again
-        for record in join.pools:
-            stream.add(PoolGone(record.pool))
-        if not stream.routes:
-            del self._streams[join.space]
+        """A member has left or died."""
+        self._deaths.forget(member)
+        session = self._exchange.leave(member)
+        if session is not None:
+            self._sessions.hang_up(session)  # one of its processes may live, and join again
 
-    def _send(self, route: Wire, reply: Reply) -> bool:
+    def _send(self, session: Session, reply: Reply) -> bool:
         """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
-        if not route.send(pack_message(reply)):
+        if not session.send(reply):
             self._counters["reply_dropped"] += 1
             return False
-        if route.blocked:
-            self._poll.modify(route, route.events)
         return True
-
-
-def _pidfd(process: Process) -> int:
-    """A descriptor that becomes readable when `process` dies.
-
-    Raises RefusedError if it has died, NamespaceError if it cannot be seen from here.
-    """
-    if process.namespace != pid_namespace():
-        raise NamespaceError(
-            f"process {process.pid} lives in another PID namespace than the service; run all engines of a market in "
-            "one namespace (containers: --pid=host --ipc=host), or give each its own address"
-        )
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except OSError as error:
-        raise RefusedError(f"process {process.pid} cannot be watched: {error.strerror}; is it still alive?") from error
-    try:
-        if process.alive():
-            return pidfd
-    except OSError as error:  # out of descriptors, say
-        os.close(pidfd)
-        raise RefusedError(f"process {process.pid} cannot be looked at: {error.strerror}; try again") from error
-    os.close(pidfd)
-    raise RefusedError(f"process {process.pid} is not the one that asked; it has died")

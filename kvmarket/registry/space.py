@@ -1,19 +1,19 @@
-"""A space: all offers that one fingerprint's engines may exchange, in one trie per tenant. Pure data.
+"""A space: all offers that one fingerprint's engines may exchange, in one trie for all tenants. Pure data.
 
 The service keeps one per fingerprint, every engine a replica of its own, and a ledger of what it offers itself.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator
 from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 
 from kvmarket.errors import MessageError, MissingBlockError
 from kvmarket.flags import Flags, leading
-from kvmarket.registry.messages import Change, PoolJoined, PoolRecord, Promise
+from kvmarket.registry.messages import Before, PoolRecord, Promise
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.offering import Offering, array_of
 from kvmarket.registry.promises import Promises
@@ -23,57 +23,57 @@ from kvmarket.registry.tree import Place
 from kvmarket.registry.trie import PrefixTrie
 
 SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
+SLOT_MASK = (1 << SLOT_BITS) - 1
 _SLOTS = np.uint64(1 << SLOT_BITS)
-MAX_BLOCKS = 1 << 22  # in one tenant's trie; beyond it the block matched longest ago goes
-
-
-class _Tenancy(NamedTuple):
-    number: int
-    tenant: str
-    trie: PrefixTrie
+MAX_BLOCKS = 1 << 24  # in one space; beyond it the block matched longest ago goes
+FEW = 16  # offers that are taken out of the trie at a time: some 0.2 ms where each has a node of its own
 
 
 class Space:
     """Pools and the offers of their slots. Every method either does all it says or raises and does nothing.
 
+    What is taken down does not count from then on; where it is much, it leaves the trie little by little, by `collect`.
     Not thread-safe.
     """
 
     def __init__(self, block_size: int, max_blocks: int | None = MAX_BLOCKS) -> None:
-        """An empty space of blocks of `block_size` tokens, at most `max_blocks` of one tenant (see PrefixTrie)."""
-        self.block_size, self._max_blocks = block_size, max_blocks
+        """An empty space of blocks of `block_size` tokens, at most `max_blocks` of them (see PrefixTrie)."""
+        self.block_size = block_size
+        self.trie = PrefixTrie(block_size, max_blocks=max_blocks)
         self.pools: dict[str, Pool] = {}
-        self._by_number: dict[int, Pool] = {}
-        self._tenants: dict[str, _Tenancy] = {}
-        self._tenancies: dict[int, _Tenancy] = {}
-        self._numbers = count(1)
+        self.by_number: dict[int, Pool] = {}
         self.promises = Promises(block_size)
+        self._numbers = count(1)
+        self._free: list[int] = []  # numbers that may be used again
+        self._leaving: set[int] = set()  # numbers of which the trie still has offers that stand no longer
+        self._garbage: deque[Iterator[None]] = deque()
 
     @property
     def blocks(self) -> int:
-        """How many blocks are on offer, over all tenants."""
-        return sum(len(each.trie) for each in self._tenants.values())
+        """How many blocks are on offer, over all tenants; those that are still to be collected among them."""
+        return len(self.trie)
 
-    def add_pool(self, record: PoolRecord) -> None:
+    def add_pool(self, record: PoolRecord) -> Pool:
         """A pool whose slots may be offered; nothing happens where it is known. Costs nothing until they are."""
-        if record.pool not in self.pools:
-            pool = Pool(next(self._numbers), record)
-            self.pools[record.pool] = self._by_number[pool.number] = pool
+        pool = self.pools.get(record.pool)
+        if pool is None:
+            pool = self.pools[record.pool] = Pool(self._number(), record)
+            self.by_number[pool.number] = pool
+        return pool
 
     def drop_pool(self, name: str) -> None:
-        """Forget a pool and its offers; nothing happens where it is not known. Costs O(slots)."""
-        pool = self.pools.get(name)
+        """Forget a pool and its offers; nothing happens where it is not known. Costs some us, and `collect`."""
+        pool = self.pools.pop(name, None)
         if pool is not None:
-            self._take_down(pool, pool.standing())
+            self._leave(pool)
             self.promises.drop(name)
-            del self.pools[name], self._by_number[pool.number]
 
     def offer(self, offering: Offering) -> None:
         """Put offers up; an older offer of the same slot goes. Raises MessageError.
 
         For a pool that is not known, slots that it does not have or that come twice, and offers older than what stands;
-        MissingBlockError where the block that they go on from is not on offer. Costs one insertion of the prefix,
-        O(its tokens) by memcmp, and O(the blocks offered).
+        MissingBlockError where not exactly the block that they go on from is on offer. Costs one insertion of the
+        prefix, O(its tokens) by memcmp, and O(the blocks offered); next to nothing where all of them stand already.
         """
         pool = self._pool(offering.pool)
         slots, generations, epoch = offering.slots, offering.generations, offering.epoch
@@ -81,34 +81,57 @@ class Space:
         if len(distinct(slots)) < len(slots):
             raise MessageError("an offer that names a slot twice")
         if len(old):
-            epochs = pool.epochs[slots]
-            newer = (epochs > epoch) | ((epochs == epoch) & (pool.generations[slots] > generations))
-            if (newer & (pool.generations[slots] != 0)).any():
+            same = pool.same(slots, epoch, generations)
+            if leading(same) == len(same):
+                pool.see(slots)
+                return
+            if pool.newer(slots, epoch, generations).any():
                 raise MessageError("an offer older than the one that stands")
-        place = self._before(pool, offering) if offering.after >= 0 else None
+            old = slots[~same & (pool.generations[slots] != 0)]
+        place = self._place(pool, offering, offering.before) if offering.before is not None else None
+        if pool.lates:
+            old = np.concatenate((old, slots[pool.late[slots]]))
         if len(old):
-            self._take_down(pool, old)
+            self._take_out(pool, old)
             place = None  # it may have moved
-        tenancy = self._tenancy(offering.tenant)
-        names, before = slots | (pool.number << SLOT_BITS), offering.after | (pool.number << SLOT_BITS)
-        if offering.after < 0:
-            tenancy.trie.insert(offering.tokens, names, first=offering.first)
+        names = slots | (pool.number << SLOT_BITS)
+        if offering.before is None:
+            self.trie.insert(offering.tokens, names, first=offering.first, tenant=offering.tenant.encode())
         else:
-            tenancy.trie.extend(before, offering.tokens, names, place)
-        pool.note(slots, epoch, generations, offering.checksums, tenancy.number)
+            self.trie.extend(offering.before.slot | (pool.number << SLOT_BITS), offering.tokens, names, place)
+        pool.note(slots, epoch, generations, offering.checksums)
 
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
         """Take down the offers of `slots`, of all when None; those that had one. Raises MessageError.
 
-        For a pool that is not known or has no such slots. Costs the removal of those, and some us.
+        For a pool that is not known or has no such slots. Costs some us, and the removal of few offers; many are left
+        to `collect`.
         """
         pool = self._pool(name)
         gone = pool.standing() if slots is None else distinct(pool.known(slots))
-        self._take_down(pool, gone)
         if slots is None:
             self.promises.drop(name)
-            pool.mixed = False
+            self._leave(pool)
+            pool.anew(self._number())
+            self.by_number[pool.number] = pool
+        elif len(gone) <= FEW:
+            self._take_out(pool, gone)
+        else:
+            pool.generations[gone] = 0
+            pool.late[gone] = True
+            pool.lates += len(gone)
+            self._garbage.append(self._take_out_late(pool, pool.number, gone))
         return gone
+
+    @property
+    def collecting(self) -> bool:
+        """Whether offers that stand no longer are still in the trie."""
+        return bool(self._garbage)
+
+    def collect(self) -> None:
+        """Take some offers that stand no longer out of the trie. Costs up to some 0.3 ms."""
+        if self._garbage and next(self._garbage[0], self) is self:
+            self._garbage.popleft()
 
     def promise(self, promise: Promise) -> None:
         """Note that somebody is computing a prefix.
@@ -125,13 +148,12 @@ class Space:
         Offers of the pools `without` do not count. Where several pools offer a block, the one that gave the block
         before is preferred, then the newest offer. Costs one match of the trie and some 10 us a run.
         """
-        tenancy = self._tenants.get(tenant)
-        if tenancy is None:
-            return []
-        unwanted = {self.pools[pool].number for pool in without if pool in self.pools} if without else ()
+        unwanted = self._leaving
+        if without:
+            unwanted = unwanted | {self.pools[pool].number for pool in without if pool in self.pools}
         chosen: list[tuple[int, list[Int64s]]] = []  # the number of a pool, and slots of it
         number = 0
-        for offers in tenancy.trie.match_arrays(tokens, first):
+        for offers in self.trie.match_arrays(tokens, first, tenant=tenant.encode()):
             while offers.shape[1]:
                 single = len(offers) == 1  # mostly so
                 there = (int(offers[0, 0]) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
@@ -151,27 +173,29 @@ class Space:
                 offers = offers[:, blocks:]
         return self._runs(chosen)
 
-    def before(self, offering: Offering) -> int:
-        """A slot of the offering's pool that has the block before its first one on offer; -1 if none has."""
-        tenancy = self._tenants.get(offering.tenant)
-        if tenancy is None or not offering.first:
-            return -1
-        prefix = offering.tokens[: offering.first * self.block_size]
-        number = self._pool(offering.pool).number
-        for offers in tenancy.trie.match_arrays(prefix, offering.first - 1, holes=True):
-            mine = offers[:, 0][offers[:, 0] >> SLOT_BITS == number]
-            return int(mine[0]) & ((1 << SLOT_BITS) - 1) if len(mine) else -1
-        return -1
+    def before(self, offering: Offering) -> Before | None:
+        """The block before the first one of an offering of a whole prefix, as its pool offers it; None if it does not.
+
+        Costs one match of the prefix.
+        """
+        pool, prefix = self._pool(offering.pool), offering.tokens[: offering.first * self.block_size]
+        arrays = self.trie.match_arrays(prefix, offering.first - 1, holes=True, tenant=offering.tenant.encode())
+        for offers in arrays if offering.first else ():
+            for slot in (offers[:, 0][offers[:, 0] >> SLOT_BITS == pool.number] & SLOT_MASK).tolist():
+                if pool.generations[slot]:
+                    return Before(slot, int(pool.epochs[slot]), int(pool.generations[slot]))
+            return None
+        return None
 
     def holds(self, offering: Offering) -> Flags:
         """For each block of `offering`, whether its very slot is on offer in that place of the trie.
 
         Or may have been: a block has room for so many offers only.
         """
-        found = np.zeros(len(offering.slots), np.bool_)
-        tenancy, at = self._tenants.get(offering.tenant), 0
+        found, at = np.zeros(len(offering.slots), np.bool_), 0
         wanted = offering.slots | (self._pool(offering.pool).number << SLOT_BITS)
-        for offers in tenancy.trie.match_arrays(offering.tokens, offering.first, holes=True) if tenancy else ():
+        tenant = offering.tenant.encode()
+        for offers in self.trie.match_arrays(offering.tokens, offering.first, holes=True, tenant=tenant):
             end = at + offers.shape[1]
             found[at:end] = (offers == wanted[at:end]).any(axis=0)
             if len(offers) == OFFERS_PER_BLOCK:
@@ -179,61 +203,33 @@ class Space:
             at = end
         return found
 
-    def changes(self) -> Iterator[Change]:
-        """All that stands, as the changes that make it from nothing; do not change the space meanwhile."""
-        for pool in self.pools.values():
-            yield PoolJoined(pool.record)
-        for offering in self.offerings():
-            yield offering.message()
-        yield from self.promises
-
-    def offerings(self, pools: Collection[str] | None = None) -> Iterator[Offering]:
-        """All offers that stand (of these pools), older ones of a block before newer ones, prefixes before the rest.
-
-        Do not change the space meanwhile.
-        """
-        for tenancy in self._tenants.values():
-            for tokens, offers in tenancy.trie.items():
-                start = len(tokens) // self.block_size - len(offers)
-                for depth in reversed(range(max(map(len, offers)))):
-                    level = np.array([each[depth] if depth < len(each) else -1 for each in offers], np.int64)
-                    for offering in self._offered(tenancy.tenant, tokens, start, level):
-                        if pools is None or offering.pool in pools:
-                            yield offering
-
-    def _offered(self, tenant: str, tokens: Int32s, first: int, level: Int64s) -> Iterator[Offering]:
-        """The offers of consecutive blocks, one a block (-1: none), cut where the pool or the epoch changes."""
-        numbers, slots = level >> SLOT_BITS, level & ((1 << SLOT_BITS) - 1)
-        edges = np.flatnonzero(np.diff(numbers, prepend=-2)).tolist()
-        for start, end in zip(edges, [*edges[1:], len(level)], strict=True):
-            if numbers[start] < 0:
-                continue
-            pool, at = self._by_number[int(numbers[start])], start
-            for run in pool.runs(slots[start:end]):
-                prefix = tokens[: (first + at + len(run.slots)) * self.block_size]
-                place = first + at
-                yield Offering(run.pool, tenant, prefix, place, run.slots, run.epoch, run.generations, run.checksums)
-                at += len(run.slots)
-
     def _runs(self, chosen: list[tuple[int, list[Int64s]]]) -> list[Run]:
-        """The runs of consecutive offers, pieces of the same pool in one."""
+        """The runs of consecutive offers, pieces of the same pool in one, up to one that stands no longer."""
         runs: list[Run] = []
         for number, parts in chosen:
-            runs += self._by_number[number].runs(parts[0] if len(parts) == 1 else np.concatenate(parts))
+            pool = self.by_number[number]
+            slots = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            stands = leading(pool.generations[slots] != 0) if pool.lates else len(slots)
+            if stands:
+                runs += pool.runs(slots[:stands])
+            if stands < len(slots):
+                break
         return runs
 
-    def _before(self, pool: Pool, offering: Offering) -> Place:
+    def _place(self, pool: Pool, offering: Offering, before: Before) -> Place:
         """Where the block is that the offers go on from.
 
-        Raises MissingBlockError unless it is on offer, and will be.
+        Raises MissingBlockError unless exactly that block is on offer, and will be.
         """
-        tenancy = self._tenants.get(offering.tenant)
-        if tenancy is not None and len(pool.known(np.array([offering.after], np.int64))):
-            place = tenancy.trie.place(offering.after | (pool.number << SLOT_BITS))
-            stays = not (offering.slots == offering.after).any()
-            if place is not None and stays and tenancy.trie.depth(place) == offering.first:
+        goes_on = pool.has(before) and not (offering.slots == before.slot).any()
+        place = self.trie.place(before.slot | (pool.number << SLOT_BITS)) if goes_on else None
+        if place is not None:
+            at, tenant = self.trie.depth(place), self.trie.tenant(place)
+            if (at, tenant) == (offering.first, offering.tenant.encode()):
                 return place
-        raise MissingBlockError(f"offers that go on from slot {offering.after}, which is not on offer there")
+        raise MissingBlockError(
+            f"offers that go on from slot {before.slot} at generation {before.generation}, which is not on offer there"
+        )
 
     def _pool(self, name: str) -> Pool:
         pool = self.pools.get(name)
@@ -241,28 +237,40 @@ class Space:
             raise MessageError(f"pool {name} is not known here")
         return pool
 
-    def _tenancy(self, tenant: str) -> _Tenancy:
-        found = self._tenants.get(tenant)
-        if found is None:
-            found = _Tenancy(next(self._numbers), tenant, PrefixTrie(self.block_size, max_blocks=self._max_blocks))
-            self._tenants[tenant] = self._tenancies[found.number] = found
-        return found
+    def _number(self) -> int:
+        return self._free.pop() if self._free else next(self._numbers)
 
-    def _take_down(self, pool: Pool, slots: Int64s) -> None:
-        """Take down the offers of these slots, each of which has one."""
-        if not len(slots):
-            return
-        offers = slots | (pool.number << SLOT_BITS)
-        if len(self._tenancies) == 1:  # mostly so; what is on offer no more, it does not have either
-            parts = [(number, offers) for number in self._tenancies]
-        else:
-            numbers = pool.tenancies[slots]
-            parts = [(number, offers[numbers == number]) for number in set(numbers.tolist())]
-        for number, part in parts:
-            tenancy = self._tenancies.get(number)
-            if tenancy is None:  # all of it was evicted
-                continue
-            tenancy.trie.remove(part, single=True)
-            if not tenancy.trie:
-                del self._tenants[tenancy.tenant], self._tenancies[number]
-        pool.generations[slots] = 0
+    def _leave(self, pool: Pool) -> None:
+        """All offers under the pool's number stand no longer; the number is free when the trie has none of them."""
+        del self.by_number[pool.number]
+        self._leaving.add(pool.number)
+        self._garbage.append(self._take_out_all(pool.number, pool.generations, pool.late))
+
+    def _take_out(self, pool: Pool, slots: Int64s) -> None:
+        """Take the offers of these slots out of the trie; nothing stands for them any more."""
+        if len(slots):
+            self.trie.remove(slots | (pool.number << SLOT_BITS), single=True)
+            pool.generations[slots] = 0
+            if pool.lates:
+                pool.lates -= int(np.count_nonzero(pool.late[slots]))
+                pool.late[slots] = False
+
+    def _take_out_late(self, pool: Pool, number: int, slots: Int64s) -> Iterator[None]:
+        """Take out what is still late of these slots, a few at a time; the rest was offered again meanwhile."""
+        for start in range(0, len(slots), FEW):
+            if pool.number != number:  # all of it has left
+                return
+            few = slots[start : start + FEW]
+            self._take_out(pool, few[pool.late[few]])
+            yield
+
+    def _take_out_all(self, number: int, generations: np.ndarray, late: Flags) -> Iterator[None]:
+        """Take out all offers under a number, a few at a time, then free it."""
+        for begin in range(0, len(generations), 1 << 16):
+            part = slice(begin, begin + (1 << 16))
+            slots = np.flatnonzero((generations[part] != 0) | late[part]) + begin
+            for start in range(0, len(slots), FEW):
+                self.trie.remove(slots[start : start + FEW] | (number << SLOT_BITS), single=True)
+                yield
+        self._leaving.discard(number)
+        self._free.append(number)

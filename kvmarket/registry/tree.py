@@ -19,6 +19,9 @@ _PART = 1 << 14  # offers that are put into the index at a time
 class Tree:
     """Nodes below a root, each under the bytes of its first block, with everything that must change together with them.
 
+    All tenants share it: a node below the root stands under its tenant and its first block, so a tenant costs nothing
+    but its blocks.
+
     width     bytes of a block of tokens
     nodes     by number; None where a number is free, the root at 0
     index     from offers to node numbers
@@ -35,7 +38,7 @@ class Tree:
     def __init__(self, width: int, node_blocks: int, *, evicts: bool) -> None:
         self.width = width
         self.node_blocks = node_blocks
-        self.root = Node(None, b"", b"", np.empty((1, 0), np.int64), None)
+        self.root = Node(None, b"", b"", b"", np.empty((1, 0), np.int64), None)
         self.root.number, self.root.children = 0, {}
         self.nodes: list[Node | None] = [self.root]
         self.index = OfferIndex()
@@ -73,17 +76,18 @@ class Tree:
                 node.stamps[:] = self.clock
             node = node.parent
 
-    def grow(self, node: Node, data: bytes, row: Int64s) -> None:
-        """Hang all blocks of `data` below a node that has no child that begins so."""
+    def grow(self, node: Node, data: bytes, row: Int64s, tenant: bytes = b"") -> None:
+        """Hang all blocks of `data` below a node that has no child that begins so; below the root, for `tenant`."""
         for at in range(0, row.size, self.node_blocks):
             part = row[at : at + self.node_blocks]
             start, end = at * self.width, (at + part.size) * self.width
             head, tail = data[start : start + self.width], data[start + self.width : end]
             stamps = None if self.cold is None else np.full(part.size, self.clock, np.int64)
-            child = Node(node, head, tail, part[np.newaxis].copy(), stamps)
+            key = tenant + head if tenant and not at else head
+            child = Node(node, key, head, tail, part[np.newaxis].copy(), stamps)
             if node.children is None:
                 node.children = {}
-            node.children[head] = child
+            node.children[key] = child
             self._enter(child)
             self.stored += child.size
             self.held += child.size - child.holes
@@ -216,7 +220,7 @@ class Tree:
                 break
             above = node.parent
             assert above.children is not None
-            del above.children[node.head]
+            del above.children[node.key]
             if not above.children and above.number > 0:
                 above.children = None
             self._leave(node.number)

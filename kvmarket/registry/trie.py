@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from kvmarket.errors import MisuseError
+from kvmarket.registry.cursor import Cursor
 from kvmarket.registry.node import NONE, Node
 from kvmarket.registry.tokens import Int32s, Int64s, Integers, as_offers, as_tokens
 from kvmarket.registry.tree import Place, Tree
@@ -52,12 +53,13 @@ class PrefixTrie:
         """Return how many blocks have at least one offer. Cost: O(1)."""
         return self._tree.held
 
-    def insert(self, tokens: Integers, offers: Integers, first: int = 0) -> None:
+    def insert(self, tokens: Integers, offers: Integers, first: int = 0, *, tenant: bytes = b"") -> None:
         """Put one offer on each whole block of `tokens` from block `first` on; each becomes the newest of its block.
 
         tokens: the whole prefix, a list of ints or an int32 array; a last part of less than a block is ignored. offers:
         one for each of those blocks. Blocks before `first` that are not there become holes. Beyond OFFERS_PER_BLOCK the
-        oldest offer of a block is dropped; an offer that is there already only becomes the newest.
+        oldest offer of a block is dropped; an offer that is there already only becomes the newest. tenant: prefixes of
+        two tenants have nothing in common, whatever their tokens are.
 
         Raises TokenError, and MisuseError for offers that are too few, too many or out of range; nothing changed then.
         Cost: O(tokens), by memcmp and memcpy, and O(offers); every so often (amortized O(1) an offer) the index is
@@ -74,7 +76,7 @@ class PrefixTrie:
             return
         row = fresh if not first else np.concatenate((np.full(first, NONE, np.int64), fresh))
         self._tree.clock += 1
-        self._put(self._tree.root, array, row, first)
+        self._put(self._tree.root, array, row, first, tenant)
 
     def place(self, offer: int) -> Place | None:
         """Return where the block that has `offer` is, None if none has; good until the trie changes. Cost: some us."""
@@ -101,7 +103,8 @@ class PrefixTrie:
             before = node.path(position + 1)
             blocks = len(before) // tree.width
             row = np.concatenate((np.full(blocks, NONE, np.int64), fresh))
-            self._put(tree.root, np.concatenate((np.frombuffer(before, np.int32), array)), row, blocks)
+            whole = np.concatenate((np.frombuffer(before, np.int32), array))
+            self._put(tree.root, whole, row, blocks, self.tenant(place))
         else:
             tree.touch(node)
             self._put(node, array, fresh, 0)
@@ -109,23 +112,31 @@ class PrefixTrie:
 
     def depth(self, place: Place) -> int:
         """Return how many blocks the prefix has that ends at this place. Cost: O(nodes above)."""
-        node, blocks = place[0], place[1] + 1
-        while node.parent is not None:
-            node = node.parent
-            blocks += node.size
-        return blocks
+        return place[0].start() + place[1] + 1
 
-    def _put(self, node: Node, tokens: Int32s, row: Int64s, first: int) -> None:
-        """Put `row` on the blocks of `tokens` below a node, from block `first` on; those before become holes if new."""
+    def tenant(self, place: Place) -> bytes:
+        """Return whose prefix it is that ends at this place. Cost: O(nodes above)."""
+        return place[0].top().key[: -self._tree.width]
+
+    def cursor(self) -> Cursor:
+        """Return a cursor at the beginning of the trie, which may change while the cursor moves on."""
+        return Cursor(self._tree)
+
+    def _put(self, node: Node, tokens: Int32s, row: Int64s, first: int, tenant: bytes = b"") -> None:
+        """Put `row` on the blocks of `tokens` below a node, from block `first` on; those before become holes if new.
+
+        `tenant`: where the node is the root.
+        """
         tree, size = self._tree, self.block_size
         at, count, rest = 0, row.size, None
         tokens = tokens[: count * size]
         while at < count:
-            below = node.children and node.children.get(tokens[at * size : (at + 1) * size].tobytes())
+            key = tokens[at * size : (at + 1) * size].tobytes()
+            below = node.children and node.children.get(key if at else tenant + key)
             if not below:
                 fresh, last = tokens[at * size :].tobytes(), row[at:]
                 if not tree.lengthen(node, fresh, last):
-                    tree.grow(node, fresh, last)
+                    tree.grow(node, fresh, last, b"" if at else tenant)
                 break
             blocks = below.reach(tokens, at * size)
             if blocks < below.size and at + blocks < count:
@@ -163,14 +174,16 @@ class PrefixTrie:
             found += _columns(node.offers[:, :blocks])
         return found
 
-    def match_arrays(self, tokens: Integers, first: int = 0, *, holes: bool = False) -> Iterator[Int64s]:
+    def match_arrays(
+        self, tokens: Integers, first: int = 0, *, holes: bool = False, tenant: bytes = b""
+    ) -> Iterator[Int64s]:
         """Yield the offers of the leading blocks from block `first` on, up to the first block without one.
 
         With `holes`, on to the last block that is stored. In block order, as int64 arrays (rows, blocks): row 0 the
         newest offer of each block, -1 where there are no more. Views of the trie: do not write to them, nor change the
         trie meanwhile. Raises TokenError. Cost: O(tokens matched) by memcmp, and some 2 us for each array.
         """
-        for node, blocks in self._walk(as_tokens(tokens), holes):
+        for node, blocks in self._walk(as_tokens(tokens), holes, tenant):
             if first < blocks:
                 yield node.offers[:, first:blocks]
             first = max(0, first - blocks)
@@ -187,28 +200,26 @@ class PrefixTrie:
         return self._tree.remove(as_offers(offers), single=single)
 
     def items(self) -> Iterator[tuple[Int32s, list[tuple[int, ...]]]]:
-        """Yield (tokens, offers) for runs of blocks without holes, each block once: what to insert again elsewhere.
+        """Yield (tokens, offers) for runs of blocks without holes, each block once, of all tenants.
 
         tokens: the whole prefix up to the run's end, int32, read-only. offers: all offers, newest first, of each of the
-        last `len(offers)` blocks of it. A run comes after those above it. Do not change the trie meanwhile. Cost:
-        O(nodes + blocks) and O(tokens of the prefix) for each run.
+        last `len(offers)` blocks of it. A run comes after those above it. Cost: O(nodes + blocks) and O(tokens of the
+        prefix) for each run: for checks, and for tries that are small; see `cursor`.
 
         >>> trie = PrefixTrie(block_size=2)
         >>> trie.insert([1, 2, 3, 4], offers=[10, 11])
         >>> [(tokens.tolist(), offers) for tokens, offers in trie.items()]
         [([1, 2, 3, 4], [(10,), (11,)])]
         """
-        waiting = [(node, b"") for node in (self._tree.root.children or {}).values()]
-        while waiting:
-            node, before = waiting.pop()
-            data = before + node.head + node.tail
-            edges = np.flatnonzero(np.diff(node.offers[0] >= 0, prepend=False, append=False)).tolist()
+        cursor = self.cursor()
+        while (visit := cursor.next()) is not None:
+            data = visit.path() + visit.tokens
+            edges = np.flatnonzero(np.diff(visit.offers[0] >= 0, prepend=False, append=False)).tolist()
             for start, end in zip(edges[::2], edges[1::2], strict=True):
-                tokens = np.frombuffer(data, np.int32, len(before) // 4 + end * self.block_size)
-                yield tokens, _columns(node.offers[:, start:end])
-            waiting += [(child, data) for child in (node.children or {}).values()]
+                tokens = np.frombuffer(data, np.int32, (visit.depth + end) * self.block_size)
+                yield tokens, _columns(visit.offers[:, start:end])
 
-    def _walk(self, tokens: Int32s, holes: bool = False) -> Iterator[tuple[Node, int]]:
+    def _walk(self, tokens: Int32s, holes: bool = False, tenant: bytes = b"") -> Iterator[tuple[Node, int]]:
         """Yield each node on the way of `tokens` and how many of its blocks match and have offers; stamp them.
 
         With `holes` those without offers count too.
@@ -216,8 +227,9 @@ class PrefixTrie:
         tree, size = self._tree, self.block_size
         tree.clock += 1
         children, at = tree.root.children, 0
-        while children:
-            node = children.get(tokens[at : at + size].tobytes())
+        while children and at + size <= tokens.size:
+            key = tokens[at : at + size].tobytes()
+            node = children.get(key if at else tenant + key)
             if node is None:
                 return
             blocks = node.reach(tokens, at)

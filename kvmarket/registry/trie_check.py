@@ -57,7 +57,9 @@ def _check_tree(tree: Tree) -> None:
     for node in nodes:
         offers = node.offers
         assert node.parent is not None and node.parent.children is not None, "a node has a parent"
-        assert node.parent.children.get(node.head) is node, "a node is its parent's child, under its first block"
+        assert node.parent.children.get(node.key) is node, "a node is its parent's child, under its key"
+        below_root = node.parent is tree.root
+        assert node.key.endswith(node.head) if below_root else node.key == node.head, "a key ends in the first block"
         assert (len(node.head), len(node.tail)) == (tree.width, (node.size - 1) * tree.width), "tokens fit the blocks"
         assert 1 <= node.size <= tree.node_blocks and 1 <= len(offers) <= OFFERS_PER_BLOCK, "a node keeps its bounds"
         assert offers.dtype == np.int64 and offers.base is None, "offers are memory of the node's own"

@@ -25,6 +25,7 @@ from kvmarket.registry.messages import MAX_MESSAGE_BYTES
 PACKET_BYTES = 1 << 16
 BUFFER_BYTES = 4 * PACKET_BYTES  # asked of the kernel for what is on its way
 FLUSH_PACKETS = 16  # some 0.3 ms
+MOST_BYTES = 80 << 20  # that wait in this process for the other end: the longest message, and more
 BACKLOG = 128
 _LAST, _MORE = b"\0", b"\1"
 _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
@@ -33,13 +34,13 @@ _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
 class Wire:
     """One end of a connection. Nothing here waits, but for `wait`. Not thread-safe."""
 
-    def __init__(self, end: socket.socket, most: int) -> None:
-        """Take over a connected socket; at most so many messages wait in this process for the other end to read."""
+    def __init__(self, end: socket.socket) -> None:
+        """Take over a connected socket."""
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        self._socket, self._most = end, most
+        self._socket = end
         self._unsent: deque[tuple[bytes, bytes | memoryview]] = deque()  # packets
-        self._waiting = 0  # messages whose last packet is one of those
+        self.waiting = 0  # bytes of those
         self._room = memoryview(bytearray(1 + PACKET_BYTES))
         self._begun = bytearray()  # of a message that goes on
         self.closed = False  # whether the other end has closed, and all it sent before was received; or broke the rules
@@ -69,7 +70,7 @@ class Wire:
 
         Where something waits, this waits behind it: `flush` is for whoever has the time.
         """
-        if self._waiting >= self._most:
+        if self.waiting >= MOST_BYTES:
             return False
         size = len(message)
         if size <= PACKET_BYTES:
@@ -87,7 +88,7 @@ class Wire:
             self._break()
             return False
         self._unsent.extend(packets)
-        self._waiting += bool(packets)
+        self.waiting += sum(len(part) for _, part in packets)
         return True
 
     def flush(self) -> bool:
@@ -96,7 +97,7 @@ class Wire:
             for _ in range(FLUSH_PACKETS):
                 if not self._unsent or not self._put(*self._unsent[0]):
                     break
-                self._waiting -= self._unsent.popleft()[0] == _LAST
+                self.waiting -= len(self._unsent.popleft()[1])
         except OSError:
             self._break()
         return not self._unsent
@@ -148,7 +149,7 @@ class Wire:
     def _break(self) -> None:
         """End the connection, for both: a message may be torn."""
         self._unsent.clear()
-        self._waiting = 0
+        self.waiting = 0
         with contextlib.suppress(OSError):  # the other end may have gone already
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -183,8 +184,8 @@ class Door:
         """Readable when somebody wants to come in."""
         return self._socket.fileno()
 
-    def accept(self, most: int) -> Wire | None:
-        """Let the next one in, None where there is none. `most` as of a `Wire`. Raises OSError: out of descriptors."""
+    def accept(self) -> Wire | None:
+        """Let the next one in, None where there is none. Raises OSError: out of descriptors."""
         while True:
             try:
                 end, _ = self._socket.accept()
@@ -192,7 +193,7 @@ class Door:
                 return None
             _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if uid == os.getuid():
-                return Wire(end, most)
+                return Wire(end)
             end.close()
 
     def close(self) -> None:
@@ -200,7 +201,7 @@ class Door:
         self._socket.close()
 
 
-def dial(path: Path, most: int) -> Wire:
+def dial(path: Path) -> Wire:
     """Connect to whoever listens at `path`. Raises OSError; BlockingIOError where too many knock just now."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     end.setblocking(False)
@@ -209,4 +210,4 @@ def dial(path: Path, most: int) -> Wire:
     except OSError:
         end.close()
         raise
-    return Wire(end, most)
+    return Wire(end)

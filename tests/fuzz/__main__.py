@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from kvmarket.registry.messages import (
-    PROTOCOL,
+    Before,
     Change,
     Changes,
-    News,
     OfferBlocks,
     PoolGone,
     PoolJoined,
@@ -24,10 +25,10 @@ from kvmarket.registry.messages import (
     Retire,
     Settle,
     Snapshot,
-    pack_message,
+    SnapshotEnd,
 )
 from kvmarket.shared_file import Process
-from tests.fuzz.targets import BLOCK, SLOTS, ReplicaTarget, ServiceTarget, check_offering, quiet
+from tests.fuzz.targets import BLOCK, SLOTS, ReplicaTarget, ServiceTarget, body_of, check_offering, quiet
 
 
 def damaged(data: bytes, chance: random.Random) -> bytes:
@@ -66,15 +67,34 @@ def made_up(chance: random.Random) -> list[Change]:
     generations = words(blocks, 1 << chance.choice((1, 10, 63)))
     sums = words(blocks, 1 << 63) if chance.random() < 0.3 else b""
     tenant = chance.choice(("", "t", "\0"))
-    after = chance.randrange(SLOTS) if chance.random() < 0.4 else -1
-    if after >= 0:
+    before = Before(chance.randrange(SLOTS), 1, chance.choice((2, 5, 7))) if chance.random() < 0.4 else None
+    if before is not None:
         first, tokens = chance.choice((1, 1, 2, 3)), tokens[: 4 * BLOCK * blocks]
     return [
-        OfferBlocks(pool, tenant, tokens, first, slots, chance.choice((1, 1, 1, 2, 0)), generations, sums, after),
+        OfferBlocks(pool, tenant, tokens, first, slots, chance.choice((1, 1, 1, 2, 0)), generations, sums, before),
         Retire(pool, slots if chance.random() < 0.9 else None),
         Promise(pool, "", tokens, chance.randrange(4)),
         Settle(pool, chance.randrange(4)),
+        SnapshotEnd((pool,)),
+        _branches(pool, chance),
     ]
+
+
+def _branches(pool: str, chance: random.Random) -> Snapshot:
+    """Branches whose parts fit each other, most of the time."""
+    runs, offers, depth = [], [], 0
+    for number in range(chance.randrange(1, 4)):
+        keep, blocks = chance.randint(0, depth) if number else 0, chance.randrange(1, 3)
+        mine = [[block, 0, chance.randrange(SLOTS), 1, chance.randrange(1, 9)] for block in range(blocks)]
+        offers += mine
+        runs.append([0, keep, blocks, len(mine)])
+        depth = keep + blocks
+    tokens = np.array([chance.randrange(2) for _ in range(BLOCK * sum(run[2] for run in runs))], np.int32)
+    tables = [np.array(rows, np.int64) for rows in (runs, offers)]
+    if chance.random() < 0.2:
+        table = chance.choice(tables)
+        table[chance.randrange(len(table)), chance.randrange(table.shape[1])] = chance.randrange(-1, 1 << 40)
+    return Snapshot((chance.choice(("", "t")),), (pool,), tables[0].tobytes(), tokens.tobytes(), tables[1].tobytes())
 
 
 def shoot(runs: int, seed: int) -> dict[str, int]:
@@ -107,18 +127,15 @@ def shoot(runs: int, seed: int) -> dict[str, int]:
 
 def _packed(name: str, chance: random.Random) -> bytes:
     """A message that decodes."""
-    message: News | Changes | Snapshot = chance.choice(made_up(chance))
+    message: Change = chance.choice(made_up(chance))
     if name == "replica":
         about = PoolJoined(
             PoolRecord(chance.choice(("new", "theirs")), chance.choice((1, SLOTS)), (Process.current(),), b"x")
         )
         changes: list[Change] = [message, chance.choice([about, PoolGone(chance.choice(("new", "theirs")))])]
         chance.shuffle(changes)
-        number = chance.randrange(4)
-        message = Changes(number, tuple(changes))
-        if chance.random() < 0.2:
-            message = Snapshot(number, chance.random() < 0.7, chance.random() < 0.7, tuple(changes))
-    return pack_message(message).removeprefix(PROTOCOL)
+        return body_of(Changes(1, tuple(changes), chance.random() < 0.2))
+    return body_of(Changes(1, (message,), chance.random() < 0.1))
 
 
 def main() -> None:

@@ -11,7 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
 import numpy as np
+import xxhash
 
 from kvmarket import counters
 from kvmarket.errors import (
@@ -27,20 +29,24 @@ from kvmarket.peers import Peers
 from kvmarket.registry.address import Address
 from kvmarket.registry.messages import (
     PROTOCOL,
+    SUM_BYTES,
+    Again,
     AskStatus,
+    Change,
     Changes,
     Join,
     OfferBlocks,
     PoolGone,
     PoolJoined,
     PoolRecord,
+    PoolTold,
     Promise,
     Reply,
     Request,
     Retire,
     Settle,
     Snapshot,
-    Sync,
+    SnapshotEnd,
     pack_message,
     unpack_reply,
     unpack_request,
@@ -48,6 +54,8 @@ from kvmarket.registry.messages import (
 from kvmarket.registry.offering import offering_of
 from kvmarket.registry.replica import Replica
 from kvmarket.registry.service import Service
+from kvmarket.registry.session import Session
+from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.space import Space
 from kvmarket.registry.wire import Wire, dial
 from kvmarket.shared_file import Process
@@ -66,10 +74,32 @@ def offer(pool: str, slots: tuple[int, ...], generation: int) -> OfferBlocks:
     return OfferBlocks(pool, "", tokens.tobytes(), 0, np.array(slots).tobytes(), 1, generations.tobytes())
 
 
+def frame_of(body: bytes) -> bytes:
+    """A frame with this body, and with the checksum that it must have."""
+    return PROTOCOL + xxhash.xxh3_64_digest(body) + body
+
+
+def body_of(message: Request | Reply) -> bytes:
+    """What of the frame of `message` is damaged: the checksum would tell."""
+    return pack_message(message)[len(PROTOCOL) + SUM_BYTES :]
+
+
 def state_of(space: Space) -> object:
     """All that counts of a space, to be compared."""
     pools = {name: (pool.generations.tobytes(), pool.epochs.tobytes()) for name, pool in space.pools.items()}
     return space.blocks, pools, list(space.promises)
+
+
+def branches_of(pool: str) -> Snapshot:
+    """Two branches of one block behind another block."""
+    space = Space(BLOCK)
+    space.add_pool(record(pool))
+    for last in (5, 6):
+        tokens = np.array([1] * BLOCK + [last] * BLOCK, np.int32)
+        offering = offer(pool, (0, last), 2)
+        space.offer(offering_of(msgspec.structs.replace(offering, tokens=tokens.tobytes()), BLOCK))
+    (part,) = (change for change in SnapshotParts([space]).part() if isinstance(change, Snapshot))
+    return part
 
 
 class ServiceTarget:
@@ -78,47 +108,53 @@ class ServiceTarget:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
         self.service = Service(Address(Path(self._folder) / "s"))
-        self._ends: dict[Wire, Wire] = {}  # the service's end of each connection, and the other one, which nobody reads
+        self._ends: dict[Session, Wire] = {}  # each connection, and its other end, which nobody reads
         self._stranger = self._connect()
         self._join()
 
-    def _connect(self) -> Wire:
-        """The service's end of a new connection."""
-        other = dial(self.service.address.socket, 1)
-        self.service._let_in()
-        (wire,) = set(self.service._wires.values()) - set(self._ends)
-        self._ends[wire] = other
-        return wire
+    def _connect(self) -> Session:
+        """A new connection."""
+        other = dial(self.service.address.socket)
+        self.service._sessions.let_in()
+        (session,) = set(self.service._sessions) - set(self._ends)
+        self._ends[session] = other
+        return session
 
     def _join(self) -> None:
         self._member = self._connect()
         self.service._handle(self._member, Join(Process.current(), "space", "g", BLOCK, (record("mine"),)))
-        self.service._handle(self._member, offer("mine", (0, 1, 2), 5))
+        said = offer("mine", (0, 1, 2), 5), SnapshotEnd(("mine",))
+        self.service._handle(self._member, Changes(1, said, snapshot=True))
 
     def state(self) -> object:
         """All that counts, to be compared."""
-        book = self.service._book
+        book = self.service._exchange.book
         return (
             sorted(book.members),
-            [(name, state_of(space)) for name, space in sorted(book._spaces.items())],
-            sorted(self.service._routes.values()),
-            len(self.service._watched),
+            [(name, state_of(space)) for name, space in sorted(book.spaces.items())],
+            sorted(session.member for session in self.service._sessions),
+            len(self.service._deaths._watched),
         )
 
     def run(self, data: bytes, stranger: bool = False) -> bool:
         """Whether the service took the message."""
         before = self.state()
+        session = self._stranger if stranger else self._member
         try:
-            self.service._handle(self._stranger if stranger else self._member, unpack_request(PROTOCOL + data))
+            request = unpack_request(frame_of(data))
+            if isinstance(request, Changes):  # what does not follow is not heeded
+                request = msgspec.structs.replace(request, sequence=session.heard._last + 1)
+            self.service._handle(session, request)
         except REFUSALS:
             assert self.state() == before, "a refused message changed the state"
             return False
-        for name, space in self.service._book._spaces.items():
+        for name, space in self.service._exchange.book.spaces.items():
             for pool in space.pools.values():
                 assert len(pool.standing()) <= pool.record.slots, name
-            for tenancy in space._tenants.values():
-                tenancy.trie._check()
-        if self._member not in self.service._routes:  # the stranger took its place
+            space.trie._check()
+        self.service._exchange.tell(0.0)
+        self.service._exchange.collect(0.0)
+        if self._member not in self.service._sessions:  # the stranger took its place
             self._ends.pop(self._member).close()
             self._join()  # and the other way round
             self._ends.pop(self._stranger).close()
@@ -127,13 +163,16 @@ class ServiceTarget:
 
     def seeds(self) -> list[bytes]:
         """Good messages, to be damaged."""
+        news: list[Change] = [
+            offer("mine", (3, 4, 5), 7), offer("mine", (0,), 9), Retire("mine", np.array([0, 2]).tobytes()),
+            Retire("mine", None), Promise("mine", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1),
+            Settle("mine", 1), branches_of("mine"), SnapshotEnd(("mine",)),
+        ]  # fmt: skip
         requests: list[Request] = [
             Join(Process.current(), "space", "g", BLOCK, (record("mine"), record("more"))),
-            offer("mine", (3, 4, 5), 7), offer("mine", (0,), 9), Retire("mine", np.array([0, 2]).tobytes()),
-            Retire("mine", None), Sync(), AskStatus(),
-            Promise("mine", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("mine", 1),
+            *(Changes(2, (each,)) for each in news), Changes(2, (), snapshot=True), Changes(1), Again(3), AskStatus(),
         ]  # fmt: skip
-        return [pack_message(each).removeprefix(PROTOCOL) for each in requests]
+        return [body_of(each) for each in requests]
 
     def close(self) -> None:
         """Remove everything."""
@@ -152,9 +191,9 @@ class ReplicaTarget:
         self._fill()
 
     def _fill(self) -> None:
-        self.replica = Replica(BLOCK, ("mine",))
-        known = (PoolJoined(record("mine")), PoolJoined(record("theirs")), offer("theirs", (0, 1, 2), 5))
-        self.replica.receive(Snapshot(1, True, True, known))
+        self.replica = Replica(BLOCK, (record("mine"),))
+        known = PoolJoined(record("theirs")), offer("theirs", (0, 1, 2), 5), SnapshotEnd(("theirs",))
+        self.replica.receive(Changes(1, known, snapshot=True))
         self._drain()
 
     def _drain(self) -> None:
@@ -165,25 +204,25 @@ class ReplicaTarget:
         """Whether the message was one. What it says of pools and offers may be refused all the same."""
         before = state_of(self.replica.space)
         try:
-            reply = unpack_reply(PROTOCOL + data)
+            reply = unpack_reply(frame_of(data))
         except RegistryError:
             assert state_of(self.replica.space) == before, "a refused message changed the state"
             return False
-        if isinstance(reply, Changes | Snapshot):
+        if isinstance(reply, Changes):
             self.replica.receive(reply)
             self._drain()
             self._check()
-            if len(self.replica.space.pools) > 50 or not self.replica.synced:
+            if len(self.replica.space.pools) > 50 or "theirs" not in self.replica.space.pools:
                 self._fill()
         return True
 
     def _check(self) -> None:
         """What is matched can be met or is refused; nothing raises."""
         space = self.replica.space
-        for tenancy in list(space._tenants.values()):
-            tenancy.trie._check()
-            for tokens, _ in list(tenancy.trie.items())[:4]:
-                for run in space.match(tokens, tenancy.tenant, 0, ()):
+        space.trie._check()
+        for tenant in ("", "t", "\0"):
+            for tokens, _ in list(space.trie.items())[:4]:
+                for run in space.match(tokens, tenant, 0, ()):
                     self.peers.of(space.pools[run.pool].record)
 
     def seeds(self) -> list[bytes]:
@@ -192,10 +231,11 @@ class ReplicaTarget:
             PoolJoined(record("new")), offer("theirs", (3, 4), 6), offer("new", (0, 1), 1), offer("unknown", (0,), 1),
             Retire("theirs", np.array([1]).tobytes()), Retire("theirs", None), PoolGone("new"),
             Promise("theirs", "", np.arange(2 * BLOCK, dtype=np.int32).tobytes(), 1), Settle("theirs", 1),
+            branches_of("theirs"), PoolTold("theirs"), SnapshotEnd(("theirs", "new")),
         )  # fmt: skip
         replies: list[Reply] = [Changes(2, (change,)) for change in changes]
-        replies += [Changes(2, changes), Changes(1, ()), Snapshot(5, True, True, changes[:2])]
-        return [pack_message(each).removeprefix(PROTOCOL) for each in replies]
+        replies += [Changes(2, changes), Changes(1, ()), Changes(5, changes[:2], snapshot=True)]
+        return [body_of(each) for each in replies]
 
 
 def check_offering(data: bytes) -> bool:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.registry.messages import PROTOCOL, unpack_reply, unpack_request
 from tests.fuzz.__main__ import shoot
-from tests.fuzz.targets import check_offering
+from tests.fuzz.targets import check_offering, frame_of
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -28,6 +28,8 @@ def test_any_frame(frame, begins):
     for unpack in (unpack_request, unpack_reply):
         with suppress(MessageError, VersionError):
             unpack(begins + frame)
+        with suppress(MessageError, VersionError):
+            unpack(frame_of(frame))
 
 
 @settings(max_examples=300, deadline=None)

@@ -8,28 +8,37 @@ import threading
 import time
 
 import msgspec
+import numpy as np
 import pytest
+import xxhash
 
+from kvmarket import counters
 from kvmarket.errors import AddressError, MessageError, VersionError
+from kvmarket.registry import feed
 from kvmarket.registry.address import Address
 from kvmarket.registry.messages import (
     PROTOCOL,
+    Again,
     AskStatus,
+    Changes,
     Join,
     Joined,
     OfferBlocks,
+    PoolGone,
     PoolRecord,
     Refused,
-    Snapshot,
+    SnapshotEnd,
     Status,
-    Sync,
     pack_message,
     unpack_reply,
     unpack_request,
 )
-from kvmarket.registry.service import WAITING_MESSAGES, Service
+from kvmarket.registry.service import Service
 from kvmarket.registry.wire import dial
 from kvmarket.shared_file import Process
+
+OVERFLOW = "message_dropped{the other side does not keep up; all that stands is told again}"
+NOT_LET_IN = "not_let_in{no descriptor is left; raise the limit of open files}"
 
 
 @pytest.fixture
@@ -50,7 +59,8 @@ class Line:
     """A raw connection."""
 
     def __init__(self, place: Address) -> None:
-        self.wire = dial(place.socket, 10)
+        self.wire = dial(place.socket)
+        self.number = 0  # of the last change heard
 
     def ask(self, frame: bytes):
         self.tell(frame)
@@ -60,6 +70,25 @@ class Line:
         frame = self.wire.wait(5.0)
         assert frame is not None, "no answer"
         return unpack_reply(frame)
+
+    def hear_until(self, wanted) -> list:
+        """The changes that the service tells, up to one that is `wanted`; their messages' numbers must follow."""
+        told, end = [], time.monotonic() + 10
+        while not any(map(wanted, told)):
+            assert time.monotonic() < end
+            message = self.hear()
+            assert isinstance(message, Changes)
+            if not message.empty:
+                assert message.sequence == self.number + 1
+                self.number = message.sequence
+                told += ["snapshot", *message.changes] if message.snapshot else message.changes
+        return told
+
+    def hear_other(self):
+        """The next message that is no change."""
+        while isinstance(answer := self.hear(), Changes):
+            pass
+        return answer
 
     def ask_status(self) -> Status:
         """What the market holds; whatever else comes before the answer is passed over."""
@@ -83,17 +112,23 @@ def join_message(pool: str = "pool") -> Join:
     return Join(me, "space", "geometry", 4, (PoolRecord(pool, 8, (me,), b""),))
 
 
+def offer_of(pool: str, slot: int, generation: int = 1) -> OfferBlocks:
+    return OfferBlocks(pool, "", bytes(16), 0, bytes([slot]) + bytes(7), 1, bytes([generation]) + bytes(7))
+
+
+def begin(line: Line, pool: str = "pool") -> None:
+    """Join, and say that nothing is on offer yet."""
+    assert isinstance(line.ask(pack_message(join_message(pool))), Joined)
+    line.tell(pack_message(Changes(1, (SnapshotEnd((pool,)),), snapshot=True)))
+
+
 def test_join_status_leave(place):
     with Line(place) as line:
         joined = line.ask(pack_message(join_message()))
         assert isinstance(joined, Joined)
         assert joined.service.pid == os.getpid()
-        snapshot = line.hear()
-        assert isinstance(snapshot, Snapshot)
-        assert snapshot.first and snapshot.last
-        assert [change.record.pool for change in snapshot.changes] == ["pool"]
-        status = line.ask(pack_message(AskStatus()))
-        assert isinstance(status, Status)
+        assert line.hear() == Changes(1, (SnapshotEnd(()),), snapshot=True)
+        status = line.ask_status()
         assert [member.pid for member in status.members] == [os.getpid()]
         with Line(place) as other:
             line.wire.close()
@@ -104,25 +139,59 @@ def test_join_status_leave(place):
 
 def test_changes_are_numbered_and_a_snapshot_has_them_all(place):
     with Line(place) as line, Line(place) as other:
-        assert isinstance(other.ask(pack_message(join_message("other"))), Joined)
-        assert isinstance(line.ask(pack_message(join_message())), Joined)
-        first = line.hear().sequence
-        generation = b"\1" + bytes(7)
+        begin(other, "other")
+        begin(line)
+        heard = line.hear_until(lambda change: isinstance(change, SnapshotEnd))
+        assert [type(change).__name__ for change in heard[:3]] == ["str", "PoolJoined", "SnapshotEnd"]
         for slot in range(3):
-            slots = bytes([slot]) + bytes(7)
-            line.tell(pack_message(OfferBlocks("pool", "", bytes(16), 0, slots, 1, generation)))  # not told to itself
-            other.tell(pack_message(OfferBlocks("other", "", bytes(16), 0, slots, 1, generation)))
-            heard = line.hear()
-            assert heard.sequence == first + 1 + slot
-            assert [(change.pool, change.slots) for change in heard.changes] == [("other", slots)]
-        snapshot = line.ask(pack_message(Sync()))
-        assert snapshot.sequence == first + 3
-        assert len(snapshot.changes) == 8
+            line.tell(pack_message(Changes(2 + slot, (offer_of("pool", slot),))))  # not told to itself
+            other.tell(pack_message(Changes(2 + slot, (offer_of("other", slot),))))
+            assert line.hear_until(lambda change: isinstance(change, OfferBlocks))[-1] == offer_of("other", slot)
+        line.tell(pack_message(Again(line.number)))
+        again = line.hear_until(lambda change: isinstance(change, SnapshotEnd))
+        assert [type(change).__name__ for change in again] == ["str", "PoolJoined", "Snapshot", "SnapshotEnd"]
+        assert len(again[2].offers) == 3 * 5 * 8
 
 
-def test_a_stranger_gets_no_snapshot(place):
+def test_what_a_member_says_counts_only_where_nothing_is_missing(place):
+    """From a gap on nothing is heeded, and a snapshot is asked for until it begins."""
+    with Line(place) as line, Line(place) as other:
+        begin(other, "other")
+        begin(line)
+        line.tell(pack_message(Changes(3, (offer_of("pool", 0),))))
+        while not isinstance(answer := line.hear(), Again):
+            pass
+        assert answer == Again(3)
+        line.tell(pack_message(Changes(4, (offer_of("pool", 1),))))
+        assert isinstance(line.hear_other(), Again), "once more: it may be lost"
+        assert line.ask_status().blocks == 0
+        line.tell(pack_message(Changes(5, (offer_of("pool", 2),), snapshot=True)))
+        line.tell(pack_message(Changes(6, (SnapshotEnd(("pool",)),))))
+        assert line.ask_status().blocks == 1
+        line.tell(pack_message(Changes(6, (offer_of("pool", 3),))))  # doubled
+        assert line.ask_status().blocks == 1
+
+
+def test_the_last_message_lost_is_seen_by_the_number_told_again(place):
     with Line(place) as line:
-        assert line.ask(pack_message(Sync())).kind == "NotJoinedError"
+        begin(line)
+        line.tell(pack_message(Changes(2)))
+        while not isinstance(answer := line.hear(), Again):
+            pass
+        assert answer == Again(2)
+
+
+@pytest.mark.parametrize("message", [Again(0), Changes(1, (offer_of("pool", 0),), snapshot=True)])
+def test_a_stranger_is_not_heard(place, message):
+    with Line(place) as line:
+        assert line.ask(pack_message(message)).kind == "NotJoinedError"
+
+
+def test_an_engine_says_nothing_that_only_the_service_says(place):
+    with Line(place) as line:
+        begin(line)
+        line.tell(pack_message(Changes(2, (PoolGone("pool"),))))
+        assert line.hear_other().kind == "MessageError"
 
 
 def test_whoever_joins_anew_takes_the_place_of_who_heard_no_answer(place):
@@ -137,23 +206,29 @@ def test_whoever_joins_anew_takes_the_place_of_who_heard_no_answer(place):
             assert time.monotonic() < deadline
 
 
-def test_an_engine_that_does_not_read_keeps_nobody_waiting(place):
-    """It misses some, and hears so when it reads again."""
-    slots, generation = bytes(8), b"\1" + bytes(7)
+def test_an_engine_that_does_not_read_keeps_nobody_waiting(place, monkeypatch):
+    """What it missed it is told in a snapshot, when it reads again."""
+    monkeypatch.setattr(feed, "MOST_BYTES", 100_000)
     with Line(place) as line, Line(place) as deaf:
-        assert isinstance(deaf.ask(pack_message(join_message("deaf"))), Joined)
-        assert isinstance(line.ask(pack_message(join_message())), Joined)
-        offer = OfferBlocks("pool", "", bytes(16 * 64), 63, slots, 1, generation)
-        while not line.ask_status().counters.get("reply_dropped"):
-            line.tell(pack_message(offer))
-        heard, end = [], time.monotonic() + 10
-        while not heard or heard[-1].changes:  # nothing is told but the number
+        begin(deaf, "deaf")
+        begin(line)
+        tokens, number = bytes(16 * 64), 1
+        before = counters.snapshot().get(OVERFLOW, 0)
+        while counters.snapshot().get(OVERFLOW, 0) == before:
+            number += 1
+            offer = OfferBlocks("pool", "", tokens, 63, bytes(8), number, b"\1" + bytes(7))
+            line.tell(pack_message(Changes(number, (offer,))))
+            line.ask_status()
+        heard, end = [deaf.hear()], time.monotonic() + 10
+        while not heard[-1].snapshot or len(heard) < 5:
             heard.append(deaf.hear())
             assert time.monotonic() < end
-        assert len(heard) > WAITING_MESSAGES and heard[-1].sequence > heard[-2].sequence
-        while (answer := deaf.ask(pack_message(Sync()))) and not isinstance(answer, Snapshot):
-            pass
-        assert answer.changes
+        assert len(heard) < number
+        while not isinstance(heard[-1].changes[-1], SnapshotEnd):
+            heard.append(deaf.hear())
+        pool, branches, _ = (change for message in heard[-3:] for change in message.changes)
+        assert pool.record.pool == "pool"
+        assert np.frombuffer(branches.offers, np.int64)[3] == number, "the epoch of the last offer"
 
 
 def test_a_second_service_is_refused(place):
@@ -165,27 +240,36 @@ def test_bad_frames_are_refused_and_change_nothing(place):
     chance = random.Random(5)
     good = pack_message(join_message()).removeprefix(PROTOCOL)
     with Line(place) as line:
-        assert isinstance(line.ask(pack_message(join_message())), Joined)
-        assert isinstance(line.hear(), Snapshot)
+        begin(line)
+        assert line.hear().snapshot
         bad = [
             b"kvmarket/2\n" + good,
             b"GET / HTTP/1.1",
             b"",
             PROTOCOL,
             PROTOCOL + good + b"more",
-            PROTOCOL + b"\xc1",
-            PROTOCOL + msgspec.msgpack.encode({"type": "nothing"}),
-            PROTOCOL + msgspec.msgpack.encode({"type": "retire", "pool": "", "slots": None}),
-            *(PROTOCOL + bytes(chance.randrange(256) for _ in range(chance.randrange(40))) for _ in range(200)),
+            PROTOCOL + good[:-1],
+            pack_message(join_message())[:-1],
+            pack_message(join_message())[:40] + pack_message(join_message())[50:],
+            sound(b"\xc1"),
+            sound(msgspec.msgpack.encode({"type": "nothing"})),
+            sound(msgspec.msgpack.encode({"type": "retire", "pool": "p", "slots": None})),
+            *(sound(bytes(chance.randrange(256) for _ in range(chance.randrange(40)))) for _ in range(200)),
             *(PROTOCOL + _mutated(good, chance) for _ in range(200)),
             pack_message(join_message()),
-            pack_message(OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8))),
-            pack_message(OfferBlocks("somebody's", "", bytes(16), 0, bytes(8), 1, b"\1" + bytes(7))),
+            pack_message(Changes(2, (OfferBlocks("pool", "", b"123", 0, bytes(8), 1, bytes(8)),))),
+            pack_message(Changes(3, (offer_of("somebody's", 0),))),
         ]
-        refused = sum(isinstance(line.ask(frame), Refused) for frame in bad)
-        assert refused >= len(bad) - 200
+        for frame in bad:
+            line.tell(frame)
+            assert isinstance(line.hear_other(), Refused)
         status = line.ask(pack_message(AskStatus()))
         assert len(status.members) == 1
+
+
+def sound(body: bytes) -> bytes:
+    """A frame whose checksum is right, whatever is in it."""
+    return PROTOCOL + xxhash.xxh3_64_digest(body) + body
 
 
 def _mutated(data: bytes, chance: random.Random) -> bytes:
@@ -212,16 +296,17 @@ def test_a_service_without_descriptors_serves_who_is_in(own_address, monkeypatch
     place = Address(own_address)
     with Line(place) as member:
         assert isinstance(member.ask(pack_message(join_message())), Joined)
-        assert isinstance(member.hear(), Snapshot)
+        assert isinstance(member.hear(), Changes)
         with monkeypatch.context() as patched:
-            patched.setattr(service._door, "accept", lambda most: os.dup(-1))  # fails as when there are none left
+            patched.setattr(service._door, "accept", lambda: os.dup(-1))  # fails as when there are none left
+            before = counters.snapshot().get(NOT_LET_IN, 0)
             with Line(place) as late:
                 late.tell(pack_message(AskStatus()))
                 start, asked = time.monotonic(), 0
                 while time.monotonic() < start + 0.5:
-                    asked += isinstance(member.ask(pack_message(AskStatus())), Status)
+                    asked += bool(member.ask_status())
                 assert asked > 50
-                assert 1 <= service._counters["not_let_in"] < 10
+                assert 1 <= counters.snapshot()[NOT_LET_IN] - before < 10
                 patched.undo()
                 assert isinstance(late.hear(), Status)
     thread.join(timeout=30)

@@ -7,10 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from kvmarket.errors import MessageError
-from kvmarket.registry.messages import OfferBlocks, PoolRecord
+from kvmarket.errors import MessageError, MissingBlockError
+from kvmarket.registry.messages import Before, OfferBlocks, PoolRecord, Snapshot
+from kvmarket.registry.news import put_in
 from kvmarket.registry.offering import Offering, offering_of
-from kvmarket.registry.space import Space
+from kvmarket.registry.snapshot import SnapshotParts
+from kvmarket.registry.space import FEW, Space
 from kvmarket.shared_file import Process
 
 ME = Process(1, 1, 1)
@@ -37,6 +39,33 @@ def offer(
     space.offer(offering_of(message, SIZE))
 
 
+def _offering(
+    pool: str,
+    tenant: str,
+    tokens: list[int],
+    first: int,
+    slots: list[int],
+    before: Before | None = None,
+    generation: int = 1,
+) -> Offering:
+    generations = np.full(len(slots), generation, np.uint64)
+    return Offering(
+        pool, tenant, np.array(tokens, np.int32), first, np.array(slots, np.int64), 1, generations, None, before
+    )
+
+
+def tell(space: Space, other: Space) -> int:
+    """Tell one space all that stands in another one; in how many parts."""
+    parts, count = SnapshotParts([space]), 0
+    while not parts.done:
+        for change in parts.part():
+            if isinstance(change, Snapshot):
+                count += 1
+                for _ in put_in(other, change):
+                    pass
+    return count
+
+
 def found(space: Space, tokens: list[int], first: int = 0, without: tuple[str, ...] = (), tenant: str = ""):
     runs = space.match(np.asarray(tokens, np.int32), tenant, first, without)
     return [
@@ -44,6 +73,15 @@ def found(space: Space, tokens: list[int], first: int = 0, without: tuple[str, .
         for run in runs
         for slot, generation in zip(run.slots.tolist(), run.generations.tolist(), strict=True)
     ]
+
+
+def collect(space: Space) -> int:
+    """Collect all there is, in how many steps."""
+    steps = 0
+    while space.collecting:
+        space.collect()
+        steps += 1
+    return steps
 
 
 @pytest.fixture
@@ -101,6 +139,7 @@ def test_retire_and_drop(space):
     space.drop_pool("pa2")
     space.drop_pool("pa2")
     assert found(space, [1, 2]) == []
+    collect(space)
     assert space.blocks == 0
     for pool, slots in (("pa2", [1]), ("pa", [100]), ("pa", [-1])):
         with pytest.raises(MessageError):
@@ -148,6 +187,108 @@ def test_bytes_that_are_no_whole_numbers():
             offering_of(OfferBlocks(**{**values, field: bytes(9)}), SIZE)
 
 
+def test_an_offer_goes_on_from_exactly_one_block(space):
+    """Its slot, epoch and generation, its depth, and its tenant."""
+    offer(space, "pa", [1, 2, 3, 4], [7, 8])
+    offer(space, "pa", [1, 2, 3, 4], [17, 18], tenant="t")
+
+    def more(before: Before, first: int = 2, tenant: str = "", slot: int = 9, generation: int = 1) -> None:
+        space.offer(_offering("pa", tenant, [5, 6], first, [slot], before, generation))
+
+    for wrong in (
+        Before(8, 1, 2),
+        Before(8, 2, 1),
+        Before(9, 1, 1),
+        Before(7, 1, 1),
+        Before(18, 1, 1),
+        Before(99, 1, 1),
+    ):
+        with pytest.raises(MissingBlockError, match="not on offer there"):
+            more(wrong)
+    for arguments in ({"first": 1}, {"first": 3}, {"tenant": "t"}, {"slot": 8, "generation": 2}):
+        with pytest.raises(MissingBlockError):
+            more(Before(8, 1, 1), **arguments)
+    assert space.blocks == 4
+    more(Before(8, 1, 1))
+    assert found(space, [1, 2, 3, 4, 5, 6]) == [("pa", 7, 1), ("pa", 8, 1), ("pa", 9, 1)]
+    assert found(space, [1, 2, 3, 4, 5, 6], tenant="t") == [("pa", 17, 1), ("pa", 18, 1)]
+    offer(space, "pa", [8, 8, 9, 9], [6, 8], generation=2)  # another block in that slot, as deep as the one before
+    with pytest.raises(MissingBlockError):
+        more(Before(8, 1, 1), slot=10)
+
+
+def test_what_stands_already_is_not_put_up_again(space):
+    offer(space, "pa", [1, 2, 3, 4], [7, 8])
+    clock = space.trie._tree.clock
+    offer(space, "pa", [1, 2, 3, 4], [7, 8])
+    assert space.trie._tree.clock == clock
+    offer(space, "pa", [1, 2, 3, 4, 5, 6], [7, 8, 9])
+    assert len(found(space, [1, 2, 3, 4, 5, 6])) == 3
+
+
+def test_much_is_taken_down_at_once_and_leaves_the_trie_little_by_little(space):
+    tokens = list(range(2 * 60))
+    for slot in range(60):  # a node each
+        offer(space, "pa", [slot, 99], [slot])
+    offer(space, "pb", tokens, list(range(60)))
+    gone = space.retire("pa", np.arange(50))
+    assert gone.tolist() == list(range(50))
+    assert found(space, [7, 99]) == []
+    assert found(space, [55, 99]) == [("pa", 55, 1)]
+    assert space.collecting
+    offer(space, "pa", [7, 7], [7], generation=2)
+    assert found(space, [7, 99]) == []
+    assert found(space, [7, 7]) == [("pa", 7, 2)]
+    assert collect(space) > 50 // FEW
+    assert found(space, [7, 7]) == [("pa", 7, 2)]
+    assert space.blocks == 60 + 10 + 1
+    assert found(space, tokens)[59] == ("pb", 59, 1)
+    space.trie._check()
+
+
+def test_a_pool_that_is_emptied_is_filled_anew_while_the_old_offers_leave(space):
+    for slot in range(60):
+        offer(space, "pa", [slot, 99], [slot])
+    offer(space, "pb", [5, 99], [0])
+    assert len(space.retire("pa", None)) == 60
+    assert found(space, [5, 99]) == [("pb", 0, 1)], "what another pool has there is found at once"
+    offer(space, "pa", [5, 99, 1, 1], [5, 6], generation=2)
+    assert found(space, [5, 99, 1, 1]) == [("pa", 5, 2), ("pa", 6, 2)]
+    collect(space)
+    assert found(space, [5, 99, 1, 1]) == [("pa", 5, 2), ("pa", 6, 2)]
+    assert space.blocks == 2
+    space.trie._check()
+
+
+def test_numbers_of_pools_are_used_again(space):
+    for turn in range(50):
+        offer(space, "pa", [1, 2], [turn])
+        space.retire("pa", None)
+        collect(space)
+    space.drop_pool("pa")
+    space.drop_pool("pb")
+    collect(space)
+    assert max(space.add_pool(record(name)).number for name in ("x", "y")) <= 5
+
+
+def test_a_tenant_costs_nothing_but_its_blocks(space):
+    for number in range(100):
+        offer(space, "pa", [1, 2], [number % 90], generation=number + 1, tenant=f"tenant {number}")
+    assert space.blocks == 90
+    assert len(space.trie._tree.root.children) == 90
+    assert found(space, [1, 2], tenant="tenant 99") == [("pa", 9, 100)]
+    assert found(space, [1, 2], tenant="tenant 9") == []
+
+
+def test_a_tenant_cannot_pose_as_another_ones_tokens(space):
+    """Below the root a node stands under its tenant and its first block: where one ends must be plain."""
+    tokens = np.array([0x41414141, 0x42424242], np.int32)
+    offer(space, "pa", tokens.tolist(), [1], tenant="t")
+    assert found(space, tokens.tolist()[:1], tenant="tAAAA") == []
+    assert found(space, tokens.tolist()[1:], tenant="tAAAA") == []
+    assert found(space, tokens.tolist(), tenant="t") == [("pa", 1, 1)]
+
+
 def test_random_offers_against_a_plain_list():
     """Whatever is put up, retired and left, a match is the longest prefix of blocks that somebody offers.
 
@@ -173,8 +314,7 @@ def test_random_offers_against_a_plain_list():
         assert space.blocks == len(offered)
         if generation % 20 == 0:
             copy = made(*members)
-            for offering in space.offerings():
-                copy.offer(offering)
+            tell(space, copy)
             assert copy.blocks == space.blocks
             assert {pool: each.standing().tolist() for pool, each in copy.pools.items()} == {
                 pool: each.standing().tolist() for pool, each in space.pools.items()

@@ -1,33 +1,49 @@
-"""What goes out when: offers at once, retirements with them or a little later."""
+"""What goes out when: offers at once, retirements with them or a little later; nobody hears what he said himself."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Hashable
 
 from kvmarket.registry import stream as stream_module
-from kvmarket.registry.messages import Changes, PoolGone, Reply, Retire
-from kvmarket.registry.stream import Stream
+from kvmarket.registry.messages import Change, OfferBlocks, PoolGone, Retire
+from kvmarket.registry.stream import CHANGES_BYTES, Stream
 
 
-def heard(stream: Stream) -> list[Reply]:
-    """What the one listener gets when the stream is flushed."""
-    replies: list[Reply] = []
-    stream.flush(lambda _, reply: replies.append(reply) is None)
-    return replies
+class Listener:
+    """In place of a feed: what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Change, ...]] = []
+
+    def tell(self, *changes: Change) -> bool:
+        self.told.append(changes)
+        return True
+
+    def take(self) -> list[tuple[Change, ...]]:
+        told, self.told = self.told, []
+        return told
+
+
+def listened(*names: Hashable) -> tuple[Stream, dict[Hashable, Listener]]:
+    stream, listeners = Stream(), {name: Listener() for name in names}
+    stream.feeds.update(listeners)  # type: ignore[arg-type]
+    return stream, listeners
 
 
 def test_retirements_linger_until_something_comes_that_others_wait_for():
-    stream = Stream()
-    stream.routes[b"one"] = 0
+    stream, listeners = listened("one")
     assert stream.due() == math.inf
     stream.add(Retire("pa", None))
     assert 0 < stream.due() <= stream_module.LINGER_SECONDS
     stream.add(PoolGone("pb"))
     assert stream.due() <= 0
-    assert heard(stream) == [Changes(1, (Retire("pa", None), PoolGone("pb")))], "in order"
+    stream.flush()
+    assert listeners["one"].take() == [(Retire("pa", None), PoolGone("pb"))], "in order"
     assert stream.due() == math.inf
-    assert heard(stream) == []
+    stream.flush()
+    assert listeners["one"].take() == []
 
 
 def test_a_retirement_alone_is_due_in_the_end():
@@ -40,42 +56,23 @@ def test_a_retirement_alone_is_due_in_the_end():
 
 
 def test_nobody_is_told_what_he_said_himself():
-    stream, replies = Stream(), {b"one": [], b"two": [], b"three": []}
-    stream.routes.update(dict.fromkeys(replies, 0))
-
-    def flush() -> None:
-        stream.flush(lambda route, reply: replies[route].append(reply) is None)
-
-    stream.add(Retire("pa", None), b"one")
-    flush()
-    stream.add(Retire("pb", None), b"two")
-    stream.add(Retire("pa", None), b"one")
-    stream.add(PoolGone("pc"))
-    flush()
+    stream, listeners = listened("one", "two", "three")
     first, second, gone = Retire("pa", None), Retire("pb", None), PoolGone("pc")
-    assert replies[b"one"] == [Changes(1, (second, gone))]
-    assert replies[b"two"] == [Changes(1, (first,)), Changes(2, (first, gone))]
-    assert replies[b"three"] == [Changes(1, (first,)), Changes(2, (second, first, gone))]
+    stream.add(first, "one")
+    stream.flush()
+    assert [listener.take() for listener in listeners.values()] == [[], [(first,)], [(first,)]]
+    stream.add(second, "two")
+    stream.add(first, "one")
+    stream.add(gone)
+    stream.flush()
+    told = [listener.take() for listener in listeners.values()]
+    assert told == [[(second, gone)], [(first, gone)], [(second, first, gone)]]
 
 
-def test_who_is_behind_is_told_again(monkeypatch):
-    """Whether or not there is anything new for the others."""
-    monkeypatch.setattr(stream_module, "AGAIN_SECONDS", 0.02)
-    stream, replies, deaf = Stream(), [], True
-    stream.routes[b"one"] = 0
-
-    def send(_, reply: Reply) -> bool:
-        replies.append(reply)
-        return not deaf
-
-    stream.add(PoolGone("pa"))
-    stream.flush(send)
-    assert 0 < stream.due() <= 0.02
-    while stream.due() > 0:
-        time.sleep(0.001)
-    stream.flush(send)
-    assert stream.due() > 0
-    deaf = False
-    stream.flush(send)
-    assert replies == [Changes(1, (PoolGone("pa"),)), Changes(1, ()), Changes(1, ())]
-    assert stream.due() == math.inf
+def test_much_is_told_in_several_messages():
+    stream, listeners = listened("one")
+    offers = [OfferBlocks("pa", "", bytes(CHANGES_BYTES), 0, bytes(8), 1, bytes([number] * 8)) for number in range(3)]
+    for each in offers:
+        stream.add(each)
+    stream.flush()
+    assert listeners["one"].take() == [(each,) for each in offers]

@@ -1,0 +1,51 @@
+"""``python -m tests.histories --runs 1000000``: so many random histories, over all cores; prints what was wrong."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import sys
+import time
+
+from tests.histories.node import run
+
+CHUNK = 50
+
+
+def _runs(job: tuple[int, int, int]) -> list[str]:
+    """What was wrong in these histories."""
+    logging.disable(logging.CRITICAL)
+    first, steps, engines = job
+    found = []
+    for seed in range(first, first + CHUNK):
+        try:
+            run(seed, steps, engines)
+        except AssertionError as error:
+            found.append(f"seed {seed}: {error}")
+    return found
+
+
+def main() -> int:
+    """1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0, help="of the first one")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--engines", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
+    options = parser.parse_args()
+    jobs = [(options.seed + at, options.steps, options.engines) for at in range(0, options.runs, CHUNK)]
+    start, wrong, done = time.monotonic(), 0, 0
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=200) as pool:
+        for found in pool.imap_unordered(_runs, jobs):
+            wrong, done = wrong + len(found), done + CHUNK
+            for each in found:
+                print(each, flush=True)
+            if done % (CHUNK * 200) == 0 or done >= options.runs:
+                print(f"{time.monotonic() - start:7.1f} s: {done} histories, {wrong} wrong", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,336 @@
+"""A node in one process: engines with real control halves, and one exchange at a time, driven step by step."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from contextlib import ExitStack
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+from kvmarket import PagedCache
+from kvmarket.control import ControlHalf
+from kvmarket.errors import KVMarketError, LayoutError, RegistryError
+from kvmarket.fingerprint import Fingerprint
+from kvmarket.offer import Stage
+from kvmarket.registry import channel, client, feed, stream
+from kvmarket.registry.exchange import Exchange
+from kvmarket.registry.line import Line
+from kvmarket.registry.messages import Refused, unpack_request
+from kvmarket.registry.session import Session
+from kvmarket.shared_file import Process
+from tests.histories.wires import FAULTS, FakeWire, Weather, connection
+
+BLOCK, SLOTS, VOCABULARY, DEPTH = 1, 7, 2, 4
+TENANTS = ("", "t")
+FINGERPRINT = Fingerprint.of(model="histories")
+ME = Process.current()
+
+
+def _stage() -> Stage:
+    import torch
+
+    from kvmarket.transport import export
+
+    cache = PagedCache([torch.zeros(SLOTS, 1, dtype=torch.uint8)], block_size=BLOCK)
+    return Stage(cache.layout, (export(cache.storages()),))
+
+
+STAGE: list[Stage] = []  # made once: nothing reads the memory
+
+
+class Engine:
+    """An owner: what each of its slots holds, and the control half that offers it."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        if not STAGE:
+            STAGE.append(_stage())
+        self.holds: dict[int, tuple[str, tuple[int, ...]]] = {}  # by slot: tenant and prefix, while it may be offered
+        self.promises: list[int] = []
+        self.control = ControlHalf(STAGE, FINGERPRINT, "", "/nowhere", finds_own=node.chance.random() < 0.3)
+        self.client: Any = self.control._client
+
+    def publish(self, tenant: str, tokens: tuple[int, ...], last: int | None = None) -> None:
+        """Compute what is not here of a prompt into free slots (its last block into slot `last`), and offer all of it.
+
+        Or all from some block on.
+        """
+        where = {held: slot for slot, held in self.holds.items()}
+        slots, used = [], set()
+        for end in range(1, len(tokens) + 1):
+            slot = where.get((tenant, tokens[:end]))
+            if slot is None or slot in used:
+                spare = [slot for slot in range(SLOTS) if slot not in used and slot != last]
+                slot = last if last is not None and end == len(tokens) else self.node.chance.choice(spare)
+                self.retire([slot])
+                self.holds[slot] = (tenant, tokens[:end])
+            used.add(slot)
+            slots.append(slot)
+        first = self.node.chance.choice((0, 0, 0, self.node.chance.randrange(len(slots))))
+        generations = self.control.generations(slots[first:])
+        self.control.offer(np.array(tokens, np.int32), slots[first:], generations, tenant=tenant, first=first)
+
+    def retire(self, slots: list[int]) -> None:
+        """The slots will hold something else."""
+        self.control.retire(slots)
+        for slot in slots:
+            self.holds.pop(slot, None)
+
+    def fail_closed(self) -> None:
+        """All offers are dead; what the slots hold is still right, and may be offered again."""
+        self.control.fail_closed("a test")
+
+    def offered(self) -> set[tuple[str, tuple[int, ...]]]:
+        """What is on offer, as tenant and prefix."""
+        with self.control._lock:
+            slots = self.control.pool.ledger.slots().tolist()
+        return {self.holds[slot] for slot in slots}
+
+    def pump(self, rounds: int = 1) -> None:
+        """What the watching thread does, a little of it."""
+        for _ in range(rounds):
+            if self.client._line.wire.closed:
+                self.client._rejoin()
+            with self.client._lock:
+                _, gone = self.client._line.drain(time.perf_counter())
+            if gone:
+                self.control._forget(gone)
+            self.control._go_on()
+            replica = self.client._replica
+            if replica.space.collecting:
+                replica.space.collect()
+
+
+class Node:
+    """Engines and a service; `step` does something at random, `check` looks at everything."""
+
+    def __init__(self, seed: int, engines: int = 2) -> None:
+        self.chance = random.Random(seed)
+        self.weather = Weather(self.chance, dict.fromkeys(FAULTS, 0.0))
+        self.exchange, self.sessions = Exchange(), list[Session]()
+        self._service = ME
+        self._patches = ExitStack()
+        for target, name, value in (
+            (client, "join_service", self._join_service),
+            (client.Client, "_watch", lambda _self: None),
+            (client.Client, "_settled", lambda _self, _line, _deadline: True),
+            (channel, "ASK_SECONDS", 0.0),
+            (feed, "MARK_SECONDS", 0.0),
+            (feed, "MARKS_SECONDS", 0.0),
+            (stream, "LINGER_SECONDS", 0.0),
+        ):
+            self._patches.enter_context(patch.object(target, name, value))
+        self.engines = [Engine(self) for _ in range(engines)]
+
+    def close(self) -> None:
+        for engine in self.engines:
+            engine.control.close()
+        self._patches.close()
+
+    def _join_service(self, _address: Any, join: Any, replica: Any, snapshot: Any, _closing: Any) -> Line:
+        """Join over a new connection that has bad weather; the answer itself comes."""
+        ours, theirs = connection(self.weather)
+        line = Line(ours, join, replica, snapshot)  # type: ignore[arg-type]
+        theirs.into.queue.clear()  # it is let in; whoever is not tries again
+        theirs.into.late.clear()
+        session = Session(theirs)  # type: ignore[arg-type]
+        book = self.exchange.book
+        if (former := book.former(join)) is not None:
+            self._hang_up(former)
+        self.exchange.join(session, uuid.uuid4().hex, join)
+        self.sessions.append(session)
+        line.service = self._service
+        return line
+
+    def _hang_up(self, member: str) -> None:
+        session = self.exchange.leave(member)
+        if session is not None:
+            session.wire.close()
+            self.sessions.remove(session)
+
+    def kill_service(self) -> None:
+        """All connections break, and nothing is known any more."""
+        for session in self.sessions:
+            session.wire.close()
+        self.exchange, self.sessions = Exchange(), []
+        self._service = Process(ME.pid, self._service.start + 1, ME.namespace)
+
+    def serve(self, messages: int = 1) -> None:
+        """Let the service hear some messages of each member, and tell what it has to."""
+        for session in list(self.sessions):
+            if session.wire.closed:
+                self._hang_up(session.member)
+                continue
+            for _ in range(messages):
+                frame = session.wire.receive()
+                if frame is None:
+                    break
+                self._hear(session, frame)
+            session.ask(time.monotonic() + 1)
+            if session.feed is not None:
+                session.feed.mark(time.monotonic() + 1)
+        self.exchange.tell(0.0)
+        self.exchange.collect(0.0)
+
+    def _hear(self, session: Session, frame: bytes) -> None:
+        try:
+            request = unpack_request(frame)
+            self.exchange.hear(session, request)  # type: ignore[arg-type]
+        except (RegistryError, LayoutError) as error:
+            session.send(Refused(type(error).__name__, str(error)))
+
+    def step(self) -> str:
+        """Do something; its name."""
+        names, weights = zip(*OPERATIONS.items(), strict=True)
+        name = self.chance.choices(names, weights)[0]
+        getattr(self, name)(self.chance.choice(self.engines))
+        return name
+
+    def publish(self, engine: Engine) -> None:
+        tokens = tuple(self.chance.randrange(VOCABULARY) for _ in range(self.chance.randint(1, DEPTH)))
+        engine.publish(self.chance.choice(TENANTS[: self.chance.randint(1, 2)]), tokens)
+
+    def grow(self, engine: Engine) -> None:
+        """A conversation goes on."""
+        if engine.holds:
+            tenant, tokens = self.chance.choice(sorted(engine.holds.values()))
+            if len(tokens) < DEPTH:
+                engine.publish(tenant, (*tokens, self.chance.randrange(VOCABULARY)))
+
+    def turn(self, engine: Engine) -> None:
+        """A slot is used again for a block of another prefix, as long as the one before, which then goes on."""
+        if engine.holds:
+            slot, (tenant, tokens) = self.chance.choice(sorted(engine.holds.items()))
+            other = (*(self.chance.choice(((0,), (1,), tokens[i : i + 1]))[0] for i in range(len(tokens) - 1)),)
+            other = (*other, 1 - tokens[-1])
+            engine.publish(tenant, other, last=slot)
+            if len(other) < DEPTH:
+                engine.publish(tenant, (*other, self.chance.randrange(VOCABULARY)))
+
+    def retire(self, engine: Engine) -> None:
+        engine.retire(self.chance.sample(range(SLOTS), self.chance.randint(1, 3)))
+
+    def fail_closed(self, engine: Engine) -> None:
+        engine.fail_closed()
+
+    def promise(self, engine: Engine) -> None:
+        if engine.promises and self.chance.random() < 0.5:
+            engine.control.settle(engine.promises.pop())
+        else:
+            engine.promises.append(engine.control.promise(np.array([0, 1], np.int32)))
+
+    def pump(self, engine: Engine) -> None:
+        engine.pump(self.chance.randint(1, 3))
+
+    def work(self, _engine: Engine) -> None:
+        self.serve(self.chance.randint(1, 4))
+
+    def lose_service(self, _engine: Engine) -> None:
+        self.kill_service()
+
+    def lose_connection(self, engine: Engine) -> None:
+        engine.client._line.wire.close()
+
+    def replace(self, engine: Engine) -> None:
+        """An engine leaves, and another one comes."""
+        self.engines.remove(engine)
+        engine.control.close()
+        self.engines.append(Engine(self))
+
+    def change_weather(self, _engine: Engine) -> None:
+        self.weather.faults = dict.fromkeys(FAULTS, 0.0)
+        for fault in self.chance.sample(FAULTS, self.chance.choice((0, 1, 1, 3))):
+            self.weather.faults[fault] = self.chance.choice((0.05, 0.3, 0.6))
+        self.weather.room = self.chance.choice((1 << 30, 1 << 30, 300, 0))
+
+    def late(self, engine: Engine) -> None:
+        """What was delayed arrives."""
+        wire: FakeWire = engine.client._line.wire
+        for hop in (wire.out, wire.into):
+            hop.arrive_late()
+
+    def check(self, most: int = 3) -> None:
+        """Whatever anybody would fetch and take for valid is what its owner has there: for `most` prompts each."""
+        owners = {engine.control.pool.id: engine for engine in self.engines}
+        for reader in self.engines:
+            for _ in range(most):
+                tokens = tuple(self.chance.randrange(VOCABULARY) for _ in range(DEPTH))
+                self._check_match(owners, reader, self.chance.choice(TENANTS), tokens)
+
+    def _check_match(self, owners: dict[str, Engine], reader: Engine, tenant: str, query: tuple[int, ...]) -> None:
+        """With some leading blocks at hand, so that what is dead among those does not hide what is behind."""
+        block = self.chance.randrange(len(query))
+        hit = reader.control.match(np.array(query, np.int32), tenant=tenant, first=block)
+        for run in hit.runs:
+            owner = owners.get(run.pool)
+            for slot in run.slots.tolist():
+                block += 1
+                held = owner.holds.get(slot) if owner is not None else None
+                assert held == (tenant, query[:block]), f"WRONG: {held} taken for {(tenant, query[:block])}"
+
+    def catch_up(self, rounds: int) -> None:
+        """Let everybody read what has come, and what was delayed, so many times."""
+        for _ in range(rounds):
+            for engine in self.engines:
+                self.late(engine)
+                engine.client._line._refused_at = min(engine.client._line._refused_at, 1e-9)
+                engine.pump(4)
+            self.serve(8)
+
+    def calm_down(self) -> None:
+        """The weather is fine from now on: soon everybody knows all that stands, and nothing else."""
+        self.weather.faults, self.weather.room = dict.fromkeys(FAULTS, 0.0), 1 << 30
+        self.catch_up(30)
+        self.check(most=100)
+        offered = {id(engine): engine.offered() for engine in self.engines}
+        everything = set().union(*offered.values())
+        for reader in self.engines:
+            for tenant, tokens in everything:
+                prefixes = [(tenant, tokens[:end]) for end in range(1, len(tokens) + 1)]
+                mine = offered[id(reader)] if not reader.client._finds_own else set()
+                others = set().union(*(offered[id(each)] for each in self.engines if each is not reader or not mine))
+                known = others if not reader.client._finds_own else everything
+                wanted = next((i for i, prefix in enumerate(prefixes) if prefix not in known), len(prefixes))
+                hit = reader.control.match(np.array(tokens, np.int32), tenant=tenant)
+                assert hit.blocks >= wanted, f"{hit.blocks} of {wanted} blocks of {tenant!r} {tokens} are known"
+
+
+OPERATIONS = {
+    "publish": 12,
+    "grow": 12,
+    "turn": 8,
+    "retire": 3,
+    "fail_closed": 0.5,
+    "promise": 1,
+    "pump": 20,
+    "work": 20,
+    "lose_service": 0.5,
+    "lose_connection": 0.7,
+    "replace": 0.3,
+    "change_weather": 2,
+    "late": 3,
+}
+
+
+def run(seed: int, steps: int = 40, engines: int = 2, *, settle: bool = True) -> None:
+    """One history, with all faults over in the end where it is to `settle`.
+
+    Raises AssertionError where something is wrong; KVMarketError must not come out at all.
+    """
+    node = Node(seed, engines)
+    try:
+        for _ in range(steps):
+            node.step()
+            node.check()
+        node.catch_up(4)
+        node.check(most=40)
+        if settle:
+            node.calm_down()
+    except KVMarketError as error:
+        raise AssertionError(f"{type(error).__name__}: {error}") from error
+    finally:
+        node.close()

@@ -1,0 +1,103 @@
+"""Two ends of a connection in one process, with all that can go wrong between them."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass
+
+FAULTS = ("drop", "double", "delay", "reorder", "tear", "glue")
+
+
+@dataclass
+class Weather:
+    """How bad it is: the chance of each fault for every message, and how many bytes a queue takes."""
+
+    chance: random.Random
+    faults: dict[str, float]
+    room: int = 1 << 30
+
+    def fault(self) -> str:
+        """What happens to the next message; mostly nothing."""
+        draw = self.chance.random()
+        for fault, odds in self.faults.items():
+            draw -= odds
+            if draw < 0:
+                return fault
+        return ""
+
+
+class Hop:
+    """Messages on their way in one direction."""
+
+    def __init__(self, weather: Weather) -> None:
+        self.weather = weather
+        self.queue: deque[bytes] = deque()
+        self.late: list[bytes] = []
+
+    def put(self, frame: bytes) -> None:
+        """Send a message, and see what becomes of it."""
+        chance = self.weather.chance
+        match self.weather.fault():
+            case "drop":
+                return
+            case "double":
+                self.queue.append(frame)
+                self.queue.insert(chance.randrange(len(self.queue) + 1), frame)
+            case "delay":
+                self.late.append(frame)
+            case "reorder":
+                self.queue.insert(chance.randrange(len(self.queue) + 1), frame)
+            case "tear":
+                self.queue.append(frame[: chance.randrange(len(frame))])
+            case "glue" if self.queue:
+                last = self.queue.pop()
+                self.queue.append(last[: chance.randrange(len(last) + 1)] + frame[chance.randrange(len(frame)) :])
+            case _:
+                self.queue.append(frame)
+
+    def arrive_late(self) -> None:
+        """What was delayed comes now."""
+        self.queue.extend(self.late)
+        self.late.clear()
+
+
+class FakeWire:
+    """One end, as `kvmarket.registry.wire.Wire`."""
+
+    def __init__(self, out: Hop, into: Hop) -> None:
+        self.out, self.into = out, into
+        self.closed = False
+        self.peer: FakeWire | None = None
+        self.blocked, self.events = False, 0
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that have not been read; more than anybody lets wait where there is no room."""
+        size = sum(map(len, self.out.queue))
+        return size if size < self.out.weather.room else 1 << 40
+
+    def send(self, frame: bytes) -> bool:
+        if self.closed:
+            return False
+        self.out.put(frame)
+        return True
+
+    def receive(self) -> bytes | None:
+        return self.into.queue.popleft() if self.into.queue and not self.closed else None
+
+    def flush(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+        if self.peer is not None:
+            self.peer.closed = True
+
+
+def connection(weather: Weather) -> tuple[FakeWire, FakeWire]:
+    """Both ends of a new connection."""
+    there, back = Hop(weather), Hop(weather)
+    ours, theirs = FakeWire(there, back), FakeWire(back, there)
+    ours.peer, theirs.peer = theirs, ours
+    return ours, theirs
