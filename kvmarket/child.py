@@ -51,7 +51,7 @@ def search_path() -> list[str]:
 def _needed(directory: Path) -> bool:
     """Whether a package that kvmarket needs was loaded from `directory`."""
     for name in _DEPENDENCIES:
-        file = Path(getattr(sys.modules.get(name), "__file__", None) or "/")
-        if directory == (file.parents[1] if file.stem == "__init__" else file.parent):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file and directory == (Path(file).parents[1] if Path(file).stem == "__init__" else Path(file).parent):
             return True
     return False

@@ -103,6 +103,14 @@ def test_what_we_stand_on_lies_in_the_current_directory(tmp_path, monkeypatch, f
     assert sys.modules["msgspec"] is msgspec and child.search_path() == ["/lib"]
 
 
+def test_the_root_is_a_directory_like_any_other(monkeypatch):
+    """Where services of systemd stand."""
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(sys, "path", ["/", "/lib"])
+    monkeypatch.setattr(child, "_DEPENDENCIES", ("not loaded", "sys"))
+    assert child.search_path() == ["/lib"]
+
+
 def test_a_current_directory_that_was_removed(tmp_path, monkeypatch):
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import threading
 import time
-from pathlib import Path
 
 from kvmarket import counters
 from kvmarket.errors import (
@@ -24,7 +22,6 @@ from kvmarket.errors import (
 from kvmarket.registry.address import Address
 from kvmarket.registry.launch import start_service
 from kvmarket.registry.messages import (
-    PROTOCOL,
     Changes,
     Join,
     Joined,
@@ -35,14 +32,13 @@ from kvmarket.registry.messages import (
     unpack_reply,
 )
 from kvmarket.registry.replica import Replica
+from kvmarket.registry.watching import watch
 from kvmarket.registry.wire import Wire, dial
-from kvmarket.shared_file import Process
 
 WAITING_MESSAGES = 10_000  # of ours, for a service that does not keep up: all that a large cache offers again
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
 KNOCK_SECONDS = 0.02  # after which we try again to be let in
-JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
 JOIN_SECONDS = 0.01  # so long at a time a snapshot is put in
 
 
@@ -96,7 +92,7 @@ class Line:
         if answer is None:
             return False
         try:
-            self.pidfd = _watch_process(answer.service)
+            self.pidfd = watch(answer.service, "the service")
         except RefusedError:
             if self._hung_up():  # it died meanwhile: there is nothing to watch
                 return False
@@ -165,14 +161,7 @@ def join_service(address: Address, join: Join, closing: threading.Event) -> Line
             continue
         try:
             wire = dial(address.socket, WAITING_MESSAGES)
-        except OSError as error:
-            if error.errno == errno.EPROTOTYPE:
-                raise VersionError(
-                    f"the service at {address} does not speak {PROTOCOL.decode().strip()}; "
-                    "run one version of kvmarket on the node, or give each its own address"
-                ) from error
-            if error.errno not in JUST_NOT_NOW:
-                raise AddressError(f"the service at {address} cannot be reached: {error.strerror}") from error
+        except OSError:  # one of JUST_NOT_NOW
             closing.wait(KNOCK_SECONDS)
             continue
         line = Line(wire, join)
@@ -187,19 +176,6 @@ def join_service(address: Address, join: Join, closing: threading.Event) -> Line
         f"the service at {address} did not answer within {START_SECONDS:.0f} s; see {address.log}, "
         "or start it by hand with `kvmarket serve`"
     )
-
-
-def _watch_process(process: Process) -> int:
-    """A pidfd of the service. Raises RefusedError where it is gone, or belongs to somebody else."""
-    try:
-        owner = Path(f"/proc/{process.pid}").stat().st_uid
-        pidfd = os.pidfd_open(process.pid)
-    except OSError as error:
-        raise RefusedError(f"the service (process {process.pid}) cannot be watched: {error.strerror}") from error
-    if owner != os.getuid():
-        os.close(pidfd)
-        raise RefusedError(f"the service (process {process.pid}) is another user's; give an address of your own")
-    return pidfd
 
 
 def _refusal(refused: Refused) -> KVMarketError:

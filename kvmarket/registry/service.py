@@ -15,7 +15,6 @@ import uuid
 from collections import Counter
 
 from kvmarket.errors import (
-    AddressError,
     LayoutError,
     MessageError,
     NamespaceError,
@@ -27,6 +26,7 @@ from kvmarket.errors import (
 from kvmarket.leftovers import sweep
 from kvmarket.registry.address import Address
 from kvmarket.registry.book import Book
+from kvmarket.registry.listener import Listener
 from kvmarket.registry.messages import (
     AskStatus,
     Join,
@@ -46,8 +46,9 @@ from kvmarket.registry.messages import (
     unpack_request,
 )
 from kvmarket.registry.stream import Stream
-from kvmarket.registry.wire import Door, Wire
-from kvmarket.shared_file import Process, pid_namespace
+from kvmarket.registry.watching import watch
+from kvmarket.registry.wire import Wire
+from kvmarket.shared_file import Process
 
 POLL_SECONDS = 0.2
 SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # for what dead processes have left; after a connection has ended
@@ -69,23 +70,7 @@ class Service:
         """
         self.address = address
         self._idle_exit = idle_exit
-        lock = None
-        for _ in range(5):  # somebody may just be looking whether the lock is held
-            lock = address.take_lock()
-            if lock is not None:
-                break
-            time.sleep(0.02)
-        if lock is None:
-            raise AddressError(f"a service already holds {address}; use it, or give another address")
-        try:
-            self._door = Door(address.socket)
-        except OSError as error:
-            address.lock.unlink(missing_ok=True)
-            os.close(lock)
-            raise AddressError(
-                f"the socket {address} cannot be made: {error.strerror}; give another address"
-            ) from error
-        self._lock = lock
+        self._door = Listener(address)
         self._stopped = False
         self._book = Book()
         self._wires: dict[int, Wire] = {}  # by descriptor
@@ -104,6 +89,9 @@ class Service:
         empty_since = time.monotonic()
         wait = POLL_SECONDS
         while not self._stopped:
+            if not self._door.keep(needed=self._idle_exit is None or bool(self._book.members)):
+                _log.info("%s is another service's, or gone; this one gives way", self.address)
+                return
             ready = self._poll.poll(max(0.0, wait))
             if self._open_at and time.monotonic() > self._open_at:
                 self._open_at = 0.0
@@ -144,13 +132,7 @@ class Service:
             wire.close()
         self._door.close()
         self._poll.close()
-        for path in (self.address.socket, self.address.lock):
-            if not path.is_dir():
-                path.unlink(missing_ok=True)
-        if self.address.log.exists() and not self.address.log.stat().st_size:
-            self.address.log.unlink(missing_ok=True)
         sweep()
-        os.close(self._lock)
 
     def _let_in(self) -> None:
         """Whoever knocks."""
@@ -224,7 +206,7 @@ class Service:
         pidfds: list[int] = []
         try:
             for process in processes:
-                pidfds.append(_pidfd(process))
+                pidfds.append(watch(process))
             former = self._book.former(join)
             if former is not None:
                 self._remove(former)
@@ -274,27 +256,3 @@ class Service:
         if route.blocked:
             self._poll.modify(route, route.events)
         return True
-
-
-def _pidfd(process: Process) -> int:
-    """A descriptor that becomes readable when `process` dies.
-
-    Raises RefusedError if it has died, NamespaceError if it cannot be seen from here.
-    """
-    if process.namespace != pid_namespace():
-        raise NamespaceError(
-            f"process {process.pid} lives in another PID namespace than the service; run all engines of a market in "
-            "one namespace (containers: --pid=host --ipc=host), or give each its own address"
-        )
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except OSError as error:
-        raise RefusedError(f"process {process.pid} cannot be watched: {error.strerror}; is it still alive?") from error
-    try:
-        if process.alive():
-            return pidfd
-    except OSError as error:  # out of descriptors, say
-        os.close(pidfd)
-        raise RefusedError(f"process {process.pid} cannot be looked at: {error.strerror}; try again") from error
-    os.close(pidfd)
-    raise RefusedError(f"process {process.pid} is not the one that asked; it has died")
