@@ -77,6 +77,46 @@ def test_a_fork_keeps_no_turn(place, monkeypatch):
     assert turns == [True, True]
 
 
+@pytest.mark.parametrize("who", ["a thread", "a process"])
+def test_who_hangs_while_he_starts_it_is_not_waited_for_long(place, monkeypatch, who):
+    """Stopped, say. The service's own lock sees to it that there is one."""
+    monkeypatch.setattr(launch, "PATIENCE", 0.3)
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    turn = launch._turn(place)
+    hanging = context.Process(target=lambda: [theirs.send(turn.__enter__()), time.sleep(60)])
+    if who == "a thread":
+        turn.__enter__()
+    else:
+        hanging.start()
+        mine.recv()
+    monkeypatch.setattr(
+        launch.subprocess, "run", lambda *a, run=subprocess.run, **o: (started.append(1), run(*a, **o))[1]
+    )
+    started, since = [], time.monotonic()
+    start_service(place)
+    assert not started
+    while not place.service_lives() and time.monotonic() < since + 10:
+        start_service(place)
+    assert 0.3 < time.monotonic() - since < 10
+    end(place)
+    if who == "a thread":
+        turn.__exit__(None, None, None)
+    else:
+        hanging.kill()
+        hanging.join()
+    assert started == [1] and not launch._starting and not launch._waits
+
+
+def test_patience_begins_anew_each_time(place, monkeypatch):
+    monkeypatch.setattr(launch, "WAIT_SECONDS", 0.01)
+    assert launch._waited(place) == 0
+    time.sleep(0.1)
+    assert launch._waited(place) >= 0.1
+    time.sleep(0.25)
+    assert launch._waited(place) == 0
+
+
 def killed_while_starting(place: Address, pipe) -> None:
     with launch._turn(place):
         if not os.fork():
