@@ -29,7 +29,7 @@ def sweep() -> None:
     me = Process.current()
     for path in _marks():
         owner = marks.owner_of(path)
-        if owner is not None and owner != me:
+        if owner is not None and owner != me:  # to open and close our own would end its lock
             with suppress(OSError):  # somebody else has just removed it, say
                 _sweep_for(owner, path)
 
@@ -121,7 +121,7 @@ def _number_lives(owner: Process, near: bool) -> bool:
 
 
 def _status(file: Path) -> os.stat_result | None:
-    """What lies there, if it is a file of this user with one name; links are not followed."""
+    """What lies there, if it is a file of this user; links are not followed."""
     try:
         status = file.lstat()
     except OSError:
@@ -130,4 +130,4 @@ def _status(file: Path) -> os.stat_result | None:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()

@@ -129,7 +129,6 @@ def _forked() -> None:
     for fd in _marks.values():
         os.close(fd)
     _marks.clear()
-    _noted.clear()
     _lock = threading.Lock()
 
 
