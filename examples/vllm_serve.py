@@ -112,6 +112,7 @@ def serve(name: str, model: str, folder: Path, gpu: str | None, arguments: list[
     command += ["--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details"]
     command += ["--kv-transfer-config", json.dumps(transfer), *arguments]
     environment = os.environ | {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1"}
+    environment |= {"PYTHONSAFEPATH": "1"}  # -m would have it import whatever lies in the current directory
     environment |= CPU_ENVIRONMENT if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     path = folder / f"{name}.log"
     with path.open("wb") as log:

@@ -2,65 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated
-
-import typer
-from rich.console import Console
-
-from kvmarket.errors import KVMarketError
-
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="KV blocks of any engine of the node, for every other one."
-)
-AddressOption = Annotated[str | None, typer.Option(help="Socket of the market; the user's default one if not given.")]
-
-
-@app.command()
-def serve(address: AddressOption = None) -> None:
-    """Serve a market in the foreground, until interrupted. Engines start one by themselves; this is for supervisors."""
-    from kvmarket.cli.serve import serve as run
-
-    run(address)
-
-
-@app.command()
-def top(address: AddressOption = None, interval: float = 1.0, once: bool = False) -> None:
-    """Show who is in a market and what is on offer."""
-    from kvmarket.cli.top import top as run
-
-    run(address, interval, once=once)
-
-
-@app.command()
-def doctor(
-    json: Annotated[bool, typer.Option(help="Print one JSON document instead of tables.")] = False,
-    measure: Annotated[bool, typer.Option(help="Measure every way between all GPUs, and keep the tables.")] = False,
-) -> None:
-    """Say what this machine can share, what it cannot, and what to do about it.
-
-    Exits 1 when something must be mended.
-    """
-    from kvmarket.cli.doctor import doctor as run
-
-    raise typer.Exit(run(as_json=json, measure=measure))
-
-
-@app.command()
-def demo(device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto", tokens: int = 0) -> None:
-    """Two engines, one prefill: the second takes the prefix from the first one's pool.
-
-    Exits 1 unless outputs are identical.
-    """
-    from kvmarket.cli.demo import demo as run
-
-    raise typer.Exit(run(device, tokens))
-
 
 def main() -> None:
-    """Run the command line; an error of kvmarket is one line, not a trace."""
-    try:
-        app()
-    except KVMarketError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
-        sys.exit(2)
+    """Run the command line. Imports what that needs only now, when `__main__` has set the search path right."""
+    from kvmarket.cli.app import run
+
+    run()

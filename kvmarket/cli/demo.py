@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from kvmarket.child import command, environment
 from kvmarket.cli.demo_engine import Configuration, Ready, Reply, Request
 from kvmarket.errors import KVMarketError, MisuseError
 
@@ -32,11 +32,11 @@ class Engine:
     def __init__(self, name: str, configuration: Configuration, gpu: str | None) -> None:
         """Start it; `gpu` is the one that it may see. Its stderr is ours."""
         self.name = name
-        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ  # an idle engine leaves its cores to the other one
+        variables = {"OMP_WAIT_POLICY": "PASSIVE"} | environment()  # an idle engine leaves its cores to the other one
         if gpu is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
-        command = [sys.executable, "-m", "kvmarket.cli.demo_engine", msgspec.json.encode(configuration).decode()]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            variables["CUDA_VISIBLE_DEVICES"] = gpu
+        arguments = command("kvmarket.cli.demo_engine", msgspec.json.encode(configuration).decode())
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
 
     def receive(self, kind: type[Message]) -> Message:
         """The next message from it. Raises KVMarketError when it has died."""

@@ -1,6 +1,6 @@
 """One engine process of the demo: one JSON request a line on stdin, one JSON reply a line on stdout.
 
-Started as ``python -m kvmarket.cli.demo_engine <configuration as JSON>`` by `kvmarket.cli.demo`. The first line that it
+Started with its configuration as JSON, in one argument, by `kvmarket.cli.demo`. The first line that it
 writes is a `Ready`; then each `Request` is answered with a `Reply`. It ends when stdin does.
 """
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import kvmarket
 from kvmarket.cli.finding import Finding
+from kvmarket.cli.top import ask_status
 from kvmarket.errors import KVMarketError
 from kvmarket.pool import Generations
 from kvmarket.registry.address import Address
@@ -109,8 +110,12 @@ def _amount(limit: int) -> str:
 
 
 def _market() -> Finding:
+    """The default market: where it is, and whether its service answers."""
     try:
         place = Address()
-        return Finding("market", "ok", f"{place}, {'served' if place.service_lives() else 'no service yet'}")
+        if not place.service_lives():
+            return Finding("market", "ok", f"{place}, no service yet")
+        status = ask_status(place)
     except KVMarketError as error:
         return Finding("market", "bad", type(error).__name__, str(error))
+    return Finding("market", "ok", f"{place}, served by process {status.service.pid}, engines: {len(status.members)}")

@@ -13,7 +13,7 @@ from typing import IO, TypeVar
 
 import msgspec
 
-from kvmarket.child import environment
+from kvmarket.child import command, environment
 from kvmarket.errors import KVMarketError
 
 PATIENCE = 120.0  # seconds; importing torch and starting CUDA on a busy machine can take half a minute
@@ -44,11 +44,11 @@ class SecondProcess:
 
 @contextmanager
 def second_process(module: str, task: msgspec.Struct) -> Iterator[SecondProcess]:
-    """``python -m <module>`` with its task, while it is needed; then its stdin ends, and it has ten seconds to go."""
-    command, pipe = [sys.executable, "-m", module], subprocess.PIPE
+    """A module of kvmarket with its task, while it is needed; then its stdin ends, and it has ten seconds to go."""
+    pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as stderr,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment()) as process,
+        subprocess.Popen(command(module), stdin=pipe, stdout=pipe, stderr=stderr, env=environment()) as process,
     ):
         stdin = process.stdin
         assert stdin is not None

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from kvmarket.errors import AddressError, MessageError
 from kvmarket.registry.address import Address
-from kvmarket.registry.line import JUST_NOT_NOW, KNOCK_SECONDS
+from kvmarket.registry.line import KNOCK_SECONDS
 from kvmarket.registry.messages import AskStatus, Status, pack_message, unpack_reply
 from kvmarket.registry.wire import dial
 
@@ -34,7 +34,11 @@ def top(address: str | None, interval: float, *, once: bool) -> None:
 
 
 def ask_status(place: Address) -> Status:
-    """Ask the service of `place`. Raises AddressError when there is none or it does not answer within two seconds."""
+    """Ask the service of `place`.
+
+    Raises AddressError when there is none or it does not answer within two seconds, VersionError where it speaks
+    another version.
+    """
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
     end = time.monotonic() + ANSWER_SECONDS
@@ -45,7 +49,7 @@ def ask_status(place: Address) -> Status:
                 frame = wire.wait(ANSWER_SECONDS)
             break
         except OSError as error:
-            if error.errno not in JUST_NOT_NOW or time.monotonic() > end:
+            if time.monotonic() > end:
                 reason = f"the service at {place} lets nobody in ({error.strerror}); see {place.log}"
                 raise AddressError(reason) from error
         time.sleep(KNOCK_SECONDS)

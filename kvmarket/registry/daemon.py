@@ -15,6 +15,7 @@ from kvmarket.registry.address import Address
 from kvmarket.registry.service import Service
 
 IDLE_SECONDS = 3.0  # a service that was started on demand outlives its last engine by this long
+_log = logging.getLogger("kvmarket.service")
 
 
 def main(socket: str) -> int:
@@ -31,9 +32,9 @@ def main(socket: str) -> int:
     try:
         service = Service(Address(socket), idle_exit=IDLE_SECONDS)
     except AddressError as error:
-        taken = Address(socket).service_lives()
+        taken = _is_served(socket)
         if not taken:
-            logging.getLogger("kvmarket.service").error("%s", error)  # noqa: TRY400 - the message says what to do
+            _log.error("%s", error)
         os.write(child_writes, b"0" if taken else b"1")
         return 0
     signal.signal(signal.SIGTERM, lambda *_: service.stop())
@@ -44,6 +45,14 @@ def main(socket: str) -> int:
     finally:
         service.close()
     return 0
+
+
+def _is_served(socket: str) -> bool:
+    """Whether another service has the address."""
+    try:
+        return Address(socket).service_lives()
+    except AddressError:
+        return False
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import select
 from collections.abc import Collection
 
 from kvmarket.errors import NamespaceError, RefusedError
-from kvmarket.shared_file import Process, pid_namespace
+from kvmarket.registry.watching import watch
+from kvmarket.shared_file import Process
 
 
 class Deaths:
@@ -50,29 +51,9 @@ def open_pidfds(processes: Collection[Process]) -> list[int]:
     pidfds: list[int] = []
     try:
         for process in processes:
-            pidfds.append(_pidfd(process))
+            pidfds.append(watch(process))
     except (RefusedError, NamespaceError):
         for pidfd in pidfds:
             os.close(pidfd)
         raise
     return pidfds
-
-
-def _pidfd(process: Process) -> int:
-    if process.namespace != pid_namespace():
-        raise NamespaceError(
-            f"process {process.pid} lives in another PID namespace than the service; run all engines of a market in "
-            "one namespace (containers: --pid=host --ipc=host), or give each its own address"
-        )
-    try:
-        pidfd = os.pidfd_open(process.pid)
-    except OSError as error:
-        raise RefusedError(f"process {process.pid} cannot be watched: {error.strerror}; is it still alive?") from error
-    try:
-        if process.alive():
-            return pidfd
-    except OSError as error:  # out of descriptors, say
-        os.close(pidfd)
-        raise RefusedError(f"process {process.pid} cannot be looked at: {error.strerror}; try again") from error
-    os.close(pidfd)
-    raise RefusedError(f"process {process.pid} is not the one that asked; it has died")

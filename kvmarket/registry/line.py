@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from kvmarket import counters
 from kvmarket.errors import (
@@ -27,7 +25,6 @@ from kvmarket.registry.channel import Heard
 from kvmarket.registry.feed import Feed
 from kvmarket.registry.launch import start_service
 from kvmarket.registry.messages import (
-    PROTOCOL,
     Again,
     Changes,
     Join,
@@ -38,13 +35,13 @@ from kvmarket.registry.messages import (
 )
 from kvmarket.registry.replica import Replica
 from kvmarket.registry.snapshot import SnapshotParts
+from kvmarket.registry.watching import watch
 from kvmarket.registry.wire import Wire, dial
 from kvmarket.shared_file import Process
 
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
 KNOCK_SECONDS = 0.02  # after which we try again to be let in
-JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
 REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told once more: doubled each time
 
 
@@ -96,7 +93,7 @@ class Line:
             return False
         self.service = answer.service
         try:
-            self.pidfd = _watch_process(answer.service)
+            self.pidfd = watch(answer.service, "the service")
         except RefusedError:
             if self._hung_up():  # it died meanwhile: there is nothing to watch
                 return False
@@ -167,14 +164,7 @@ def join_service(
             continue
         try:
             wire = dial(address.socket)
-        except OSError as error:
-            if error.errno == errno.EPROTOTYPE:
-                raise VersionError(
-                    f"the service at {address} does not speak {PROTOCOL.decode().strip()}; "
-                    "run one version of kvmarket on the node, or give each its own address"
-                ) from error
-            if error.errno not in JUST_NOT_NOW:
-                raise AddressError(f"the service at {address} cannot be reached: {error.strerror}") from error
+        except OSError:  # one of JUST_NOT_NOW
             closing.wait(KNOCK_SECONDS)
             continue
         line = Line(wire, join, replica, snapshot)
@@ -189,19 +179,6 @@ def join_service(
         f"the service at {address} did not answer within {START_SECONDS:.0f} s; see {address.log}, "
         "or start it by hand with `kvmarket serve`"
     )
-
-
-def _watch_process(process: Process) -> int:
-    """A pidfd of the service. Raises RefusedError where it is gone, or belongs to somebody else."""
-    try:
-        owner = Path(f"/proc/{process.pid}").stat().st_uid
-        pidfd = os.pidfd_open(process.pid)
-    except OSError as error:
-        raise RefusedError(f"the service (process {process.pid}) cannot be watched: {error.strerror}") from error
-    if owner != os.getuid():
-        os.close(pidfd)
-        raise RefusedError(f"the service (process {process.pid}) is another user's; give an address of your own")
-    return pidfd
 
 
 def _refusal(refused: Refused) -> KVMarketError:

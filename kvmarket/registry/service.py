@@ -8,7 +8,6 @@ its replica (see replica.py). Whatever takes long is done in small parts, and ea
 from __future__ import annotations
 
 import logging
-import os
 import select
 import time
 import uuid
@@ -16,7 +15,6 @@ from collections import Counter
 
 from kvmarket import counters
 from kvmarket.errors import (
-    AddressError,
     LayoutError,
     MessageError,
     NamespaceError,
@@ -28,6 +26,7 @@ from kvmarket.leftovers import sweep
 from kvmarket.registry.address import Address
 from kvmarket.registry.deaths import Deaths, open_pidfds
 from kvmarket.registry.exchange import Exchange
+from kvmarket.registry.listener import Listener
 from kvmarket.registry.messages import (
     Again,
     AskStatus,
@@ -41,7 +40,6 @@ from kvmarket.registry.messages import (
     unpack_request,
 )
 from kvmarket.registry.session import Session, Sessions
-from kvmarket.registry.wire import Door
 from kvmarket.shared_file import Process
 
 POLL_SECONDS = 0.2
@@ -63,23 +61,7 @@ class Service:
         """
         self.address = address
         self._idle_exit = idle_exit
-        lock = None
-        for _ in range(5):  # somebody may just be looking whether the lock is held
-            lock = address.take_lock()
-            if lock is not None:
-                break
-            time.sleep(0.02)
-        if lock is None:
-            raise AddressError(f"a service already holds {address}; use it, or give another address")
-        try:
-            self._door = Door(address.socket)
-        except OSError as error:
-            address.lock.unlink(missing_ok=True)
-            os.close(lock)
-            raise AddressError(
-                f"the socket {address} cannot be made: {error.strerror}; give another address"
-            ) from error
-        self._lock = lock
+        self._door = Listener(address)
         self._stopped = False
         self._exchange = Exchange()
         self._counters: Counter[str] = Counter()
@@ -94,6 +76,9 @@ class Service:
         empty_since = time.monotonic()
         wait, look_at = POLL_SECONDS, 0.0
         while not self._stopped:
+            if not self._door.keep(needed=self._idle_exit is None or bool(self._exchange.book.members)):
+                _log.info("%s is another service's, or gone; this one gives way", self.address)
+                return
             ready = self._poll.poll(wait)
             sessions = [(self._sessions.get(fd), events) for fd, events in ready]
             for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
@@ -129,13 +114,7 @@ class Service:
         self._deaths.close()
         self._sessions.close()
         self._poll.close()
-        for path in (self.address.socket, self.address.lock):
-            if not path.is_dir():
-                path.unlink(missing_ok=True)
-        if self.address.log.exists() and not self.address.log.stat().st_size:
-            self.address.log.unlink(missing_ok=True)
         sweep()
-        os.close(self._lock)
 
     def _serve(self, session: Session, events: int) -> None:
         """Send what waits for a connection, and do what it asks for, for a while.

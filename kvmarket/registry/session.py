@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from kvmarket import counters
 from kvmarket.registry.channel import Heard
 from kvmarket.registry.feed import Feed
+from kvmarket.registry.listener import Listener
 from kvmarket.registry.messages import Reply, pack_message
-from kvmarket.registry.wire import Door, Wire
+from kvmarket.registry.wire import Wire
 
 REST_SECONDS = 0.2  # in which nobody is let in, where there are no descriptors left
 
@@ -42,7 +43,7 @@ class Session:
 class Sessions:
     """All connections, and the door through which they come, in the poll of the service."""
 
-    def __init__(self, poll: select.epoll, door: Door) -> None:
+    def __init__(self, poll: select.epoll, door: Listener) -> None:
         """Nobody has come yet."""
         self._poll, self._door = poll, door
         self._by_descriptor: dict[int, Session] = {}

@@ -9,6 +9,7 @@ A message longer than a packet travels as several. The first byte of each packet
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import select
@@ -19,8 +20,9 @@ from collections import deque
 from pathlib import Path
 from types import TracebackType
 
-from kvmarket.errors import MessageError
-from kvmarket.registry.messages import MAX_MESSAGE_BYTES
+from kvmarket.advice import explained
+from kvmarket.errors import AddressError, MessageError, VersionError
+from kvmarket.registry.messages import MAX_MESSAGE_BYTES, PROTOCOL
 
 PACKET_BYTES = 1 << 16
 BUFFER_BYTES = 4 * PACKET_BYTES  # asked of the kernel for what is on its way
@@ -29,6 +31,7 @@ MOST_BYTES = 80 << 20  # that wait in this process for the other end: the longes
 BACKLOG = 128
 _LAST, _MORE = b"\0", b"\1"
 _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
+JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
 
 
 class Wire:
@@ -191,8 +194,7 @@ class Door:
                 end, _ = self._socket.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return None
-            _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-            if uid == os.getuid():
+            if _user_of(end) == os.geteuid():
                 return Wire(end)
             end.close()
 
@@ -202,12 +204,36 @@ class Door:
 
 
 def dial(path: Path) -> Wire:
-    """Connect to whoever listens at `path`. Raises OSError; BlockingIOError where too many knock just now."""
-    end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    end.setblocking(False)
+    """Connect to the service of this user that listens at `path`.
+
+    Raises OSError with one of `JUST_NOT_NOW` where that may work a moment later; else VersionError, or AddressError
+    where it cannot be reached or is another user's, which then has not heard a word of ours.
+    """
     try:
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise AddressError(f"no socket to reach {path} with {explained(error)}") from error
+    try:
+        end.setblocking(False)
         end.connect(os.fspath(path))
-    except OSError:
+        uid = _user_of(end)
+    except OSError as error:
         end.close()
-        raise
+        if error.errno in JUST_NOT_NOW:
+            raise
+        if error.errno == errno.EPROTOTYPE:
+            raise VersionError(
+                f"the service at {path} does not speak {PROTOCOL.decode().strip()}; "
+                "run one version of kvmarket on the node, or give each its own address"
+            ) from error
+        raise AddressError(f"the service at {path} cannot be reached {explained(error)}") from error
+    if uid != os.geteuid():
+        end.close()
+        raise AddressError(f"the service at {path} is another user's (uid {uid}); give an address of your own")
     return Wire(end)
+
+
+def _user_of(end: socket.socket) -> int:
+    """The user that the process at the other end acted for when it connected, or began to listen."""
+    _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from kvmarket.errors import PeerAccessError, TransportError
+from kvmarket.marks import created, creating
 from kvmarket.shared_file import Process
 from kvmarket.transport.memory import CudaHandle, CudaMemory
 
@@ -19,13 +20,21 @@ def export(storages: Sequence[torch.UntypedStorage]) -> CudaMemory:
     """Export each storage; the memory is not given back to the device while a reader holds it."""
     device = storages[0].device
     try:
-        handles = tuple(CudaHandle(*storage._share_cuda_()[1:]) for storage in storages)
+        handles = tuple(_share(storage) for storage in storages)
     except RuntimeError as error:
         raise TransportError(
             f"CUDA IPC cannot export the cache: {error}; memory of cumem, sleep mode or managed allocators has no "
             "IPC handle, allocate the cache with the default allocator"
         ) from error
     return CudaMemory(Process.current(), device_uuid(device), handles)
+
+
+def _share(storage: torch.UntypedStorage) -> CudaHandle:
+    """Its handle; torch counts the readers of several in one file, which is as good as ours."""
+    with creating(None):
+        handle = CudaHandle(*storage._share_cuda_()[1:])
+    created(handle.ref_counter.decode().removeprefix("/"))
+    return handle
 
 
 def map_memory(memory: CudaMemory, device: torch.device) -> list[torch.Tensor]:

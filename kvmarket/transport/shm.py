@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from kvmarket.errors import SharedMemoryError
+from kvmarket.marks import creating
 from kvmarket.shared_file import SharedFile
 from kvmarket.transport.memory import ShmMemory
 
@@ -27,7 +28,8 @@ def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
 
 def _share(storage: torch.UntypedStorage) -> SharedFile:
     try:
-        fd, nbytes = storage._share_fd_cpu_()
+        with creating(storage.nbytes()):
+            fd, nbytes = storage._share_fd_cpu_()
     except RuntimeError as error:
         raise SharedMemoryError(f"the cache cannot be moved into shared memory: {error}; see df /dev/shm") from error
     return SharedFile.of(fd, nbytes)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import signal
 import socket
 import threading
+import time
 
 import pytest
 
 import kvmarket
 from kvmarket.errors import AddressError, VersionError
+from kvmarket.registry import address as address_module
 from kvmarket.registry import messages
 from kvmarket.registry.address import Address
 from kvmarket.registry.wire import Door, Wire
 from tests.model_engine import FACTS, ModelEngine
+from tests.registry.test_strangers import as_nobody, refusal_of
 
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
@@ -36,12 +41,96 @@ def test_addresses_that_cannot_be(tmp_path):
         Address(tmp_path / "file" / "socket")
 
 
-def test_a_default_directory_that_others_can_enter(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """In place of /tmp, where default addresses are."""
+    monkeypatch.setattr(address_module, "_HOME", tmp_path)
     monkeypatch.delenv("KVMARKET_ADDRESS", raising=False)
-    (tmp_path / "kvmarket").mkdir(mode=0o755)
+    return tmp_path / f"kvmarket-{os.geteuid()}"
+
+
+def test_a_default_directory_that_others_can_enter(home):
+    home.mkdir(mode=0o755)
     with pytest.raises(AddressError, match="0700"):
         Address()
+
+
+def test_a_default_directory_that_leads_elsewhere(home, tmp_path):
+    """Another user may have made the link, to have us write where he may not."""
+    (tmp_path / "own").mkdir(mode=0o700)
+    home.symlink_to(tmp_path / "own")
+    with pytest.raises(AddressError, match="is a link"):
+        Address("name")
+
+
+def test_a_default_directory_that_another_user_has_made(home, monkeypatch):
+    home.mkdir(mode=0o700)
+    monkeypatch.setattr(address_module, "_HOME", home.parent)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    home.rename(home.with_name("kvmarket-12345"))
+    with pytest.raises(AddressError, match=r"belongs to another user .* set KVMARKET_ADDRESS"):
+        Address()
+
+
+@pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR", "HOME", "KVMARKET_ADDRESS"])
+@pytest.mark.parametrize("value", ["a directory", "", "  ", None])
+def test_the_default_is_the_same_in_every_environment(home, tmp_path, monkeypatch, variable, value):
+    """A login shell has variables that cron, sudo and containers lack."""
+    if value is None:
+        monkeypatch.delenv(variable, raising=False)
+    elif value != "a directory":
+        monkeypatch.setenv(variable, value)
+    elif variable != "KVMARKET_ADDRESS":
+        monkeypatch.setenv(variable, str(tmp_path))
+    assert Address().socket == home / "market"
+    assert Address("name").socket == home / "name"
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_an_address_may_be(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, path in {
+        "~/a": tmp_path / "a",
+        "~": tmp_path / "market",
+        ".": tmp_path / "market",
+        "./sub/s": tmp_path / "sub/s",
+        "ipc://sub/s": tmp_path / "sub/s",
+        str(tmp_path): tmp_path / "market",
+        ".hidden": home / ".hidden",
+    }.items():
+        assert Address(given).socket == path
+    monkeypatch.setenv("KVMARKET_ADDRESS", "sub/t")
+    assert Address().socket == tmp_path / "sub/t"
+
+
+@pytest.mark.parametrize(
+    "given", ["", " name", "name\n", "a\0b", "ipc://", "tcp://host", "~nobody-has-this-name/s", "\ud800/s"]
+)
+def test_addresses_that_name_no_path(home, given):
+    with pytest.raises(AddressError, match="give"):
+        Address(given)
+
+
+def test_a_relative_address_where_there_is_no_directory(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(AddressError, match="give an absolute path"):
+        Address("sub/s")
+
+
+def test_directories_that_may_not_be_entered(tmp_path):
+    """Also for root, who becomes another user for it."""
+    (tmp_path / "locked").mkdir(mode=0o700)
+    (tmp_path / "locked" / "sub").mkdir()
+    (tmp_path / "locked").chmod(0)
+    tmp_path.chmod(0o755)
+    try:
+        for path in ("locked/sub/s", "locked/s", "locked/sub/other/s"):
+            assert "give an address" in as_nobody(refusal_of, str(tmp_path / path))
+    finally:
+        (tmp_path / "locked").chmod(0o700)
 
 
 def test_the_markets_files_are_private(engine):
@@ -69,7 +158,7 @@ def test_a_service_of_another_version(engine, own_address):
 
     def answer() -> None:
         select.select([door], [], [])
-        wires.append(door.accept(1))
+        wires.append(door.accept())
         select.select([wires[0]], [], [])
         wires[0].send(b"kvmarket/999\n\x80")
 
@@ -116,6 +205,47 @@ def test_an_address_where_something_else_lies(tmp_path):
 def test_an_address_of_another_user(tmp_path, monkeypatch):
     place = Address(tmp_path / "s")
     (tmp_path / "s.lock").touch(mode=0o666)
-    monkeypatch.setattr("os.getuid", lambda: 12345)
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(AddressError, match="another user"):
         place.service_lives()
+
+
+def test_a_lock_that_is_removed_while_it_is_taken(own_address, monkeypatch):
+    """A lock that nobody finds keeps nobody out."""
+    place, flock, times = Address(own_address), fcntl.flock, []
+
+    def remove_first(fd: int, how: int) -> None:
+        flock(fd, how)
+        times.append(fd)
+        if len(times) <= 2:
+            place.lock.unlink()
+            if len(times) == 2:
+                place.lock.touch()
+
+    monkeypatch.setattr("fcntl.flock", remove_first)
+    fd = place.take_lock()
+    assert len(times) == 3 and os.fstat(fd).st_ino == place.lock.stat().st_ino
+    os.close(fd)
+
+
+def test_a_fork_keeps_no_lock_of_who_looks(own_address, monkeypatch):
+    """Whoever looks whether a service lives locks for a moment, and another thread may fork in it."""
+    place, flock, children = Address(own_address), fcntl.flock, []
+    place.lock.touch()
+
+    def fork_then(fd: int, how: int) -> None:
+        flock(fd, how)
+        if not children and not (child := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+        elif not children:
+            children.append(child)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", fork_then)
+        assert not place.service_lives()
+    lock = place.take_lock()
+    os.kill(children[0], signal.SIGKILL)
+    os.waitpid(children[0], 0)
+    assert lock is not None
+    os.close(lock)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
+import select
 import socket
 import subprocess
 import threading
-import time
+from pathlib import Path
 
 import pytest
 
 from kvmarket.cli.top import ask_status
-from kvmarket.errors import AddressError, RefusedError, SharedMemoryError, VersionError
+from kvmarket.errors import AddressError, NamespaceError, RefusedError, SharedMemoryError, VersionError
 from kvmarket.pool import GenerationReader, Generations
-from kvmarket.registry import line
+from kvmarket.registry import line, wire
 from kvmarket.registry.address import Address
 from kvmarket.registry.line import join_service
 from kvmarket.registry.messages import PROTOCOL, Joined, pack_message
-from kvmarket.registry.wire import Wire
-from kvmarket.shared_file import Process, SharedFile
+from kvmarket.registry.replica import Replica
+from kvmarket.registry.snapshot import SnapshotParts
+from kvmarket.registry.watching import watch
+from kvmarket.registry.wire import Door, Wire, dial
+from kvmarket.shared_file import Process, SharedFile, pid_namespace, start_time
 from tests.registry.test_service import join_message
 
 NOBODY = 65534
 root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+
+
+def joining_with():
+    """What an engine joins with that offers nothing."""
+    join = join_message()
+    return join, Replica(join.block_size, join.pools), lambda: SnapshotParts([])
 
 
 def _as_nobody(function, pipe, *arguments) -> None:
@@ -83,12 +95,89 @@ def test_another_users_address_is_refused_with_a_reason(market_address):
         place.socket.parent.chmod(0o700)
 
 
+@pytest.mark.parametrize("side", ["service", "engine"])
+def test_who_is_not_of_this_user_hears_nothing(own_address, monkeypatch, side):
+    """Whichever end asks the kernel who the other one is: it says who we are, and we are another user."""
+    path, uid = Address(own_address).socket, os.geteuid()
+    with contextlib.closing(Door(path)) as door:
+        if side == "engine":
+            monkeypatch.setattr(wire.os, "geteuid", lambda: NOBODY)
+            with pytest.raises(AddressError, match=f"another user's .uid {uid}.; give an address"):
+                dial(path)
+            monkeypatch.undo()
+            inside = door.accept()
+            assert inside is not None and inside.receive() is None and inside.closed, "not a word"
+            inside.close()
+        else:
+            with dial(path) as outside:
+                monkeypatch.setattr(wire.os, "geteuid", lambda: NOBODY)
+                assert door.accept() is None
+                assert outside.receive() is None and outside.closed
+
+
+def _listen(path, asked, pipe) -> None:
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    with contextlib.closing(Door(path)) as door:
+        path.chmod(0o777)
+        pipe.send("listening")
+        asked.wait()
+        with door._socket.accept()[0] as end:
+            pipe.send(end.recv(100))
+
+
 @root
-def test_another_users_service_is_refused(own_address, monkeypatch):
-    """A service that says it is a process which belongs to somebody else."""
-    monkeypatch.setattr(line.os, "getuid", lambda: NOBODY)
-    with pytest.raises(RefusedError, match="another user"):
-        line._watch_process(Process.current())
+@pytest.mark.parametrize("ask", ["join", "status"])
+def test_another_users_service_is_told_nothing(tmp_path, monkeypatch, ask):
+    """It lies in a directory where everybody may make files, and lets everybody in."""
+    place = Address(tmp_path / "s")
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o777)
+    context = multiprocessing.get_context("fork")
+    (mine, theirs), asked = context.Pipe(), context.Event()
+    process = context.Process(target=_listen, args=(place.socket, asked, theirs))
+    process.start()
+    assert mine.recv() == "listening"
+    with pytest.raises(AddressError, match="another user"):
+        Address(place.socket)
+    monkeypatch.setattr(Address, "service_lives", lambda self: True)  # as if it had come a moment later
+    with pytest.raises(AddressError, match=f"another user's .uid {NOBODY}."):
+        if ask == "join":
+            join_service(place, *joining_with(), threading.Event())
+        else:
+            ask_status(place)
+    asked.set()
+    assert mine.recv() == b""
+    process.join()
+
+
+def test_a_process_is_watched_where_its_number_means_something():
+    me = Process.current()
+    over = subprocess.Popen(["true"])
+    started = Process(over.pid, start_time(over.pid), me.namespace)
+    pidfd = watch(started)
+    over.wait()
+    assert select.select([pidfd], [], [], 5)[0]
+    os.close(pidfd)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(NamespaceError, match="namespace"):
+        watch(Process(me.pid, me.start, me.namespace + 1))
+    with pytest.raises(RefusedError, match="cannot be watched"):
+        watch(started)
+    with pytest.raises(RefusedError, match="not the one that was named"):
+        watch(Process(me.pid, me.start + 1, me.namespace))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_no_descriptor_to_look_at_a_process(monkeypatch):
+    def refuse(self) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setattr(Process, "alive", refuse)
+    with pytest.raises(RefusedError, match="try again"):
+        watch(Process.current())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 @pytest.mark.parametrize("dies", [True, False])
@@ -97,22 +186,33 @@ def test_a_service_that_dies_once_it_has_let_one_in_is_no_refusal(dies):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     over = subprocess.Popen(["true"])
     over.wait()
-    with Wire(theirs, 8) as service, Wire(ours, 8) as member:
-        joining = line.Line(member, join_message())
-        service.send(pack_message(Joined(Process(over.pid, 0, 0))))
+    with Wire(theirs) as service, Wire(ours) as member:
+        joining = line.Line(member, *joining_with())
+        service.send(pack_message(Joined(Process(over.pid, 0, pid_namespace()))))
         if dies:
             service.close()
-            assert not joining.joined(threading.Event(), time.monotonic() + 5)
+            assert not joining.joined(threading.Event())
         else:
             with pytest.raises(RefusedError, match="cannot be watched"):
-                joining.joined(threading.Event(), time.monotonic() + 5)
+                joining.joined(threading.Event())
+
+
+def test_a_service_of_another_pid_namespace_is_not_watched_by_its_number():
+    """A process here may have that number, and would live on, or die, instead of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with Wire(theirs) as service, Wire(ours) as member:
+        joining = line.Line(member, *joining_with())
+        me = Process.current()
+        service.send(pack_message(Joined(Process(me.pid, me.start, me.namespace + 1))))
+        with pytest.raises(NamespaceError, match="--pid=host"):
+            joining.joined(threading.Event())
 
 
 def test_another_version_is_told_so(market_address, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(line, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/9\n"))
         with pytest.raises(VersionError, match="one version"):
-            join_service(Address(market_address), join_message(), threading.Event())
+            join_service(Address(market_address), *joining_with(), threading.Event())
 
 
 @pytest.mark.parametrize("damage", ["shorter", "other", "gone"])
@@ -135,6 +235,21 @@ def test_shared_files_that_are_not_what_was_said(damage):
     generations.close()
 
 
+def test_a_process_of_another_pid_namespace_is_not_read_by_its_number():
+    """The number may be that of a process here, whose descriptors hold something else."""
+    fd = os.memfd_create("pool")
+    os.ftruncate(fd, 4096)
+    file = SharedFile.of(fd, 4096)
+    me = file.owner
+    for owner in (Process(me.pid, me.start, me.namespace + 1), Process(2**31 - 1, me.start, me.namespace + 1)):
+        with pytest.raises(NamespaceError, match="--pid=host --ipc=host"):
+            SharedFile(owner, fd, file.device, file.inode, 4096).map()
+    with pytest.raises(SharedMemoryError, match="is gone"):
+        SharedFile(Process(me.pid, me.start + 1, me.namespace), fd, file.device, file.inode, 4096).map()
+    file.map().close()
+    os.close(fd)
+
+
 def test_a_truncated_pool_is_refused_when_it_is_mapped():
     fd = os.memfd_create("pool")
     os.ftruncate(fd, 4096)
@@ -143,24 +258,3 @@ def test_a_truncated_pool_is_refused_when_it_is_mapped():
     with pytest.raises(SharedMemoryError, match="100 bytes where 4096"):
         file.map()
     os.close(fd)
-
-
-def test_a_socket_that_vanishes_stops_nobody_who_is_in(own_address):
-    """Whoever joined goes on; whoever comes later is told what to do."""
-    from tests.model_engine import ModelEngine, matched, prompt
-
-    first, second = ModelEngine(own_address), ModelEngine(own_address)
-    place = Address(own_address)
-    place.socket.unlink()
-    tokens = prompt(16)
-    first.publish(tokens, [0, 1, 2, 3])
-    assert matched(second, tokens).blocks == 4
-    line_seconds = line.START_SECONDS
-    line.START_SECONDS = 2.0
-    try:
-        with pytest.raises(AddressError, match="did not answer"):
-            ModelEngine(own_address)
-    finally:
-        line.START_SECONDS = line_seconds
-    first.close()
-    second.close()

@@ -19,9 +19,9 @@ from kvmarket.registry import wire as wire_module
 from kvmarket.registry.wire import PACKET_BYTES, Door, Wire, dial
 
 
-def ends(most: int = 4) -> tuple[Wire, Wire]:
+def ends() -> tuple[Wire, Wire]:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Wire(one, most), Wire(other, most)
+    return Wire(one), Wire(other)
 
 
 def carry(one: Wire, other: Wire) -> bytes:
@@ -42,17 +42,20 @@ def test_messages_of_any_length_come_whole_and_in_order(size):
         assert other.receive() is None and not other.closed and not one.blocked
 
 
-def test_whoever_does_not_read_makes_nobody_wait():
-    one, other = ends(most=4)
+def test_whoever_does_not_read_makes_nobody_wait(monkeypatch):
+    monkeypatch.setattr(wire_module, "MOST_BYTES", 50_000)
+    one, other = ends()
     with one, other:
         sent = 0
         while one.send(b"%8d" % sent * 1000):
             sent += 1
         assert one.blocked and one.events & select.POLLOUT
         assert not one.send(b"x")
+        assert 50_000 <= one.waiting < 60_000
         heard = [carry(one, other) for _ in range(sent)]
         assert heard == [b"%8d" % number * 1000 for number in range(sent)], "what was refused left nothing behind"
         assert one.send(b"again") and carry(one, other) == b"again" and not one.blocked
+        assert one.waiting == 0
 
 
 def test_what_was_sent_before_the_end_is_received():
@@ -85,7 +88,7 @@ class Failing:
 @pytest.mark.parametrize("later", [False, True])
 def test_a_message_torn_by_the_kernel_ends_the_connection(later):
     """What follows must not be taken for the rest of it."""
-    one, other = ends(most=100)
+    one, other = ends()
     with one, other:
         if later:
             while not one.blocked:
@@ -140,7 +143,7 @@ def test_a_message_beyond_the_limit_ends_the_connection(monkeypatch):
 def test_packets_of_strangers(packets):
     """Whatever comes: messages, or the error of the protocol."""
     stranger, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with stranger, Wire(end, 1) as wire:
+    with stranger, Wire(end) as wire:
         for packet in packets:
             stranger.send(packet)
         taken = 0
@@ -155,17 +158,17 @@ def test_packets_of_strangers(packets):
 def test_a_door_lets_in_who_knocks(tmp_path):
     door = Door(tmp_path / "s")
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
-    assert door.accept(1) is None
-    with dial(tmp_path / "s", 1) as outside:
-        inside = door.accept(1)
-        assert inside is not None and door.accept(1) is None
+    assert door.accept() is None
+    with dial(tmp_path / "s") as outside:
+        inside = door.accept()
+        assert inside is not None and door.accept() is None
         outside.send(b"hello")
         assert inside.receive() == b"hello"
         inside.close()
         assert outside.receive() is None and outside.closed
     door.close()
     with pytest.raises(ConnectionRefusedError):
-        dial(tmp_path / "s", 1)
+        dial(tmp_path / "s")
 
 
 def test_waiting_ends_with_a_whole_message_the_time_or_the_end():

@@ -1,0 +1,88 @@
+"""Processes that share memory with a name, and are killed; in a folder of their own in place of /dev/shm."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kvmarket import leftovers, marks, shared_file
+from kvmarket.shared_file import Process
+
+BYTES = 5000
+ELSEWHERE = 12345  # a PID namespace
+unfinished: list = []
+
+
+@contextmanager
+def own_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in place of /dev/shm, but a tmpfs as well."""
+    folder = Path("/dev/shm") / f"test-{os.getpid()}"
+    folder.mkdir()
+    monkeypatch.setattr(marks, "FOLDER", folder)
+    yield folder
+    if folder in marks._marks:
+        os.close(marks._marks.pop(folder))
+    shutil.rmtree(folder)
+
+
+def torch_file(number: int = 1, pid: int | None = None, nbytes: int = BYTES) -> Path:
+    path = marks.FOLDER / f"torch_{pid or os.getpid()}_1_{number}"
+    path.write_bytes(bytes(nbytes))
+    return path
+
+
+def share() -> None:
+    """As over CUDA IPC: a file keeps its name."""
+    leftovers.mark()
+    marks.created(torch_file().name)
+
+
+def allocate(number: int = 1, nbytes: int = BYTES, files: int = 1) -> None:
+    """As on a CPU: a file has a name until its memory is there, which we do not live to see."""
+    begin_to_allocate()
+    for other in range(files):
+        torch_file(number + other, nbytes=nbytes)
+
+
+def begin_to_allocate(nbytes: int | None = BYTES) -> None:
+    unfinished.append(marks.creating(nbytes))
+    unfinished[0].__enter__()
+
+
+class Sharer:
+    """A process that shares memory, in its own or another PID namespace, until it is killed."""
+
+    def __init__(self, *steps, namespace: int | None = None, as_process: int | None = None) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=self._run, args=(steps, namespace, as_process, theirs), daemon=True)
+        self.process.start()
+        assert self._pipe.poll(20), "it hangs"
+        self.pid = self._pipe.recv()
+
+    @staticmethod
+    def _run(steps, namespace, as_process, pipe) -> None:
+        if namespace is not None:
+            shared_file.pid_namespace = lambda: namespace
+        if as_process is not None:
+            own = Process.current()
+            Process.current = classmethod(lambda cls: Process(as_process, own.start, own.namespace))
+        for step in steps:
+            step()
+        pipe.send(os.getpid())
+        time.sleep(60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
