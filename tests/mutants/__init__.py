@@ -20,5 +20,5 @@ loads it instead of the module. Python processes that the tests start find the s
 the mutant too. What the child started is ended with it.
 
 Not mutated: docstrings, annotations (but for the bounds in ``msgspec.Meta``), texts of errors and of the log, reasons
-of counters, asserts and ``_check``, imports, floats.
+of counters, asserts and ``_check``, imports, floats, what runs on a GPU alone.
 """

@@ -57,10 +57,9 @@ def chosen(every: list[Mutant], given: argparse.Namespace) -> list[Mutant]:
     return [m for m in some if m.id in taken]
 
 
-def run(mutants: list[Mutant], table: Table, given: argparse.Namespace, reasons: harmless.Reasons) -> list[Verdict]:
-    """Run the mutants; print survivors as they come, and how far it has come."""
+def run(campaign: Campaign, mutants: list[Mutant], reasons: harmless.Reasons, toml: bool) -> list[Verdict]:
+    """Run the mutants; print survivors as they come (as `toml`, or as differences), and how far it has come."""
     os.environ.update(ENVIRONMENT)
-    campaign = Campaign(given.root, table, given.jobs, given.seconds, _say)
     campaign.prepare(list(dict.fromkeys(mutant.key.module for mutant in mutants)))
     verdicts: list[Verdict] = []
     begun = time.monotonic()
@@ -68,11 +67,8 @@ def run(mutants: list[Mutant], table: Table, given: argparse.Namespace, reasons:
     for verdict in campaign.run(mutants):
         verdicts.append(verdict)
         if report.judged(verdict, reasons) == "survived":
-            print(
-                harmless.entry(verdict.mutant.key) if given.toml else report.shown(verdict.mutant),
-                end="\n\n",
-                flush=True,
-            )
+            shown = harmless.entry(verdict.mutant.key) if toml else report.shown(verdict.mutant)
+            print(shown, end="\n\n", flush=True)
         if len(verdicts) % EVERY == 0:
             left = (time.monotonic() - begun) / len(verdicts) * (len(mutants) - len(verdicts))
             _say(f"{len(verdicts)} of {len(mutants)}; {left / 60:.0f} minutes to go")
@@ -87,23 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table = Table.read(given.table, given.root)
         reasons = harmless.read(given.harmless)
-        every = [
-            m for module in table.tests for m in mutants(module, (given.root / module).read_text(encoding="utf-8"))
-        ]
+        sources = {module: (given.root / module).read_text(encoding="utf-8") for module in table.tests}
+        every = [mutant for module, source in sources.items() for mutant in mutants(module, source)]
         some = chosen(every, given)
         if given.list:
             print("\n".join(map(report.shown, some)))
             return 0
-        verdicts = run(some, table, given, reasons) if some else []
+        campaign = Campaign(given.root, table, sources, given.jobs, given.seconds, _say)
+        verdicts = run(campaign, some, reasons, given.toml) if some else []
     except TableError as error:
         _say(str(error))
         return 2
     bad = [v for v in verdicts if report.judged(v, reasons) == "survived"]
     stale = harmless.stale(reasons, (m.key for m in every))
     for key in stale:
-        print(
-            f"{given.harmless.name} names a mutant that is no more; take it out:\n{harmless.entry(key, reasons[key])}\n"
-        )
+        entry = harmless.entry(key, reasons[key])
+        print(f"{given.harmless.name} names a mutant that is no more; take it out:\n{entry}\n")
     for verdict in verdicts:
         if verdict.mutant.key in reasons and verdict.outcome != "survived":
             print(f"called harmless, but {verdict.outcome} {verdict.by}: {report.shown(verdict.mutant)}")

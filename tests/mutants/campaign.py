@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tests.mutants import testing
-from tests.mutants.mutant import Mutant
+from tests.mutants.mutant import Mutant, mutated
 from tests.mutants.processes import Child, Ended
 from tests.mutants.table import Table, TableError
 
@@ -24,7 +24,7 @@ FIRST_SECONDS = 600.0  # for tests that nobody has measured yet
 MEMORY = 6 << 30
 FEW_MODULES = 20  # loading more of others' modules than that is work which a mutant need not do again
 UNIMPORTABLE = (ImportError, AttributeError, KeyError, NameError, OSError, RuntimeError, TypeError, ValueError)
-FAILED, NO_TESTS = (1, 2, 3), 5  # what pytest ends with where a test or a collection failed, and where there was none
+FAILED = (1, 2, 3)  # what pytest ends with where a test or a collection failed
 
 
 class Verdict(NamedTuple):
@@ -42,8 +42,18 @@ class Campaign:
     A mutant may take four times what the tests of its module take without one, and `least` seconds at least.
     """
 
-    def __init__(self, root: Path, table: Table, jobs: int, least: float, say: Callable[[str], None]) -> None:
-        self._root, self._table, self._jobs, self._least, self._say = root, table, jobs, least, say
+    def __init__(
+        self, root: Path, table: Table, sources: dict[str, str], jobs: int, least: float, say: Callable[[str], None]
+    ) -> None:
+        """`sources`: the text of each module of the table, by path."""
+        self._root, self._table, self._sources, self._jobs, self._least, self._say = (
+            root,
+            table,
+            sources,
+            jobs,
+            least,
+            say,
+        )
         self._tried: set[str] = set()  # modules of others that were imported here, as far as they can be
         self._seconds: dict[str, float] = {}  # what the tests of a module take without a mutant
 
@@ -75,11 +85,12 @@ class Campaign:
             yield Verdict(mutant, *_judged(mutant, ended), ended.seconds)
 
     def _child(self, module: str, identity: str, seconds: float) -> Child:
-        tests = self._table.tests[module]
-        return Child(testing.run(self._root, module, identity, tests, self._table.left_out), seconds, MEMORY)
+        source = mutated(module, self._sources[module], identity)
+        work = testing.run(self._root, module, source, self._table.tests[module], self._table.left_out)
+        return Child(work, seconds, MEMORY)
 
     def _measure(self, modules: Sequence[str]) -> Iterator[str]:
-        """Run the tests of each as it is, and import here what they load. Yields those that were slow for loading much."""
+        """Run the tests of each as it is, and import here what they load. Yields those that loading made slow."""
         for module, ended in _parallel(modules, lambda module: self._child(module, "", FIRST_SECONDS), self._jobs):
             result = _passed(ended, f"the tests of {module} do not pass without a mutant")
             if not result["loaded"]:

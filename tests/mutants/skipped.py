@@ -50,6 +50,10 @@ def statement(node: ast.stmt) -> bool:
             return True
         case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return True
+        case ast.With(items=[ast.withitem(context_expr=ast.Call(func=function))]) if "torch.cuda" in name_of(function):
+            return True  # runs where there is a GPU, and mutants do not
+        case ast.If(test=ast.Compare(comparators=[ast.Constant(value="cuda")]), orelse=[]):
+            return True
         case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
             return True
         case ast.AnnAssign(annotation=annotation):

@@ -93,11 +93,10 @@ def _may_matter(first: ast.stmt, second: ast.stmt, function: ast.FunctionDef | a
     pair = (first, second)
     if any(isinstance(node, STAY) or statement(node) or is_count(node) or is_log(node) for node in pair):
         return False
-    if function.name == "__init__" and all(isinstance(node, ast.Assign | ast.AnnAssign) for node in pair):
-        return False  # nobody sees the object yet
     if all(isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) for t in node.targets) for node in pair):
         return False  # two local variables
-    if not all(_has_effect(node) for node in pair) or not any(_calls(node) for node in pair):
+    private = function.name == "__init__"  # what is set there nobody sees yet
+    if not all(_has_effect(node, private) for node in pair) or not any(_calls(node) for node in pair):
         return False
     bound = {n.id for n in ast.walk(first) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     return not any(isinstance(n, ast.Name) and n.id in bound for n in ast.walk(second))
@@ -109,10 +108,10 @@ def _calls(node: ast.AST) -> bool:
     return any(not (isinstance(function, ast.Name) and function.id in PURE) for function in called)
 
 
-def _has_effect(node: ast.stmt) -> bool:
-    """Whether the statement calls, writes where others can see it, or ends the function."""
+def _has_effect(node: ast.stmt, private: bool) -> bool:
+    """Whether the statement calls, writes where others can see it (unless what it sets is `private`), or returns."""
     return _calls(node) or any(
         isinstance(n, ast.Return | ast.Raise | ast.Delete)
-        or (isinstance(n, ast.Attribute | ast.Subscript) and isinstance(n.ctx, ast.Store | ast.Del))
+        or (not private and isinstance(n, ast.Attribute | ast.Subscript) and isinstance(n.ctx, ast.Store | ast.Del))
         for n in ast.walk(node)
     )

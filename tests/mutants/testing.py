@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.mutant import mutated
-
 STARTUP = Path(__file__).parent / "startup"
 OWN = {"tests", "conftest", "__main__", "sitecustomize"}
 Work = Callable[[Path], dict[str, Any]]
@@ -52,10 +50,10 @@ def collect(root: Path, names: Sequence[str]) -> Work:
     return work
 
 
-def run(root: Path, path: str, identity: str, names: Sequence[str], left_out: Iterable[str]) -> Work:
-    """Work that runs these tests on the mutant `identity` of the module at `path` until the first fails.
+def run(root: Path, path: str, source: str, names: Sequence[str], left_out: Iterable[str]) -> Work:
+    """Work that runs these tests, with the module at `path` made of `source`, until the first fails.
 
-    An empty identity is the module as it is. The result: `code` of pytest, the first test that `failed`, whether the
+    The result: `code` of pytest, the first test that `failed`, whether the
     module was `loaded`, and the `modules` loaded from elsewhere.
     """
 
@@ -63,7 +61,7 @@ def run(root: Path, path: str, identity: str, names: Sequence[str], left_out: It
         from tests.mutants.startup import sitecustomize
 
         file = folder / Path(path).name
-        file.write_text(mutated(path, (root / path).read_text(encoding="utf-8"), identity), encoding="utf-8")
+        file.write_text(source, encoding="utf-8")
         os.environ[sitecustomize.VARIABLE] = "\n".join((_module(path), str(file), str(root / path)))
         sitecustomize.install()
         watch = _pytest(root, folder, [*(f"--deselect={test}" for test in left_out), *names])
