@@ -70,6 +70,12 @@ def test_what_cannot_be_hashed_is_refused(bad):
         Fingerprint.of(**bad)
 
 
-def test_only_a_digest_is_a_fingerprint():
+@pytest.mark.parametrize("bad", ["not one", "", "0" * 31, "0" * 33, "0" * 31 + "g", "A" * 32, "0" * 16 + " " * 16])
+def test_only_a_digest_is_a_fingerprint(bad):
     with pytest.raises(FingerprintError, match=r"Fingerprint\.of"):
-        Fingerprint("not one")
+        Fingerprint(bad)
+    assert Fingerprint("0123456789abcdef" * 2).hex == "0123456789abcdef" * 2
+
+
+def test_a_fact_may_contain_what_looks_like_an_address():
+    assert Fingerprint.of(x="mapped at 0x7f", y=b" at 0x1") != Fingerprint.of(x="mapped at 0x80", y=b" at 0x1")
