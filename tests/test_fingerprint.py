@@ -47,6 +47,21 @@ def test_values_that_look_alike_differ(a, b):
     assert Fingerprint.of(x=a) != Fingerprint.of(x=b)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [(1.5, 2.5), (0.0, -0.0), ({1}, {2}), ({8, 1}, {1, 9}), ({1}, [1]), ({"k": 1}, {"k": 2}), ([1], [2])]
+)
+def test_other_values_of_one_type_differ(a, b):
+    assert Fingerprint.of(x=a) != Fingerprint.of(x=b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [({1, 8}, frozenset([8, 1])), ({8, 0}, {0, 8}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})],
+)
+def test_what_holds_the_same_agrees(a, b):
+    assert Fingerprint.of(x=a) == Fingerprint.of(x=b)
+
+
 def test_torch_dtypes_are_facts():
     assert Fingerprint.of(dtype=torch.bfloat16) != Fingerprint.of(dtype=torch.float16)
 

@@ -35,8 +35,9 @@ def test_generations_live_from_the_first_market_to_the_last(tensors):
 
 def test_memory_that_another_market_cuts_otherwise_is_refused_and_not_held(tensors):
     whole = acquire(PagedCache(tensors, 4))
-    with pytest.raises(MisuseError, match="part of this cache is in another market"):
-        acquire(PagedCache(tensors[:1], 4))
+    for _ in range(2):
+        with pytest.raises(MisuseError, match="part of this cache is in another market"):
+            acquire(PagedCache(tensors[:1], 4))
     with pytest.raises(MisuseError, match="as 8 slots, here as 4"):
         acquire(PagedCache([tensor[:4] for tensor in tensors], 4))
     assert release(whole) is True

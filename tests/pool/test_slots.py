@@ -49,6 +49,11 @@ def test_an_id_out_of_range_is_named(size, bad, where):
 
 
 @sizes
+def test_an_id_below_zero_is_not_taken_for_one_from_the_end(size):
+    assert refused([*range(size - 1), -1], size) == "block id -1 is out of range"
+
+
+@sizes
 def test_the_pools_last_id_is_told(size):
     with pytest.raises(SlotError, match=f"slots 0 to {size - 1}$"):
         check_slots([*shuffled(size), size], size)

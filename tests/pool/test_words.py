@@ -46,6 +46,15 @@ def test_words_lie_where_the_documentation_says(generations):
     assert words_of(generations) == [MAGIC, 3, 2, 0, 0, 0, 0, 0, 2, 1, 2]
 
 
+def test_how_many_leading_slots_have_the_generations_they_had(generations):
+    slots = np.array([2, 0, 1])
+    before = generations.read(slots)
+    assert generations.still(slots, before) == 3
+    generations.raise_slots(np.array([0]))
+    assert generations.still(slots, before) == 1
+    assert generations.still(slots, before + np.uint64(1)) == 0
+
+
 def test_the_file_is_as_large_as_its_words_and_stays_in_this_process(generations):
     assert os.fstat(generations.file.fd).st_size == generations.file.nbytes == 8 * (8 + 3)
     assert not os.get_inheritable(generations.file.fd)
