@@ -48,8 +48,8 @@ class _Wait:
             return STALLED
         if now - self.begun > longest:
             return TOO_LONG
-        expected = (self.since - self.begun) * self.awaited
-        return TOO_SLOW if expected > longest * (self.blocks - self.first) and self.blocks > self.first else ""
+        so_far, came = self.since - self.begun, self.blocks - self.first  # both are zero until something has come
+        return TOO_SLOW if so_far * self.awaited > longest * came else ""
 
 
 class Waits:

@@ -81,8 +81,9 @@ class FakeControl:
     def promise(self, tokens: Any, *, tenant: str) -> int:
         self._call("promise")
         check_message(tokens, tenant)
-        self.promises[len(self.log)] = (tuple(tokens), tenant)
-        return len(self.log)
+        number = 1000 + len(self.log)
+        self.promises[number] = (tuple(tokens), tenant)
+        return number
 
     def settle(self, number: int) -> None:
         self._call("settle")

@@ -35,9 +35,10 @@ def given_up(reason: str) -> int:
 
 def test_a_request_waits_until_the_prompt_is_on_offer(clock):
     side, control = waiting()
-    one = request("a", 4 * BLOCK + 1)
+    one, before = request("a", 4 * BLOCK + 1), counters.snapshot().get("vllm_requests_waited", 0)
     control.coming = 4
     assert side.match(one, 0) == (None, False)
+    assert counters.snapshot()["vllm_requests_waited"] == before + 1
     control.found = 2
     assert side.match(one, 0) == (None, False)
     control.found, control.coming = 4, 0
@@ -82,6 +83,15 @@ def test_who_offers_nothing_more_is_not_waited_for(clock):
     assert given_up(waits.STALLED) == before + 1
 
 
+def test_an_engine_that_has_not_measured_does_not_wait_for_half_an_hour_either(clock):
+    wait, tokens, control, offered = waits.Waits(16, 1024), np.zeros(2048 * 16, np.int32), FakeControl(), 0
+    control.coming = 2048
+    while wait.worth(control, "a", tokens, "", offered):  # type: ignore[arg-type]
+        clock[0] += 0.9
+        offered += 1
+    assert clock[0] - 100.0 < 2
+
+
 def offering(clock: list[float], pace: float, blocks: int, tokens_a_second: float) -> tuple[float, int, str]:
     """Wait for a peer that offers a block every `pace` seconds: how long, the blocks on offer then, and why no more."""
     before = counters.snapshot()
@@ -101,6 +111,19 @@ def test_a_slow_peer_is_left_as_soon_as_its_pace_shows(clock):
     assert (seconds, offered) == (pytest.approx(0.9), 1) and waits.TOO_SLOW in reason
     seconds, offered, reason = offering(clock, 0.9, 2048, 100.0)  # this engine takes 328 s, the peer 1843
     assert seconds == pytest.approx(0.9) and waits.TOO_SLOW in reason
+
+
+def test_a_pace_is_that_of_the_blocks_that_came_meanwhile(clock):
+    (side, control), one = waiting(), request("a", 40 * BLOCK + 1)
+    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.5  # 10 s for the 20 blocks that are awaited
+    control.found, control.coming = 10, 30
+    assert side.match(one, 0) == (None, False)
+    clock[0] += 0.9
+    control.found += 2
+    assert side.match(one, 0) == (None, False), "9 s for all of them"
+    clock[0] += 0.9
+    control.found += 1
+    assert side.match(one, 0) == (13 * BLOCK, True), "12 s: the ten that were there say nothing"
 
 
 def test_a_peer_that_is_as_fast_is_waited_for_until_the_rest_is_not_worth_it(clock):
@@ -133,6 +156,16 @@ def test_a_peer_that_promises_more_and_more_is_not_waited_for_longer(clock):
     assert clock[0] - begun == 2.25, "the four blocks of its first promise, and a look"
 
 
+def test_a_request_that_has_the_name_of_one_that_waited_waits_as_long_as_any(clock):
+    (side, control), one = waiting(), request("a", 4 * BLOCK + 1)
+    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.1
+    control.coming = 4
+    assert side.match(one, 0) == (None, False)
+    side.finished("a")
+    clock[0] += 60
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (None, False)
+
+
 def test_a_reset_does_not_begin_the_wait_anew(clock):
     side, control = waiting()
     control.coming = 4
@@ -155,6 +188,21 @@ def test_a_prompt_is_promised_until_all_of_it_is_on_offer():
     side.returned(back(second.step))
     assert control.promises == {}
     assert control.log[-2:] == ["offer", "settle"], "who waits must find the offers when the promise is gone"
+
+
+def test_what_is_promised_is_promised_once():
+    side, control = waiting(imports=False)
+    one = request("a", 3 * BLOCK)
+    admit(side, one, [1, 2, 3])
+    admit(side, one, [4, 5, 6])  # preempted meanwhile; the market is not asked
+    assert control.log.count("promise") == 1
+
+
+def test_a_prompt_of_just_enough_is_promised():
+    side, control = waiting(3 * BLOCK)
+    admit(side, request("a", 3 * BLOCK), [1, 2, 3])
+    admit(side, request("b", 3 * BLOCK - 1), [4, 5, 6])
+    assert len(control.promises) == 1
 
 
 def side_tenant(side: SchedulerSide) -> str:
