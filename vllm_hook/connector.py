@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,18 +15,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from kvmarket import counters
 from kvmarket.control import ControlHalf
-from kvmarket.fingerprint import Fingerprint
-from vllm_hook import compat, facts, limits
+from kvmarket.errors import MisuseError
+from kvmarket.fingerprint import Fingerprint, check_identity
+from vllm_hook import compat, facts, limits, summary
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 from vllm_hook.prom import MarketProm
 from vllm_hook.scheduler import SchedulerSide
 from vllm_hook.stats import OF_PROCESS, MarketStats
+from vllm_hook.tracks import tenant_refusal
 from vllm_hook.worker import WorkerSide
-
-_log = logging.getLogger("vllm.kvmarket")
 
 KVConnectorMetadata.register(StepMetadata)
 KVConnectorWorkerMetadata.register(StepDone)
@@ -61,7 +59,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._worker = self.make_worker()
             self._worker.alone = own is of_engine
         elif self._refusal:
-            self._off(self._refusal)
+            summary.off(self._refusal)
         else:
             self._scheduler = SchedulerSide(
                 kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size,
@@ -98,7 +96,12 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         """What the scheduler must know of this rank."""
-        return self._worker.handshake() if self._worker else None
+        if not self._worker:
+            return None
+        memory = None
+        with Guard("get_handshake_metadata", self._worker.refuse):
+            memory = self._worker.handshake()
+        return memory or self._worker.handshake()
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         """A step begins in the worker."""
@@ -162,20 +165,20 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if not self._scheduler:
             return
         known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
-        reason = "it could not join the market"
-        with Guard("join", self._scheduler.fail):
-            reason = self._scheduler.join(dict(enumerate(known)), self.connect)
+        reason = ""
+        with Guard("join", self._cannot_join):
+            reason = self._scheduler.refusal(known) or self._unfit(known)
+            if not reason:
+                self._scheduler.join(dict(enumerate(known)), self.connect, self._on, summary.off_for_now)
         if reason:
-            self._off(reason)
-        else:
-            _log.info("kvmarket is on: vLLM %s; %s", compat.tested_version(), self._scheduler.describe())
+            summary.off(reason)
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
-        """Make the control half for the memory of all ranks."""
-        self._fingerprint = self._fingerprint or facts.fingerprint(
-            self._vllm_config, ranks, self._weights, self._settings.any_gpu
-        )
-        fingerprint = facts.with_weights(self._fingerprint, ranks[0].weights)
+        """Make the control half for the memory of all ranks; on a thread of its own, it may have to start the service.
+
+        Raises what `ControlHalf` raises.
+        """
+        fingerprint = facts.with_weights(self._started_as(ranks), ranks[0].weights)
         tenant = self._settings.tenant
         address = self._settings.address
         return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
@@ -257,7 +260,31 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._worker:
             self._worker.close()
 
-    def _off(self, reason: str) -> None:
-        """Say once that, and why, the connector takes no part."""
-        counters.add("vllm_hook_off", reason=reason)
-        _log.warning("kvmarket is off: %s (vLLM %s)", reason, compat.tested_version())
+    def _started_as(self, ranks: Sequence[RankMemory]) -> Fingerprint:
+        """The fingerprint of the engine as it started."""
+        if self._fingerprint is None:
+            self._fingerprint = facts.fingerprint(self._vllm_config, ranks, self._weights, self._settings.any_gpu)
+        return self._fingerprint
+
+    def _unfit(self, ranks: Sequence[RankMemory]) -> str:
+        """Why this engine can never join, whatever becomes of the market; empty when it can."""
+        try:
+            facts.stages_of(ranks)
+            check_identity(self._started_as(ranks), self._settings.tenant)
+        except MisuseError as error:
+            return str(error)
+        reason = tenant_refusal(self._settings.tenant, None)
+        return f"{reason}; give another tenant" if reason else ""
+
+    def _on(self, control: ControlHalf) -> None:
+        """The market has been joined, at the engine's start or late."""
+        if self._scheduler:
+            summary.on(self._scheduler.describe(control))
+
+    def _cannot_join(self, reason: str) -> None:
+        """Something raised before the engine could try to join."""
+        if self._scheduler:
+            self._scheduler.fail(reason)
+        summary.off(
+            f"it could not prepare to join the market ({reason}): report the traceback that is logged with this"
+        )

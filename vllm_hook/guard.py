@@ -39,3 +39,7 @@ class Guard:
             Guard.shown += 1
             _log.error("kvmarket failed in %s and goes on without it", self._where, exc_info=error)
         return True
+
+
+def unconcerned(reason: str) -> None:
+    """What `failed` does where nothing has to be closed."""

@@ -51,6 +51,17 @@ class Imports:
         """Whether loads wait for the next step to be dispatched."""
         return bool(self._unsent)
 
+    def may_ask(self, track: Track, computed: int) -> bool:
+        """Whether the market is asked about a request with `computed` tokens; counted if a limit of ours forbids it."""
+        if track.imported:
+            return False
+        reason = track.refusal or ("local hit ends within a block" if computed % self._block_size else "")
+        if self.is_due(track.request.request_id):
+            reason = "an older request of that name is not over"
+        if reason:
+            track.refused(reason)
+        return not reason
+
     def found(self, request_id: str, hit: Hit | None) -> None:
         """The last match of a request, None where it is to import nothing."""
         if hit is None:

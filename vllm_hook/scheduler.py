@@ -16,9 +16,12 @@ from kvmarket.pool import Slots, UInt64s, as_slots
 from vllm_hook import compat, outputs
 from vllm_hook.chores import Chores
 from vllm_hook.drafts import sure_part
+from vllm_hook.guard import unconcerned
 from vllm_hook.imports import Imports
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
-from vllm_hook.rejoin import Rejoin
+from vllm_hook.prefill_rate import PrefillRate
+from vllm_hook.rejoin import Connect, Rejoin
+from vllm_hook.reuse import Reuse
 from vllm_hook.steps import Steps, Written
 from vllm_hook.summary import Summary
 from vllm_hook.tracks import Track, track_of
@@ -50,44 +53,63 @@ class SchedulerSide:
         self._control: ControlHalf | None = None
         self._rejoin: Rejoin | None = None
         self._ways = ""
-        self._pool: Any = None
         self._tracks: dict[str, Track] = {}
         self._steps = Steps()
-        self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
         self._loads = Imports(block_size)
         self._chores = Chores()
+        self._reuse = Reuse(self._chores)
         self._put_off = False  # whether chores were not done when a step came back
-        self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens))
+        self._rate = PrefillRate()
+        self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens), self._rate.seconds)
 
     # ---- start and end
 
     def bind_pool(self, pool: Any) -> None:
         """Take vLLM's block pool, and hear of every reset of its prefix cache before it happens."""
-        self._pool = pool
-        compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), self._emptied)
 
-    def join(self, ranks: Mapping[int, RankMemory], connect: Callable[[Sequence[RankMemory]], ControlHalf]) -> str:
-        """Start to take part, with the memory of every rank, by rank; returns why not, or nothing."""
+        def emptied() -> None:
+            if self._rejoin is not None:
+                self._rejoin.emptied(self._steps.next)
+
+        self._reuse.pool = pool
+        compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), emptied)
+
+    def refusal(self, memories: Sequence[RankMemory]) -> str:
+        """Why these ranks can never take part; empty when they can."""
+        missing = f"{len(memories)} of {self._ranks} ranks share their memory" if len(memories) != self._ranks else ""
+        return next((memory.refusal for memory in memories if memory.refusal), missing)
+
+    def join(
+        self,
+        ranks: Mapping[int, RankMemory],
+        connect: Connect,
+        joined: Callable[[ControlHalf], None] = lambda control: None,
+        failed: Callable[[str], None] = unconcerned,
+    ) -> str:
+        """Take part, with the memory of every rank, by rank; returns the `refusal` where there is one.
+
+        What cannot be joined now is joined later: `connect`, `joined`, `failed` and the wait for the first attempt as
+        of `Rejoin`.
+        """
         memories = [ranks[rank] for rank in sorted(ranks)]
-        reason = next((memory.refusal for memory in memories if memory.refusal), "")
-        if not reason and len(memories) != self._ranks:
-            reason = f"{len(memories)} of {self._ranks} ranks share their memory"
-        if not reason:
-            self._control = connect(memories)
-            self._rejoin = Rejoin(memories, connect)
-            self._ways = memories[0].ways
-            self._loads.worker = memories[0].worker() if len(memories) == 1 else None
-        return reason
+        if reason := self.refusal(memories):
+            return reason
+        self._ways = memories[0].ways
+        self._loads.worker = memories[0].worker() if len(memories) == 1 else None
+        self._rejoin = Rejoin(memories, connect, joined, failed)
+        self._rejoin.begin()
+        self._market()
+        return ""
 
     def close(self) -> None:
         """Leave the market: all offers are dead when this returns."""
         control, self._control = self._control, None
         self._chores.clear()
         self._loads.worker = None  # it holds the engine's pages
-        if control is not None:
-            control.close()
         if self._rejoin is not None:
             self._rejoin.close()
+        if control is not None:
+            control.close()
 
     def fail(self, reason: str) -> None:
         """Something on the owner's side went wrong: kill all offers first, then forget what we believed to know.
@@ -108,9 +130,10 @@ class SchedulerSide:
         for track in self._tracks.values():  # what they go on to compute rests on blocks from before
             track.refusal = track.refusal or reason
 
-    def describe(self) -> str:
-        """What is on, and why what is not on is not, in one line for the engine's log."""
-        watched, peers = compat.can_watch(self._pool), self._control.peers() if self._control is not None else 0
+    def describe(self, joined: ControlHalf | None = None) -> str:
+        """What is on, and why what is not on is not, in one line for the engine's log; with `joined` on any thread."""
+        control = joined or self._control
+        watched, peers = compat.can_watch(self._reuse.pool), control.peers() if control is not None else 0
         return str(Summary(self._offers, self._imports, watched, self._ranks, self._block_size, self._ways, peers))
 
     # ---- requests
@@ -120,16 +143,23 @@ class SchedulerSide:
 
         None: ask again at the next step, a peer is computing them.
         """
-        control = self._control
+        control = self._market()
         if control is None:
             return 0, False
-        track = self._tracks.setdefault(request.request_id, track_of(request, self._tenant))
+        track = self._tracks.get(request.request_id)
+        if track is None or track.request is not request:
+            track = self._tracks[request.request_id] = track_of(request, self._tenant)
         first = computed // self._block_size
         track.restart(first)
+        if not self._imports or not self._loads.may_ask(track, computed):
+            return 0, False
         last = (request.num_tokens - 1) // self._block_size  # one token at least is left to compute
-        if not self._may_import(track, computed) or last <= first:
+        if last <= first:
             return 0, False
         tokens = track.tokens(last * self._block_size)
+        if track.refusal:
+            track.refused(track.refusal)
+            return 0, False
         hit = control.match(tokens, tenant=track.tenant, first=first)
         if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
             return None, False
@@ -149,7 +179,7 @@ class SchedulerSide:
         track = self._tracks.get(request.request_id)
         fresh = track.whole(slots) if track else slots
         known = len(slots) - len(fresh)
-        self._retire(pages[known:] if external else fresh)
+        self._reuse.retire(self._control, pages[known:] if external else fresh)
         if track is None:
             return
         if external:
@@ -176,15 +206,15 @@ class SchedulerSide:
         """The step is about to be dispatched: retire the pages it may overwrite, remember the blocks it completes."""
         if tokens := bool(output.num_scheduled_tokens):
             self._loads.count()
-        if self._control is None and self._rejoin is not None:
-            self._control = self._rejoin.take()
-        if self._control is None:
-            return self.plain_step()
-        self._retire(outputs.new_pages(output, self._tracks))
+        self._rate.dispatched(self._steps.next, output.num_scheduled_tokens)
+        control = self._market()
+        if control is None:
+            return self.plain_step(tokens=tokens)
+        self._reuse.retire(control, outputs.new_pages(output, self._tracks))
         now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
         if now and not self._loads.planned and not self._steps.waking:
             self._chores.run()
-        return self.plain_step(list(self._completed(self._control, output)) if self._offers else [], tokens)
+        return self.plain_step(list(self._completed(control, output)) if self._offers else [], tokens)
 
     def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
         """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
@@ -200,6 +230,7 @@ class SchedulerSide:
         done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
         whole = isinstance(done, StepDone) and done.ranks == self._ranks
         if whole:
+            self._rate.returned(done.step)
             self._heed_weights(done)
         bad = output.invalid_block_ids
         if bad:
@@ -222,16 +253,20 @@ class SchedulerSide:
 
     # ---- internals
 
+    def _market(self) -> ControlHalf | None:
+        """The control half of the market, None while this engine takes no part; it may have just been joined.
+
+        Then requests under way have no track: nothing of them is offered, and nothing was, from the pages they have.
+        """
+        if self._control is None and self._rejoin is not None:
+            self._control = self._rejoin.take()
+        return self._control
+
     def _catch_up(self, promises: bool = True) -> None:
         """Offer all that is back; then requests that are over keep no promise, where `promises` may go."""
         self._chores.run()
         if promises and self._control is not None:
             self._waits.end(self._control)
-
-    def _emptied(self) -> None:
-        """The engine's prefix cache has been emptied."""
-        if self._rejoin is not None:
-            self._rejoin.emptied(self._steps.next)
 
     def _heed_weights(self, done: StepDone) -> None:
         """Leave the market when a step computed with other weights than those that the market knows."""
@@ -240,52 +275,18 @@ class SchedulerSide:
             control, self._control = self._control, None
             self._rejoin.leave(control, done.step, done.weights)
 
-    def _may_import(self, track: Track, computed: int) -> bool:
-        """Whether the market is asked about a request; counted where a limit of ours is why not."""
-        if track.imported or not self._imports or track.request.skip_reading_prefix_cache:
-            return False
-        reason = track.refusal or ("local hit ends within a block" if computed % self._block_size else "")
-        if self._loads.is_due(track.request.request_id):
-            reason = "an older request of that name is not over"
-        if reason:
-            counters.add("vllm_import_refused", reason=reason)
-        return not reason
-
     def _take_off(self, load: Load, track: Track) -> None:
         """A load is planned and its pages are retired. One import per request, ever."""
         track.imported = True
         if load.hit is not None and self._control is not None:
             self._loads.take_off(load, load.hit.first, track, self._control.generations)
-            self._chores.add(lambda: self._watch(load.slots.tolist()))
+            self._chores.add(lambda: self._reuse.watch(load.slots.tolist()))
 
     def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
         """The blocks that become whole with the tokens scheduled in this step, generations captured now."""
         for track, first, slots in outputs.completed(output, self._tracks, self._block_size, self._speculates):
-            self._watch(slots)
+            self._reuse.watch(slots)
             yield Written(track, first, slots, control.generations(slots))
-
-    def _watch(self, slots: Sequence[int]) -> None:
-        """Ask vLLM's pool, where it can, to say when it hands these pages out again."""
-        if self._pool is not None:
-            compat.watch_reuse(self._pool, slots, self._on_reuse)
-
-    def _on_reuse(self, block: Any) -> None:
-        """Called by vLLM's pool within ``schedule()``; the retirement follows before the step is dispatched."""
-        self._reused.append(block.block_id)
-
-    def _retire(self, slots: Sequence[int] | Slots) -> None:
-        """Raise the generations of these pages and of those the pool reported: nothing has overwritten them yet.
-
-        Their offers are dead at once and taken down with the chores, which come before any further offer.
-        """
-        control, pages = self._control, slots
-        if self._reused:
-            pages = list(dict.fromkeys([*self._reused, *map(int, slots)]))
-            self._reused.clear()
-        if len(pages) and control is not None:
-            gone = as_slots(pages)
-            control.retire(gone, take_down=False)
-            self._chores.add(lambda: control.take_down(gone))
 
     def _offer(self, track: Track, first: int, slots: Sequence[int] | Slots, generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""

@@ -1,8 +1,14 @@
-"""The one line that an engine logs when it starts: what is on, and why what is not on is not."""
+"""The one line that an engine logs when it starts: what is on, and why what is not on is not; or why all is off."""
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
+
+from kvmarket import counters
+from vllm_hook import compat
+
+_log = logging.getLogger("vllm.kvmarket")
 
 
 class Summary(NamedTuple):
@@ -29,3 +35,22 @@ class Summary(NamedTuple):
             f"{self.peers} peer engine(s) found" if self.peers else "no peer engine yet",
         ]
         return "; ".join(parts)
+
+
+def on(what: str) -> None:
+    """Say that the engine has joined the market, at its start or late, and what is on."""
+    _log.info("kvmarket is on: vLLM %s; %s", compat.tested_version(), what)
+
+
+def off(reason: str) -> None:
+    """Say once that, and why, the engine takes no part."""
+    counters.add("vllm_hook_off", reason=reason)
+    _log.warning("kvmarket is off: %s (vLLM %s)", reason, compat.tested_version())
+
+
+def off_for_now(reason: str) -> None:
+    """Say why the engine has not joined the market yet."""
+    _log.warning(
+        "kvmarket is off for now: it could not join the market (%s); the engine serves without it, and goes on trying",
+        reason,
+    )

@@ -1,4 +1,7 @@
-"""What the scheduler side knows of each request: its pages, and under which tenant its blocks may be shared."""
+"""What the scheduler side knows of each request: its pages, and under which tenant its blocks may be shared.
+
+Whatever a request brings, it is that request's matter: one that cannot be shared is refused, and nothing raises here.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,27 @@ from typing import Any
 
 import numpy as np
 
+from kvmarket import counters
+from kvmarket.registry.messages import MAX_TOKENS
 from kvmarket.registry.tokens import Int32s, as_tokens
+
+LONGEST_TENANT = 4096  # bytes: messages of the market have room for so many characters
+
+NO_TOKENS = "token ids that are no integers of 0 <= id < 2**31"
+TOO_MANY_TOKENS = "more tokens than a message of the market holds"
+UNREADABLE = "a request without the fields that this version of kvmarket knows"
+NO_TEXT = "cache_salt is no text"
+TOO_LONG = f"tenant and cache_salt have more than {LONGEST_TENANT} bytes"
+NO_UNICODE = "tenant or cache_salt is no valid Unicode"
 
 
 @dataclass(slots=True)
 class Track:
     """One request. `slots` are all its pages in order; `known` of them are not news to us any more.
 
-    `open`: its first block that is not sure yet, where it speculates (see drafts.py).
-    `hit` of them its own engine's prefix cache had when it was last looked up; 0 when that has been counted.
+    `refusal`: why none of its blocks may be shared. `imported`: it has had its import, or wants none. `open`: its first
+    block that is not sure yet, where it speculates (see drafts.py). `hit` of them its own engine's prefix cache had
+    when it was last looked up; 0 when that has been counted.
     """
 
     request: Any
@@ -28,6 +43,7 @@ class Track:
     hit: int = 0
     slots: list[int] = field(default_factory=list)
     _tokens: Int32s = field(default_factory=lambda: np.empty(0, np.int32))
+    _counted: str = ""  # why it was not looked up, as far as that was counted
 
     def restart(self, local: int) -> None:
         """The request will be given pages anew, the first `local` of them by a hit in the engine's own prefix cache."""
@@ -51,15 +67,35 @@ class Track:
     def tokens(self, count: int) -> Int32s:
         """The first `count` tokens of the request, or fewer when it has fewer; do not write to them.
 
-        Costs some 10 ns for each token that was not asked for before, and for all of the prompt the first time.
+        None of a request that is refused; it is refused now if they are no tokens. Costs some 10 ns for each token that
+        was not asked for before, and for all of the prompt the first time.
         """
         have, prompt = len(self._tokens), self.request.prompt_token_ids
-        if not have and prompt is not None and count <= len(prompt):
-            self._tokens = as_tokens(prompt)  # a part of the list would be a copy first
-        elif have < count:
-            new = as_tokens(self.request.all_token_ids[have:count])
-            self._tokens = np.concatenate([self._tokens, new]) if have else new
+        if count > MAX_TOKENS:
+            self.refusal = self.refusal or TOO_MANY_TOKENS
+        if self.refusal:
+            return self._tokens[:0]
+        try:
+            if not have and prompt is not None and count <= len(prompt):
+                self._add(as_tokens(prompt))  # a part of the list would be a copy first
+            elif have < count:
+                self._add(as_tokens(self.request.all_token_ids[have:count]))
+        except (TypeError, ValueError):
+            self.refusal = NO_TOKENS
+            return self._tokens[:0]
         return self._tokens[:count]
+
+    def refused(self, reason: str) -> None:
+        """Count, once for each reason in turn, that the market is not asked about the request."""
+        if reason != self._counted:
+            self._counted = reason
+            counters.add("vllm_import_refused", reason=reason)
+
+    def _add(self, new: Int32s) -> None:
+        """Take further tokens. Raises ValueError for negative ones, which stand for something else than a token."""
+        if new.size and int(new.min()) < 0:
+            raise ValueError(f"token {int(new.min())}")
+        self._tokens = np.concatenate([self._tokens, new]) if len(self._tokens) else new
 
 
 def tenant_of(base: str, salt: str | None) -> str:
@@ -80,6 +116,24 @@ def refusal_of(request: Any) -> str:
     return ""
 
 
+def tenant_refusal(base: str, salt: Any) -> str:
+    """Why no message can name the tenant of an engine's own `base` and a request's ``cache_salt``; empty if one can."""
+    if not isinstance(salt, str | None):
+        return NO_TEXT
+    tenant = tenant_of(base, salt)
+    try:
+        fits = len(tenant) <= LONGEST_TENANT and len(tenant.encode()) <= LONGEST_TENANT
+    except UnicodeEncodeError:
+        return NO_UNICODE
+    return "" if fits else TOO_LONG
+
+
 def track_of(request: Any, base_tenant: str) -> Track:
     """Start to track a request."""
-    return Track(request, tenant_of(base_tenant, request.cache_salt), refusal_of(request))
+    try:
+        refusal = refusal_of(request) or tenant_refusal(base_tenant, request.cache_salt)
+        skips, _ = bool(request.skip_reading_prefix_cache), request.num_tokens - len(request.all_token_ids)
+    except (AttributeError, TypeError, ValueError):  # ValueError: of an array that is asked whether it is true
+        return Track(request, "", UNREADABLE)
+    tenant = "" if refusal else tenant_of(base_tenant, request.cache_salt)
+    return Track(request, tenant, refusal, imported=skips)

@@ -3,36 +3,66 @@
 An engine promises a prompt to the market when it begins to compute it. A request whose prompt another engine has
 promised is not scheduled until that has been offered, if enough of it is: importing costs less than computing it again,
 and the engine computes other requests meanwhile. Who has begun never waits, so that no two engines wait for each other.
+No request waits longer than its engine would take to compute what is promised.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmarket import counters
 from kvmarket.control import ControlHalf
 from kvmarket.registry.tokens import Int32s
+from vllm_hook.prefill_rate import PrefillRate
 from vllm_hook.tracks import Track
 
 STALLED_SECONDS = 1.0  # without a new block on offer: whoever promised it is stuck, or computes something else first
+OFFER_SECONDS = 0.02  # from the end of a peer's step until a request that waits has seen what it offers: at most
+
+STALLED = "the engine that computes the prompt offers nothing more of it"
+TOO_LONG = "it has taken as long as computing the prompt here"
+TOO_SLOW = "the engine that computes the prompt is slower than this one"
 
 
 @dataclass(slots=True)
 class _Wait:
-    """A request that waits: how many blocks were on offer when it last looked, and since when no more have come."""
+    """A request that waits, `begun` when `first` blocks were on offer, for `awaited` more.
 
+    `blocks` were on offer when it last looked, and no more have come since `since`.
+    """
+
+    begun: float
+    first: int
+    awaited: int
     blocks: int
     since: float
+
+    def given_up(self, now: float, longest: float) -> str:
+        """Why it is to end now, if it may take so many seconds; empty while it may go on.
+
+        The peer's pace is that of its blocks so far, at the moment when the last of them came.
+        """
+        if now - self.since > STALLED_SECONDS:
+            return STALLED
+        if now - self.begun > longest:
+            return TOO_LONG
+        so_far, came = self.since - self.begun, self.blocks - self.first  # both are zero until something has come
+        return TOO_SLOW if so_far * self.awaited > longest * came else ""
 
 
 class Waits:
     """Which requests wait, and which prompts this engine has promised itself. All on the scheduling thread."""
 
-    def __init__(self, block_size: int, tokens: int) -> None:
-        """Wait where at least so many `tokens` need not be computed; 0: never wait, and promise nothing."""
+    def __init__(self, block_size: int, tokens: int, seconds: Callable[[int], float] | None = None) -> None:
+        """Wait where at least so many `tokens` need not be computed; 0: never wait, and promise nothing.
+
+        `seconds` says how long this engine takes to compute so many tokens.
+        """
         self._blocks = -(-tokens // block_size)
         self._block_size = block_size
+        self._seconds = seconds or PrefillRate().seconds
         self._waiting: dict[str, _Wait] = {}
         self._promised: dict[str, tuple[int, int]] = {}  # request -> number of its promise, blocks of its prompt
         self._over: set[str] = set()  # requests that have waited, and wait no more
@@ -47,17 +77,19 @@ class Waits:
             self._settle(control, request)
         if not self._blocks or request in self._over or len(tokens) // self._block_size - offered < self._blocks:
             return self._go_on(request)
-        if control.promised(tokens, tenant=tenant) - offered < self._blocks:
+        coming = control.promised(tokens, tenant=tenant) - offered
+        if coming < self._blocks:
             return self._go_on(request)
         now = time.monotonic()
         wait = self._waiting.get(request)
         if wait is None:
             counters.add("vllm_requests_waited")
-            self._waiting[request] = _Wait(offered, now)
+            wait = self._waiting[request] = _Wait(now, offered, coming, offered, now)
         elif offered > wait.blocks:
             wait.blocks, wait.since = offered, now
-        elif now - wait.since > STALLED_SECONDS:
-            counters.add("vllm_wait_given_up", reason="the engine that computes the prompt offers nothing more of it")
+        reason = wait.given_up(now, self._seconds(wait.awaited * self._block_size) + OFFER_SECONDS)
+        if reason:
+            counters.add("vllm_wait_given_up", reason=reason)
             return self._go_on(request)
         return True
 
@@ -68,7 +100,8 @@ class Waits:
         """
         if self._blocks and blocks - at_hand >= self._blocks and request not in self._promised:
             whole = track.tokens(blocks * self._block_size)
-            self._promised[request] = control.promise(whole, tenant=track.tenant), blocks
+            if not track.refusal:
+                self._promised[request] = control.promise(whole, tenant=track.tenant), blocks
 
     def offered(self, control: ControlHalf, request: str, blocks: int) -> None:
         """The first `blocks` blocks of the request are on offer now: its promise is kept when those are all."""
@@ -90,10 +123,10 @@ class Waits:
                 self._settle(control, request)
 
     def clear(self) -> None:
-        """All promises were dropped with the offers (see `ControlHalf.fail_closed`)."""
+        """All promises were dropped with the offers (see `ControlHalf.fail_closed`); who has waited waits no more."""
+        self._over.update(self._waiting)
         self._waiting.clear()
         self._promised.clear()
-        self._over.clear()
         self._ending.clear()
 
     def _go_on(self, request: str) -> bool:

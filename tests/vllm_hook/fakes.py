@@ -6,11 +6,21 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from kvmarket.offer import Hit
+from kvmarket.registry.messages import Name
 from vllm_hook.metadata import Load, RankMemory, StepDone
 from vllm_hook.scheduler import SchedulerSide
 
 BLOCK = 4
+
+
+def check_message(tokens: Any, tenant: str) -> None:
+    """Raise what the real one, or the service, raises for what no message can carry."""
+    assert tokens.dtype == np.int32 and not (tokens < 0).any()
+    msgspec.msgpack.decode(msgspec.msgpack.encode(tenant), type=Name)
 
 
 class FakeControl:
@@ -39,6 +49,7 @@ class FakeControl:
 
     def offer(self, tokens: Any, slots: Any, generations: Any, *, tenant: str, first: int) -> int:
         self._call("offer")
+        check_message(tokens, tenant)
         assert len(tokens) == (first + len(slots)) * BLOCK
         for i, (slot, generation) in enumerate(zip(slots, generations, strict=True)):
             if self.generation[slot] == generation:
@@ -48,6 +59,7 @@ class FakeControl:
 
     def match(self, tokens: Any, *, tenant: str, first: int) -> Hit:
         self._call("match")
+        check_message(tokens, tenant)
         blocks = max(0, min(self.found, len(tokens) // BLOCK) - first)
         return Hit(blocks * BLOCK, blocks, first, (), {})
 
@@ -68,8 +80,10 @@ class FakeControl:
 
     def promise(self, tokens: Any, *, tenant: str) -> int:
         self._call("promise")
-        self.promises[len(self.log)] = (tuple(tokens), tenant)
-        return len(self.log)
+        check_message(tokens, tenant)
+        number = 1000 + len(self.log)
+        self.promises[number] = (tuple(tokens), tenant)
+        return number
 
     def settle(self, number: int) -> None:
         self._call("settle")

@@ -10,6 +10,7 @@ from vllm_hook import worker
 SEEDS, STEPS = 60, 250
 KEPT = 20  # steps that something may be left to do
 DEAD = 0.015  # chance that all offers die between two steps
+OUT, IN = 0.01, 0.02  # chances that the market is left, and joined, between two steps
 
 
 @pytest.mark.parametrize("here", [True, False], ids=["worker here", "worker elsewhere"])
@@ -26,11 +27,16 @@ def test_each_load_ends_once_and_offers_stay_true(queue: int, here: bool, monkey
             drawn = toy.chance.random()
             if drawn < DEAD:
                 (toy.side.invalidate if drawn < DEAD / 2 else toy.side.fail)("test")
+            elif drawn < DEAD + OUT:
+                toy.leave()
+            elif drawn < DEAD + OUT + IN:
+                toy.join()
             toy.step()
             waited = waited + 1 if len(toy.side._chores) else 0
             assert waited < KEPT, f"seed {seed}: something is left to do for ever"
             imported += len(toy.landed)
             offered += len(toy.control.live())
+        toy.join()
         for _ in range(STEPS):
             toy.step()
         assert toy.idle and not +toy.loading, f"seed {seed}: a request hangs"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from kvmarket import counters
 from tests.vllm_hook.fakes import BLOCK, FakeControl, admit, back, joined, request, step_of
 from vllm_hook import waits
 from vllm_hook.scheduler import SchedulerSide
@@ -16,15 +20,25 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def waiting(tokens: int = 2 * BLOCK) -> tuple[SchedulerSide, FakeControl]:
-    return joined(wait_tokens=tokens)
+BLOCK_SECONDS = 10.0  # what this engine takes to compute one
+
+
+def waiting(tokens: int = 2 * BLOCK, **more: Any) -> tuple[SchedulerSide, FakeControl]:
+    side, control = joined(wait_tokens=tokens, **more)
+    side._waits._seconds = lambda tokens: tokens / BLOCK * BLOCK_SECONDS
+    return side, control
+
+
+def given_up(reason: str) -> int:
+    return counters.snapshot().get(f"vllm_wait_given_up{{{reason}}}", 0)
 
 
 def test_a_request_waits_until_the_prompt_is_on_offer(clock):
     side, control = waiting()
-    one = request("a", 4 * BLOCK + 1)
+    one, before = request("a", 4 * BLOCK + 1), counters.snapshot().get("vllm_requests_waited", 0)
     control.coming = 4
     assert side.match(one, 0) == (None, False)
+    assert counters.snapshot()["vllm_requests_waited"] == before + 1
     control.found = 2
     assert side.match(one, 0) == (None, False)
     control.found, control.coming = 4, 0
@@ -32,7 +46,7 @@ def test_a_request_waits_until_the_prompt_is_on_offer(clock):
 
 
 def test_nobody_waits_for_less_than_would_be_imported(clock):
-    side, control = joined(wait_tokens=BLOCK, min_tokens=3 * BLOCK)
+    side, control = waiting(BLOCK, min_tokens=3 * BLOCK)
     control.coming = 2
     assert side.match(request("a", 4 * BLOCK + 1), 0) == (0, False)
     control.coming = 3
@@ -56,7 +70,7 @@ def test_nobody_waits_where_it_is_switched_off(clock):
 
 
 def test_who_offers_nothing_more_is_not_waited_for(clock):
-    side, control = waiting()
+    (side, control), before = waiting(), given_up(waits.STALLED)
     one = request("a", 4 * BLOCK + 1)
     control.coming = 4
     for found in (0, 1, 1, 2):
@@ -66,6 +80,100 @@ def test_who_offers_nothing_more_is_not_waited_for(clock):
     clock[0] += waits.STALLED_SECONDS * 1.1
     assert side.match(one, 0) == (2 * BLOCK, True), "what is there is taken"
     assert side.match(one, 0) == (2 * BLOCK, True), "and it does not wait again"
+    assert given_up(waits.STALLED) == before + 1
+
+
+def test_an_engine_that_has_not_measured_does_not_wait_for_half_an_hour_either(clock):
+    wait, tokens, control, offered = waits.Waits(16, 1024), np.zeros(2048 * 16, np.int32), FakeControl(), 0
+    control.coming = 2048
+    while wait.worth(control, "a", tokens, "", offered):  # type: ignore[arg-type]
+        clock[0] += 0.9
+        offered += 1
+    assert clock[0] - 100.0 < 2
+
+
+def offering(clock: list[float], pace: float, blocks: int, tokens_a_second: float) -> tuple[float, int, str]:
+    """Wait for a peer that offers a block every `pace` seconds: how long, the blocks on offer then, and why no more."""
+    before = counters.snapshot()
+    wait = waits.Waits(16, 1024, lambda tokens: tokens / tokens_a_second)
+    control, begun, offered = FakeControl(), clock[0], 0
+    control.coming = blocks
+    while wait.worth(control, "a", np.zeros(blocks * 16, np.int32), "", offered):  # type: ignore[arg-type]
+        clock[0] += pace
+        offered += 1
+        assert clock[0] - begun < 3600
+    (reason,) = [key for key, n in counters.snapshot().items() if "given_up" in key and n != before.get(key)] or [""]
+    return clock[0] - begun, offered, reason
+
+
+def test_a_slow_peer_is_left_as_soon_as_its_pace_shows(clock):
+    seconds, offered, reason = offering(clock, 0.9, 2048, 27_000.0)
+    assert (seconds, offered) == (pytest.approx(0.9), 1) and waits.TOO_SLOW in reason
+    seconds, offered, reason = offering(clock, 0.9, 2048, 100.0)  # this engine takes 328 s, the peer 1843
+    assert seconds == pytest.approx(0.9) and waits.TOO_SLOW in reason
+
+
+def test_a_pace_is_that_of_the_blocks_that_came_meanwhile(clock):
+    (side, control), one = waiting(), request("a", 40 * BLOCK + 1)
+    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.5  # 10 s for the 20 blocks that are awaited
+    control.found, control.coming = 10, 30
+    assert side.match(one, 0) == (None, False)
+    clock[0] += 0.9
+    control.found += 2
+    assert side.match(one, 0) == (None, False), "9 s for all of them"
+    clock[0] += 0.9
+    control.found += 1
+    assert side.match(one, 0) == (13 * BLOCK, True), "12 s: the ten that were there say nothing"
+
+
+def test_a_peer_that_is_as_fast_is_waited_for_until_the_rest_is_not_worth_it(clock):
+    pace = 16 / 27_000.0
+    seconds, offered, reason = offering(clock, pace, 2048, 27_000.0)
+    assert offered == 2048 - 1024 // 16 + 1 and reason == ""
+    assert seconds <= 2048 * pace
+
+
+def test_no_wait_is_longer_than_computing_takes_here(clock):
+    (side, control), one, before = waiting(), request("a", 4 * BLOCK + 1), given_up(waits.TOO_LONG)
+    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.1
+    control.coming = 3  # the fourth block is computed here in any case
+    assert side.match(one, 0) == (None, False)
+    clock[0] += 0.3
+    assert side.match(one, 0) == (None, False)
+    clock[0] += waits.OFFER_SECONDS + 1e-6
+    assert side.match(one, 0) == (0, False)
+    assert given_up(waits.TOO_LONG) == before + 1
+
+
+def test_a_peer_that_promises_more_and_more_is_not_waited_for_longer(clock):
+    (side, control), one, begun = waiting(), request("a", 40 * BLOCK + 1), clock[0]
+    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.5
+    control.coming = 4
+    while side.match(one, 0) == (None, False):
+        clock[0] += 0.25
+        control.found += clock[0] % 0.5 == 0  # as fast as this engine
+        control.coming = control.found + 4
+    assert clock[0] - begun == 2.25, "the four blocks of its first promise, and a look"
+
+
+def test_a_request_that_has_the_name_of_one_that_waited_waits_as_long_as_any(clock):
+    (side, control), one = waiting(), request("a", 4 * BLOCK + 1)
+    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.1
+    control.coming = 4
+    assert side.match(one, 0) == (None, False)
+    side.finished("a")
+    clock[0] += 60
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (None, False)
+
+
+def test_a_reset_does_not_begin_the_wait_anew(clock):
+    side, control = waiting()
+    control.coming = 4
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (None, False)
+    side.fail("test")
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (0, False)
+    side.finished("a")
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (None, False), "another request of that name"
 
 
 def test_a_prompt_is_promised_until_all_of_it_is_on_offer():
@@ -80,6 +188,21 @@ def test_a_prompt_is_promised_until_all_of_it_is_on_offer():
     side.returned(back(second.step))
     assert control.promises == {}
     assert control.log[-2:] == ["offer", "settle"], "who waits must find the offers when the promise is gone"
+
+
+def test_what_is_promised_is_promised_once():
+    side, control = waiting(imports=False)
+    one = request("a", 3 * BLOCK)
+    admit(side, one, [1, 2, 3])
+    admit(side, one, [4, 5, 6])  # preempted meanwhile; the market is not asked
+    assert control.log.count("promise") == 1
+
+
+def test_a_prompt_of_just_enough_is_promised():
+    side, control = waiting(3 * BLOCK)
+    admit(side, request("a", 3 * BLOCK), [1, 2, 3])
+    admit(side, request("b", 3 * BLOCK - 1), [4, 5, 6])
+    assert len(control.promises) == 1
 
 
 def side_tenant(side: SchedulerSide) -> str:
@@ -138,3 +261,19 @@ def test_promises_go_with_the_offers(clock):
     side.finished("a")
     side.returned(back(side.dispatch(step_of()).step))
     assert "settle" not in control.log
+
+
+def test_two_engines_that_have_begun_never_wait_for_each_other(clock):
+    engines = [waiting(), waiting()]
+    requests = [request("a", 3 * BLOCK + 1) for _ in engines]
+    for (side, _), one in zip(engines, requests, strict=True):
+        admit(side, one, [1, 2, 3, 4])
+    for (side, control), (_, other) in zip(engines, reversed(engines), strict=True):
+        assert len(other.promises) == 1
+        control.coming = 3
+        side.dispatch(step_of(new={"a": ([1, 2, 3, 4], 0, 3 * BLOCK)}))
+        assert not side._waits._waiting
+    (side, control), one = engines[0], requests[0]
+    control.log.clear()
+    assert side.match(one, 0) == (None, False), "preempted: the other one has begun"
+    assert control.promises == {} and control.log.index("settle") >= 0, "and nobody waits for this one"

@@ -1,53 +1,31 @@
 """A toy of vLLM's scheduler and engine core around a real scheduler side and a real worker side, driven at random.
 
 Requests come, compute in chunks, decode, are preempted and aborted; loads take some looks, end in part, or cannot be
-started; up to `queue` steps are in flight. What vLLM takes for granted is asserted: each load ends once, for a request
-that waits for it or was aborted. So is what readers rest on: a live offer's page holds what was offered.
+started; up to `queue` steps are in flight. The market is joined late, and left and joined again. What vLLM takes for
+granted is asserted: each load ends once, for a request that waits for it or was aborted. So is what readers rest on: a
+live offer's page holds what was offered.
 """
 
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 from kvmarket.offer import Hit
-from tests.vllm_hook.fakes import BLOCK, FakePool, joined, prefix, request, step_of
+from tests.vllm_hook.fakes import BLOCK, FakeControl, FakePool, joined, request, step_of
+from tests.vllm_hook.toy_copy import Copy
 from vllm_hook.guard import Guard
 from vllm_hook.worker import WorkerSide
 
 PAGES, BUDGET = 59, 24  # pages of the pool, and tokens that a step computes at most
-LOST, UNSTARTED = 0.2, 0.03  # chances of a load to end in part, or not to start
+LATE, UNSTARTED = 0.3, 0.03  # chances to join the market late, and of a load not to start
 
 
 Plans = dict[str, tuple[Any, int, "list[int] | None"]]  # by request: itself, tokens to compute, pages it got
-
-
-class Copy:
-    """Bytes on their way: they are there after some looks, or when somebody waits for them."""
-
-    def __init__(self, toy: Toy, first: int, slots: Sequence[int]) -> None:
-        self.begun, self.seconds = time.perf_counter(), 0.0
-        self._toy, self._first, self._slots = toy, first, slots
-        self._looks = toy.chance.choice((0, 0, 1, 2, 3, 6))
-        self._good: int | None = None
-        toy.holds.update(dict.fromkeys(slots))
-
-    def done(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0 and self.wait() >= 0
-
-    def wait(self) -> int:
-        if self._good is None:
-            count, chance, self.seconds = len(self._slots), self._toy.chance, 0.001
-            self._good = chance.randrange(count) if chance.random() < LOST else count
-            for block, slot in enumerate(self._slots[: self._good], self._first + 1):
-                self._toy.holds[slot] = prefix(block)
-        return self._good
 
 
 @dataclass
@@ -73,6 +51,8 @@ class Toy:
         self.worker = WorkerSide(None, None)
         self.worker._data = self  # type: ignore[assignment]
         self.side, self.control = joined(self.pool, worker=self.worker if here else None)
+        if self.chance.random() < LATE:
+            self.leave()
         self.free = list(range(1, PAGES + 1))
         self.requests: dict[str, Any] = {}
         self.loading: Counter[str] = Counter()  # loads by request that vLLM has not heard of
@@ -107,6 +87,20 @@ class Toy:
             one = request(name, tokens, most=tokens + self.chance.choice((1, 1, 2, 6)), **more)
             self.requests[name] = one
             self._waiting.append(one)
+
+    def leave(self) -> None:
+        """The engine is out of the market, or has not come in yet."""
+        self.side.fail("left")
+        self.side._control = None
+        self.side._rejoin.take = lambda: None  # type: ignore[method-assign, union-attr]
+        self.control.close()
+
+    def join(self) -> None:
+        """The market lets the engine in: it sees that somewhere in its next scheduling round."""
+        if self.side._control is None:
+            found = self.control = FakeControl()
+            seen = lambda: found if self.chance.random() < 0.3 else None  # noqa: E731
+            self.side._rejoin.take = seen  # type: ignore[method-assign, union-attr, assignment]
 
     def step(self) -> None:
         """As ``step_with_batch_queue``: dispatch, then take the oldest output unless more can be dispatched."""
