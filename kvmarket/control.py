@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from kvmarket import counters
+from kvmarket.avoided import Avoided
 from kvmarket.errors import KVMarketError, SlotError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
-from kvmarket.offer import Hit, Stage
+from kvmarket.offer import Hit, Stage, geometry_of
 from kvmarket.own_pool import OwnPool
 from kvmarket.peers import Peers
 from kvmarket.pool import Generations, Slots, UInt64s
@@ -51,24 +52,24 @@ class ControlHalf:
         NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
-        self.tenant = tenant
+        self.tenant, self._fingerprint = tenant, fingerprint.hex
         self.block_size = stages[0].layout.block_size
         self.pool = OwnPool(stages, generations)
         self._on_gone = on_gone
         self.staging = OwnPool(staging) if staging else None
         self._pools = [self.pool, self.staging] if self.staging else [self.pool]
         self._ids = frozenset(pool.id for pool in self._pools)
-        self._peers = Peers(self.avoid)
+        self._avoided = Avoided()
+        self._peers = Peers(self.avoid, self._avoided.for_now)
         self._gone: list[str] = []
         self._promises = count(1)
-        self._unreachable: set[str] = set()
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
         kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
         join = Join(
             self.pool.descriptor.generations.owner,
             f"{fingerprint.hex}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",
-            " | ".join(stage.layout.geometry() for stage in stages),
+            geometry_of(stages),
             self.block_size,
             tuple(pool.record() for pool in self._pools),
         )
@@ -155,10 +156,10 @@ class ControlHalf:
         """
         array = as_tokens(tokens)
         owner = self.tenant if tenant is None else tenant
-        runs, records = self._client.match(array, owner, first, self._unreachable)
+        runs, records = self._client.match(array, owner, first, self._avoided.now())
         found, pools = self._peers.standing(runs, records)
         blocks = sum(map(len, found))
-        return Hit(blocks * self.block_size, blocks, first, tuple(found), pools)
+        return Hit(blocks * self.block_size, blocks, first, tuple(found), pools, self._fingerprint, owner)
 
     def promise(self, tokens: Integers, *, tenant: str | None = None) -> int:
         """Say that this engine has begun to compute the prefix `tokens`, and will offer it; a number for `settle`.
@@ -232,10 +233,9 @@ class ControlHalf:
                 pool.standing().clear()
                 self._client.retire(pool.id, None)
 
-    def avoid(self, pool: str) -> None:
-        """Match no more in `pool`, which this engine cannot read."""
-        with self._lock:
-            self._unreachable = self._unreachable | {pool}
+    def avoid(self, pool: str, for_now: bool = False) -> None:
+        """Match no more in `pool`, which this engine cannot read; `for_now`: until it is tried again."""
+        (self._avoided.for_now if for_now else self._avoided.for_good)(pool)
 
     def met(self) -> tuple[str, ...]:
         """The pools that our hits may have had mapped: whoever leaves the market hears of their end no more."""
@@ -293,8 +293,8 @@ class ControlHalf:
     def _forget(self, pools: Sequence[str]) -> None:
         """These pools are gone. Runs on the watching thread."""
         self._peers.forget(pools)
+        self._avoided.forget(pools)
         with self._lock:
-            self._unreachable = self._unreachable - set(pools)
             self._gone.extend(pools)
         if self._on_gone is not None:
             self._on_gone(pools)
