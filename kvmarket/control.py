@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from itertools import count
 
 from kvmarket import counters
-from kvmarket.errors import KVMarketError, SlotError, TokenError
+from kvmarket.avoided import Avoided
+from kvmarket.errors import KVMarketError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.ledger import Ledger
-from kvmarket.offer import Hit, Stage
-from kvmarket.own_pool import OwnPool
+from kvmarket.offer import Hit, Stage, geometry_of
+from kvmarket.own_pool import OwnPool, OwnPools
 from kvmarket.peers import Peers
 from kvmarket.pool import Generations, Slots, UInt64s
 from kvmarket.registry.address import Address
@@ -53,24 +54,22 @@ class ControlHalf:
         NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
-        self.tenant = tenant
+        self.tenant, self._fingerprint = tenant, fingerprint.hex
         self.block_size = stages[0].layout.block_size
-        self.pool = OwnPool(stages, generations)
         self._on_gone = on_gone
-        self.staging = OwnPool(staging) if staging else None
-        self._pools = [self.pool, self.staging] if self.staging else [self.pool]
-        self._ids = frozenset(pool.id for pool in self._pools)
-        self._peers = Peers(self.avoid)
+        self._pools = OwnPools(OwnPool(stages, generations), OwnPool(staging) if staging else None)
+        self.pool, self.staging = self._pools.pool, self._pools.staging
+        self._avoided = Avoided()
+        self._peers = Peers(self.avoid, self._avoided.for_now)
         self._gone: list[str] = []
         self._promises = count(1)
-        self._unreachable: set[str] = set()
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
         kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
         join = Join(
             self.pool.descriptor.generations.owner,
             f"{fingerprint.hex}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",
-            " | ".join(stage.layout.geometry() for stage in stages),
+            geometry_of(stages),
             self.block_size,
             tuple(pool.record() for pool in self._pools),
         )
@@ -78,8 +77,7 @@ class ControlHalf:
             with self._lock:  # the watching thread calls back, which needs the client
                 self._client = Client(Address(address), join, self._forget, self._snapshot, self._go_on, finds_own)
         except KVMarketError:
-            for pool in self._pools:
-                pool.close()
+            self._pools.close()
             raise
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:
@@ -87,7 +85,7 @@ class ControlHalf:
 
         Raises SlotError.
         """
-        generations = self._own(staged).generations
+        generations = self._pools.of(staged).generations
         return generations.read(generations.as_slots(slots))
 
     def checked(self, slots: Sequence[int] | Slots) -> Slots:
@@ -117,7 +115,7 @@ class ControlHalf:
         them. `checksums` go with the offers. Visible to others when the service has read the message; never waits. Do
         not write to the arrays given any more. Raises TokenError, SlotError. Costs one pass over the prefix.
         """
-        array, pool = as_tokens(tokens), self._own(staged)
+        array, pool = as_tokens(tokens), self._pools.of(staged)
         if (first + len(slots)) * self.block_size != len(array):
             raise TokenError(
                 f"{len(array)} tokens are not {first} + {len(slots)} blocks of {self.block_size}; give the whole prefix"
@@ -158,10 +156,10 @@ class ControlHalf:
         """
         array = as_tokens(tokens)
         owner = self.tenant if tenant is None else tenant
-        runs, records = self._client.match(array, owner, first, self._unreachable)
+        runs, records = self._client.match(array, owner, first, self._avoided.now())
         found, pools = self._peers.standing(runs, records)
         blocks = sum(map(len, found))
-        return Hit(blocks * self.block_size, blocks, first, tuple(found), pools)
+        return Hit(blocks * self.block_size, blocks, first, tuple(found), pools, self._fingerprint, owner)
 
     def promise(self, tokens: Integers, *, tenant: str | None = None) -> int:
         """Say that this engine has begun to compute the prefix `tokens`, and will offer it; a number for `settle`.
@@ -186,7 +184,7 @@ class ControlHalf:
         Costs some us.
         """
         owner = self.tenant if tenant is None else tenant
-        return self._client.promised(as_tokens(tokens), owner, self._ids)
+        return self._client.promised(as_tokens(tokens), owner, self._pools.ids)
 
     def peers(self) -> int:
         """How many other engines could exchange blocks with this one, as far as is known now."""
@@ -201,11 +199,11 @@ class ControlHalf:
         are still found and passed over until `take_down` is called, which must be before one of these slots is offered
         again. Raises SlotError. Costs some 20 us for 1,000 slots, and what `take_down` does.
         """
-        self.retire_checked(self._own(staged).generations.as_slots(slots), staged=staged, take_down=take_down)
+        self.retire_checked(self._pools.of(staged).generations.as_slots(slots), staged=staged, take_down=take_down)
 
     def retire_checked(self, ids: Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """What `retire` does, for slots that were checked: they must be in range, and none may come twice."""
-        pool = self._own(staged)
+        pool = self._pools.of(staged)
         pool.generations.raise_slots(ids)  # first, and without waiting for whoever holds the lock
         if take_down:
             self._take_down(pool, ids)
@@ -215,7 +213,7 @@ class ControlHalf:
 
         Never waits. Raises SlotError. Costs some us for each run of blocks that were on offer.
         """
-        pool = self._own(staged)
+        pool = self._pools.of(staged)
         self._take_down(pool, pool.generations.as_slots(slots))
 
     def _take_down(self, pool: OwnPool, ids: Slots) -> None:
@@ -234,10 +232,9 @@ class ControlHalf:
             for pool in self._pools:
                 self._standing(pool)
 
-    def avoid(self, pool: str) -> None:
-        """Match no more in `pool`, which this engine cannot read."""
-        with self._lock:
-            self._unreachable = self._unreachable | {pool}
+    def avoid(self, pool: str, for_now: bool = False) -> None:
+        """Match no more in `pool`, which this engine cannot read; `for_now`: until it is tried again."""
+        (self._avoided.for_now if for_now else self._avoided.for_good)(pool)
 
     def met(self) -> tuple[str, ...]:
         """The pools that our hits may have had mapped: whoever leaves the market hears of their end no more."""
@@ -259,15 +256,7 @@ class ControlHalf:
             self._client.close()
             self._on_gone = None
             self._peers.close()
-            for pool in self._pools:
-                pool.close()
-
-    def _own(self, staged: bool) -> OwnPool:
-        if not staged:
-            return self.pool
-        if self.staging is None:
-            raise SlotError("this engine has no staging pool; give connect(..., staging_bytes=...)")
-        return self.staging
+            self._pools.close()
 
     def _offering(
         self,
@@ -292,25 +281,20 @@ class ControlHalf:
 
     def _snapshot(self) -> SnapshotParts:
         """All that is on offer. Runs when this engine joins, and whenever the service has missed something."""
-        return SnapshotParts([pool.ledger.noted() for pool in self._pools])
+        return self._pools.snapshot()
 
     def _go_on(self) -> bool:
         """Tell the service, and tidy up, a little more; whether there was anything. Runs on the watching thread."""
         with self._lock:  # nobody offers meanwhile
             for pool in self._pools:
                 self._standing(pool).noted()
-            told = self._client.go_on()
-            for pool in self._pools:
-                if not told and pool.ledger.collecting:
-                    pool.ledger.collect()
-                    return True
-            return told
+            return self._client.go_on() or self._pools.collect()
 
     def _forget(self, pools: Sequence[str]) -> None:
         """These pools are gone. Runs on the watching thread."""
         self._peers.forget(pools)
+        self._avoided.forget(pools)
         with self._lock:
-            self._unreachable = self._unreachable - set(pools)
             self._gone.extend(pools)
         if self._on_gone is not None:
             self._on_gone(pools)

@@ -20,7 +20,9 @@ import torch
 
 from kvmarket.errors import LayoutError
 from kvmarket.layer_tensors import LayerTensors, check_tensors, layer_groups
+from kvmarket.layout_check import check_layout, gapless
 from kvmarket.overlap import overlapping_parts
+from kvmarket.token_dims import check_shape, check_token_dim, named_dims
 
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what items of so many bytes move as
 
@@ -65,14 +67,18 @@ class Layout(msgspec.Struct, frozen=True):
     segments: tuple[int, ...]  # bytes of each
     slot_bytes: int  # payload of one slot, without gaps
     packed: bool
+    token_dims: tuple[int, ...] = ()  # per layer which dimension counts tokens, where that is no matter of its shape
 
     def __post_init__(self) -> None:
-        _check(self)
+        check_layout(self)
 
     def geometry(self) -> str:
         """Return a text that is equal exactly when bytes may move: dtype, block size, layer shapes."""
-        runs = ((shape, len(list(run))) for shape, run in itertools.groupby(self.layers))
-        layers = " + ".join(f"{count} x [{','.join(map(str, shape))}]" for shape, count in runs)
+        texts = [list(map(str, shape)) for shape in self.layers]
+        for text, dim in zip(texts, self.token_dims, strict=False):  # there may be none
+            text[dim] += " tokens"
+        runs = ((text, len(list(run))) for text, run in itertools.groupby(map(",".join, texts)))
+        layers = " + ".join(f"{count} x [{text}]" for text, count in runs)
         return f"{self.dtype}, {self.block_size} tokens, {layers}"
 
     def as_packed(self, slots: int) -> Layout:
@@ -87,6 +93,7 @@ class Layout(msgspec.Struct, frozen=True):
             segments=(slots * self.slot_bytes,),
             slot_bytes=self.slot_bytes,
             packed=True,
+            token_dims=self.token_dims,
         )
 
 
@@ -134,8 +141,9 @@ class SlotArray:
 class PagedCache:
     """The paged KV cache of an engine: a tensor, or a (K, V), per layer, in a sequence or as a mapping's values.
 
-    ``slot_dim`` is the dimension of every tensor that counts blocks; ``block_size`` is in tokens. Strides are honoured:
-    any views will do as long as no two elements share memory. The tensors stay the caller's; they are kept alive.
+    ``slot_dim`` is the dimension of every tensor that counts blocks; ``block_size`` is in tokens. ``token_dim`` names
+    the dimension that counts the tokens of a block, for shapes that leave that open. Strides are honoured: any views
+    will do as long as no two elements share memory. The tensors stay the caller's; they are kept alive.
     Raises LayoutError for tensors that form no cache.
     """
 
@@ -144,10 +152,13 @@ class PagedCache:
         layer_tensors: Mapping[str, LayerTensors] | Sequence[LayerTensors],
         block_size: int = 16,
         slot_dim: int = 0,
+        token_dim: int | None = None,
     ) -> None:
         groups = layer_groups(layer_tensors)
         self._tensors = [tensor for group in groups for tensor in group]
         check_tensors(self._tensors, slot_dim)
+        if token_dim is not None:
+            check_token_dim(self._tensors, block_size, slot_dim, token_dim)
         first = self._tensors[0]
         self.dtype = first.dtype
         self.device = first.device
@@ -166,8 +177,12 @@ class PagedCache:
             parts=parts,
             segments=tuple(tensor.untyped_storage().nbytes() for tensor in self._anchors),
             slot_bytes=slot_bytes,
-            packed=len(parts) == 1 and _gapless(parts[0], item) and parts[0].slot_stride == slot_bytes,
+            packed=len(parts) == 1 and gapless(parts[0], item) and parts[0].slot_stride == slot_bytes,
+            token_dims=() if token_dim is None else named_dims(groups, block_size, slot_dim, token_dim),
         )
+        self._pairs = tuple(len(group) == 2 for group in groups for _ in group)
+        self._named = token_dim is not None
+        self._described = self._shapes()
         clash = overlapping_parts(self.layout, tuple(bases))
         if clash is not None:
             raise LayoutError(
@@ -190,6 +205,33 @@ class PagedCache:
     def slot_bytes(self) -> int:
         """Payload of one block, all layers."""
         return self.layout.slot_bytes
+
+    def check_meaning(self) -> None:
+        """Raise LayoutError where it is open what the bytes of a block mean, or they cannot hold its tokens.
+
+        Whoever shares it without knowing more asks first.
+        """
+        for part, pair in zip(self.layout.parts, self._pairs, strict=True):
+            if not self._named:
+                check_shape(part.shape, self.block_size, pair)
+
+    def addresses(self) -> list[int]:
+        """Return where each tensor starts, now. Costs some 50 ns each."""
+        return [tensor.data_ptr() for tensor in self._tensors]
+
+    def check_described(self) -> None:
+        """Raise LayoutError if a tensor has another shape, or other memory of another size, than it was made of."""
+        for number, (was, now) in enumerate(zip(self._described, self._shapes(), strict=True)):
+            if was != now:
+                raise LayoutError(f"tensor {number} was changed since: make a PagedCache of the tensors as they are")
+
+    def writes(self) -> int | None:
+        """Count the writes to the first tensor that torch has seen; None where it does not count them."""
+        first = self._tensors[0]
+        return None if first.is_inference() else int(first._version)
+
+    def _shapes(self) -> list[tuple[object, ...]]:
+        return [(t.shape, t.stride(), t.storage_offset(), t.untyped_storage().nbytes()) for t in self._tensors]
 
     def storages(self) -> list[torch.UntypedStorage]:
         """Return the storages behind the tensors, one per segment, in order: what a transport exports."""
@@ -230,47 +272,3 @@ def _layers(groups: list[list[torch.Tensor]], parts: tuple[Part, ...]) -> tuple[
         shapes = [next(rest).shape for _ in group]
         layers += [(2, *shapes[0])] if len(shapes) == 2 and shapes[0] == shapes[1] else shapes
     return tuple(layers)
-
-
-def _gapless(part: Part, item: int) -> bool:
-    """Say whether one slot of the part is contiguous in logical order."""
-    return part.strides == tuple(math.prod(part.shape[dim + 1 :]) * item for dim in range(len(part.shape)))
-
-
-def _check(layout: Layout) -> None:
-    """Raise LayoutError unless every byte a layout names lies inside its segments and its figures agree."""
-    item, dtype = layout.item_bytes, getattr(torch, layout.dtype, None)
-    if not isinstance(dtype, torch.dtype) or dtype.is_complex or dtype.itemsize != item or item not in WORDS:
-        raise LayoutError(f"no items of {item} bytes are called {layout.dtype!r}: pass a real torch dtype")
-    if layout.slots < 1 or type(layout.block_size) is not int or layout.block_size < 1:
-        raise LayoutError(f"{layout.slots} slots of {layout.block_size} tokens: both must be whole numbers from 1 on")
-    if not layout.layers or any(size < 2 for shape in layout.layers for size in shape):
-        raise LayoutError(f"layer shapes {layout.layers}: leave out dimensions of size 1, and none may be empty")
-    payload = sum(math.prod(shape) for shape in layout.layers) * item
-    if not payload == layout.slot_bytes == sum(part.items for part in layout.parts) * item:
-        raise LayoutError(f"layers of {payload} bytes and parts of another size in slots of {layout.slot_bytes} bytes")
-    for number, part in enumerate(layout.parts):
-        steps = (part.slot_stride, *part.strides)
-        if len(part.shape) != len(part.strides) or min(steps) < 1 or part.offset < 0 or min(part.shape, default=1) < 1:
-            raise LayoutError(f"part {number} has shape {part.shape} and strides {steps}: strides must be positive")
-        if any(figure % item for figure in (part.offset, *steps)):
-            raise LayoutError(f"part {number} is not aligned to items of {item} bytes: use a view of the dtype itself")
-        end = part.offset + (layout.slots - 1) * part.slot_stride + part.last + item
-        if not 0 <= part.segment < len(layout.segments) or end > layout.segments[part.segment] or end >= 2**63:
-            raise LayoutError(f"part {number} ends at byte {end} of segment {part.segment}, outside of it")
-    if layout.packed:
-        part = layout.parts[0]
-        if len(layout.parts) != 1 or not _gapless(part, item) or part.slot_stride != layout.slot_bytes:
-            raise LayoutError("a packed layout is one part without gaps: use Layout.as_packed")
-    elif not _parts_make_layers(layout):
-        raise LayoutError("parts that are no layers: each layer is one part, or K and V")
-
-
-def _parts_make_layers(layout: Layout) -> bool:
-    """Say whether the parts are, in order, each layer's tensor or its K and its V."""
-    rest = iter(part.shape for part in layout.parts)
-    for shape in layout.layers:
-        found = next(rest, None)
-        if found != shape and (shape[:1] != (2,) or found != shape[1:] or next(rest, None) != found):
-            return False
-    return next(rest, None) is None

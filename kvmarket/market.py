@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import torch
 
 from kvmarket import counters
-from kvmarket.control import ControlHalf
-from kvmarket.data import DataHalf, register_own, unregister_own
-from kvmarket.errors import ClosedError, KVMarketError, LayoutError, MisuseError, SlotError
+from kvmarket.bounds import check_size, check_tokens
+from kvmarket.errors import KVMarketError, LayoutError, MisuseError, SlotError
 from kvmarket.fingerprint import Fingerprint, check_identity
+from kvmarket.flags import Flags, leading
 from kvmarket.layout import PagedCache
+from kvmarket.membership import Membership
 from kvmarket.moved import Moved
-from kvmarket.offer import Hit, Stage
-from kvmarket.pending import Pending
-from kvmarket.pool import Slots, StagingPool, UInt64s, as_slots
-from kvmarket.pool.owners import acquire
+from kvmarket.offer import Hit
+from kvmarket.pool import Slots, UInt64s, as_slots
+from kvmarket.pool.landings import Landing, Purpose
 from kvmarket.registry.tokens import Int32s, Integers, as_tokens
 
 
@@ -76,33 +76,19 @@ class Market:
                 f"cache is a {type(cache).__name__}; wrap the tensors: PagedCache(layer_tensors, block_size=...)"
             )
         check_identity(fingerprint, tenant)
+        check_size(cache.layout)
+        cache.check_meaning()
+        cache.check_described()
         self.cache = cache
-        self._closed = False
-        self._pending = Pending()
-        self._staging = StagingPool(cache, staging_bytes) if staging_bytes else None
+        self._identity = fingerprint.hex, tenant
         self._checksums = checksums
-        self._data = DataHalf(cache, on_unreachable=self._avoid, programs=programs)
-        staging = [Stage(self._staging.slots.layout, (self._staging.memory,))] if self._staging else None
-        self._pid = os.getpid()
         self._staging_turn = threading.Lock()
-        try:
-            generations = acquire(cache)
-            self._control = ControlHalf(
-                [Stage(cache.layout, (self._data.memory,))],
-                fingerprint,
-                tenant,
-                address,
-                staging,
-                generations,
-                on_gone=self._data.forget,
-            )
-        except KVMarketError:
-            self._data.close()
-            raise
-        register_own(self._control.pool.id, self._data.slots)
-        if self._staging and self._control.staging:
-            register_own(self._control.staging.id, self._staging.slots)
-        atexit.register(self.close)
+        self._membership = Membership(cache, fingerprint, tenant, staging_bytes, address, programs)
+        self._control, self._data = self._membership.control, self._membership.data
+        self._staging, self._pending = self._membership.staging, self._membership.pending
+        self._landings = self._membership.landings
+        self._addresses = cache.addresses()
+        self._membership.leave_with(self)
 
     def publish(self, tokens: Integers, block_ids: Sequence[int], staged: bool = False) -> int:
         """Offer every whole block of `tokens`.
@@ -118,23 +104,40 @@ class Market:
         Raises TokenError; SlotError for ids out of range, twice, too few, or still on offer for other tokens. Costs one
         pass over the tokens and, staged, one copy of the blocks (a launch on CUDA).
         """
-        self._check_open()
-        array, ids = as_tokens(tokens), as_slots(block_ids)
-        blocks = len(array) // self.cache.block_size
+        self._membership.check()
+        array, ids = as_tokens(tokens), self._control.checked(as_slots(block_ids))
+        size = self.cache.block_size
+        blocks = len(array) // size
         if len(ids) < blocks:
-            raise SlotError(
-                f"{len(ids)} block ids for {blocks} whole blocks; give one per {self.cache.block_size} tokens"
-            )
+            raise SlotError(f"{len(ids)} block ids for {blocks} whole blocks; give one per {size} tokens")
+        if len(ids) > -(-len(array) // size):
+            raise SlotError(f"{len(ids)} block ids for {len(array)} tokens; give one per {size} tokens, and no more")
+        check_tokens(len(array))
+        self._check_placed()
         ids = ids[:blocks]
-        array = array[: blocks * self.cache.block_size].copy()  # offered later: the caller may reuse its array
+        array = array[: blocks * size].copy()  # offered later: the caller may reuse its array
         generations = self._control.generations(ids)
         self._data.check_landed(ids)
+        empty = self._landings.check(ids, array)
+        if empty is not None and self.cache.device.type == "cpu":
+            for slot in ids[empty()]:
+                raise SlotError(
+                    f"block id {slot} holds no block: a fetch did not bring it (wait() said so), and nothing was "
+                    "written since; prefill it before you publish it"
+                )
+            empty = None
         if not blocks:
             return 0
         if staged:
-            return self._publish_staged(array, ids, generations)
+            return self._publish_staged(array, ids, generations, empty)
         self._control.check_news(array, ids, generations)
-        self._when_complete(lambda: self._control.offer(array, ids, generations))
+        control = self._control
+
+        def offer() -> None:
+            written = blocks if empty is None else _written(empty())
+            control.offer(array[: written * size], ids[:written], generations[:written])
+
+        self._when_complete(offer)
         return blocks
 
     def match(self, tokens: Integers) -> Hit:
@@ -147,8 +150,11 @@ class Market:
         TokenError. Costs some 30 us for 8,192 tokens in an int32 array (a list is converted first, 10 ns a token), and
         at most 2 ms more where much has been offered since the last call.
         """
-        self._check_open()
-        return self._control.match(tokens)
+        self._membership.check()
+        array = as_tokens(tokens)
+        check_tokens(len(array))
+        hit = self._control.match(array)
+        return msgspec.structs.replace(hit, prefix=array[: hit.tokens].copy()) if hit.blocks else hit
 
     def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Moved:
         """Bring blocks `first` .. `first + len(block_ids)` of `hit` into these slots.
@@ -160,21 +166,29 @@ class Market:
         its mind or died. Raises SlotError for ids out of range, twice, or more than the hit has. Costs some 0.1 ms of
         the calling thread, more for a pool seen for the first time.
         """
-        self._check_open()
+        self._membership.check()
         if not isinstance(hit, Hit):
             raise MisuseError(f"hit is a {type(hit).__name__}; give what match() returned")
+        if hit.blocks and (hit.fingerprint, hit.tenant) != self._identity:
+            raise MisuseError("the hit was matched for another fingerprint or tenant; fetch it where it was matched")
         ids = as_slots(block_ids)
         self._data.check(hit, len(ids), first)
         ids = self._control.checked(ids)
-        self._control.retire_checked(ids)
-        return self._data.start(hit, ids, first)
+        self._check_placed()
+        purpose = Purpose(hit.prefix, hit.first + first, self.cache.block_size, self.cache.writes)
+
+        def begin() -> Landing:
+            return self._landings.begin(ids, purpose, self._data, lambda: self._control.retire_checked(ids))
+
+        return self._data.start(hit, ids, first, begin)
 
     def retire(self, block_ids: Sequence[int]) -> None:
         """Take the offers of these slots down, because they will be overwritten: dead when this returns.
 
         Raises SlotError.
         """
-        self._check_open()
+        self._membership.check()
+        self._data.settle()  # what has landed already is not upset by this
         self._control.retire(block_ids)
 
     def close(self) -> None:
@@ -182,16 +196,7 @@ class Market:
 
         May be called twice.
         """
-        if self._closed or os.getpid() != self._pid:  # a fork has no part in its parent's market
-            return
-        self._closed = True
-        atexit.unregister(self.close)
-        self._pending.close()
-        for pool in (self._control.pool, self._control.staging):
-            if pool is not None:
-                unregister_own(pool.id)
-        self._control.close()
-        self._data.close()
+        self._membership.close()
 
     def __enter__(self) -> Market:
         """The market itself."""
@@ -203,7 +208,9 @@ class Market:
         """Close."""
         self.close()
 
-    def _publish_staged(self, tokens: Int32s, ids: Slots, generations: UInt64s) -> int:
+    def _publish_staged(
+        self, tokens: Int32s, ids: Slots, generations: UInt64s, empty: Callable[[], Flags] | None
+    ) -> int:
         """Pack the blocks into the staging pool, then offer them from there unless a slot was retired meanwhile."""
         if self._staging is None:
             raise MisuseError(
@@ -216,13 +223,16 @@ class Market:
             expected = self._control.generations(staged, staged=True)
             packed = self._staging.pack(self._data.slots, ids, staged, summed=self._checksums)
 
+        control, size = self._control, self.cache.block_size
+
         def offer() -> None:
-            live = self._control.still(ids, generations)
-            if live < len(ids):
-                counters.add("offer_dropped", len(ids) - live, reason="a slot was retired before its block was packed")
+            written = len(ids) if empty is None else min(len(ids), _written(empty()))
+            live = control.still(ids[:written], generations[:written])
+            if live < written:
+                counters.add("offer_dropped", written - live, reason="a slot was retired before its block was packed")
             checksums = packed.checksums()
-            self._control.offer(
-                tokens[: live * self.cache.block_size],
+            control.offer(
+                tokens[: live * size],
                 staged[:live],
                 expected[:live],
                 staged=True,
@@ -233,16 +243,20 @@ class Market:
         return len(staged)
 
     def _when_complete(self, offer: Any) -> None:
-        """Call `offer` when what the current stream holds now has completed: at once on a CPU."""
-        if self.cache.device.type == "cpu":
+        """Call `offer` when what the current stream holds now has completed: at once on a CPU.
+
+        It must not hold the market, which is left when nobody does.
+        """
+        device = self.cache.device
+        if device.type == "cpu":
             offer()
             return
-        with torch.cuda.device(self.cache.device):
+        with torch.cuda.device(device):
             event = torch.cuda.Event()
             event.record()
 
         def ready() -> bool:
-            with torch.cuda.device(self.cache.device):  # a thread that asks without makes a context on the first GPU
+            with torch.cuda.device(device):  # a thread that asks without makes a context on the first GPU
                 return bool(event.query())
 
         def commit() -> None:
@@ -253,9 +267,20 @@ class Market:
 
         self._pending.add(ready, commit)
 
-    def _avoid(self, pool: str) -> None:
-        self._control.avoid(pool)
+    def _check_placed(self) -> None:
+        """Raise LayoutError if a tensor's memory was replaced: peers would read, and fetches write, what it had."""
+        for number, (was, now) in enumerate(zip(self._addresses, self.cache.addresses(), strict=True)):
+            if was != now:
+                raise LayoutError(
+                    f"tensor {number} of the cache has other memory than when the market was joined (its data was "
+                    "replaced); close this market, and connect with a PagedCache of the tensors as they are"
+                )
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("this market is closed; connect again")
+
+def _written(empty: Flags) -> int:
+    """How many leading slots hold a block; the others are counted."""
+    written = leading(~empty)
+    if written < len(empty):
+        reason = "a fetch did not bring its block, and nothing was written since: prefill what wait() does not count"
+        counters.add("offer_dropped", len(empty) - written, reason=reason)
+    return written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -10,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from kvmarket import counters
+from kvmarket.errors import ClosedError
 from kvmarket.flags import Flags, leading
 from kvmarket.kernels import checksum
 from kvmarket.offer import Offers
 from kvmarket.pool import GenerationReader
+from kvmarket.pool.landings import Landing
 from kvmarket.ways import FAILURES, Int64s, Started
 
 
@@ -47,6 +50,9 @@ class Piece(NamedTuple):
 class Moved:
     """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done.
 
+    A block does not count any more once its slot was retired, or given to another fetch: ask for it before that.
+    In a fork of its process, one that was not done raises ClosedError.
+
     `begun`: by `time.perf_counter`, when fetch was called. `seconds`: from then until it was seen to be done; 0 before
     that, and where nothing was launched.
     """
@@ -54,22 +60,30 @@ class Moved:
     seconds = 0.0
 
     def __init__(
-        self, asked: int, pieces: Sequence[Piece], started: Started | None, block_bytes: int = 0, begun: float = 0.0
+        self,
+        asked: int,
+        pieces: Sequence[Piece],
+        started: Started | None,
+        block_bytes: int = 0,
+        begun: float = 0.0,
+        landing: Landing | None = None,
     ) -> None:
         """Of a fetch of `asked` blocks, those of `pieces` were `started`; None where the launch failed.
 
-        `block_bytes`: of one block.
+        `block_bytes`: of one block. `landing`: where they go, if it is to be known what becomes of these slots.
         """
         self._block_bytes, self.begun = block_bytes, begun
         self._asked, self._pieces = asked, pieces
-        self._started = started
-        self._valid = None if started else np.zeros(asked, np.bool_)
-        self._leading = 0
+        self._started, self._landing = started, landing
+        self._pid = os.getpid()
         self._turn = threading.Lock()
+        self._valid: Flags | None = None
+        if started is None:
+            self._end(np.zeros(asked, np.bool_))
 
     def done(self) -> bool:
         """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs some us."""
-        started = self._started
+        started = self._under_way()
         if started is not None and _over(started):
             self._settle(started)
         return self._valid is not None
@@ -79,15 +93,23 @@ class Moved:
 
         Prefill those blocks.
         """
-        started = self._started
+        started = self._under_way()
         if started is not None:
             self._settle(started)
-        return self._leading
+        return leading(self.valid)
 
     @property
     def valid(self) -> Flags:
         """For each block asked for, whether it is valid. Empty until done."""
-        return np.empty(0, np.bool_) if self._valid is None else self._valid
+        if self._valid is None:
+            return np.empty(0, np.bool_)
+        return self._valid if self._landing is None else self._valid & self._landing.intact()
+
+    def _under_way(self) -> Started | None:
+        started = self._started
+        if started is not None and self._pid != os.getpid():
+            raise ClosedError(f"this fetch is one of process {self._pid}, which forked; connect in this process")
+        return started
 
     def _settle(self, started: Started) -> None:
         """The copy has completed (or is waited for): only now do generations say which bytes count. Done once."""
@@ -106,11 +128,18 @@ class Moved:
         valid = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.bool_), *parts])
         if len(valid) < self._asked:
             valid = np.concatenate([valid, np.zeros(self._asked - len(valid), np.bool_)])
-        self._leading = leading(valid)
         self.seconds = time.perf_counter() - self.begun
-        counters.add("blocks_fetched", self._leading)
-        counters.add("bytes_fetched", self._leading * self._block_bytes)
-        self._valid, self._started = valid, None
+        self._end(valid)
+        self._pieces, self._started = (), None
+        count = leading(valid)
+        counters.add("blocks_fetched", count)
+        counters.add("bytes_fetched", count * self._block_bytes)
+
+    def _end(self, valid: Flags) -> None:
+        """Nothing will land any more: first see to the slots of blocks that did not come, then let it be known."""
+        if self._landing is not None:
+            self._landing.end(valid)
+        self._valid = valid
 
 
 def _over(started: Started) -> bool:

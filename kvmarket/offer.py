@@ -10,9 +10,11 @@ from typing import Annotated
 
 import msgspec
 
+from kvmarket.bounds import check_size, shortened
 from kvmarket.errors import LayoutError
 from kvmarket.layout import Layout
 from kvmarket.pool.slots import Slots, UInt64s
+from kvmarket.registry.tokens import Int32s
 from kvmarket.shared_file import Process, SharedFile
 from kvmarket.transport import Memory
 
@@ -58,13 +60,23 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Raise LayoutError unless the stages hold the same blocks: a slot is one place in all of them."""
+    """Raise LayoutError unless the stages hold the same blocks: a slot is one place in all of them.
+
+    So many that they can be named.
+    """
+    for stage in stages:
+        check_size(stage.layout)
     sizes = {(stage.layout.slots, stage.layout.block_size) for stage in stages}
     if len(sizes) != 1:
         raise LayoutError(
             f"stages of {' and '.join(f'{slots} slots of {tokens} tokens' for slots, tokens in sorted(sizes))}; "
             "give every rank of an engine a cache of the same slots and block size"
         )
+
+
+def geometry_of(stages: Sequence[Stage]) -> str:
+    """One text for the geometries of all stages, equal exactly when all of them are."""
+    return shortened(" | ".join(stage.layout.geometry() for stage in stages))
 
 
 class Offers(msgspec.Struct, frozen=True, eq=False):
@@ -104,6 +116,9 @@ class Hit(msgspec.Struct, frozen=True, eq=False):
     first: int
     runs: tuple[Offers, ...]  # in block order
     pools: dict[str, PoolDescriptor]
+    fingerprint: str = ""  # and tenant, of whom it was matched for: nobody else may take the blocks
+    tenant: str = ""
+    prefix: Int32s | None = None  # the tokens of all blocks from the prompt's first on, where they are kept
 
     def part(self, start: int, count: int) -> tuple[Offers, ...]:
         """The offers of blocks `start` .. `start + count` of this hit."""

@@ -15,6 +15,7 @@ from kvmarket.offer import Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader
 from kvmarket.registry.messages import PoolRecord
 from kvmarket.registry.standing import Run
+from kvmarket.transient import is_transient
 
 _descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
 
@@ -29,26 +30,32 @@ class Peer(NamedTuple):
 class Peers:
     """Pools by id, met when an offer of theirs is first found. Thread-safe."""
 
-    def __init__(self, on_unreadable: Callable[[str], None]) -> None:
-        """None yet. `on_unreadable` hears of pools that cannot be met."""
+    def __init__(self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None] | None = None) -> None:
+        """None yet.
+
+        `on_unreadable` hears of pools that cannot be met, `on_scarce` of those that could not be met for want of a
+        descriptor, or of memory: these may be tried again.
+        """
         self._on_unreadable = on_unreadable
+        self._on_scarce = on_scarce or _nobody
         self._peers: dict[str, Peer] = {}
         self._turn = threading.Lock()
 
     def of(self, record: PoolRecord) -> Peer | None:
         """The pool of `record`.
 
-        None, counted, and told to `on_unreadable`, where its description or its generations cannot be read: its owner
-        is just dying, say, or lives in another namespace. Costs 0.1 ms the first time.
+        None, counted, and told to `on_unreadable` or `on_scarce`, where its description or its generations cannot be
+        read: its owner is just dying, say, or lives in another namespace. Costs 0.1 ms the first time.
         """
         peer = self._peers.get(record.pool)
         if peer is not None:
             return peer
         try:
             peer = _meet(record)
-        except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError) as error:
-            counters.add("pool_unreachable", reason=type(error).__name__)
-            self._on_unreadable(record.pool)
+        except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError, OSError, MemoryError) as error:
+            scarce = is_transient(error)
+            counters.add("pool_passed_over" if scarce else "pool_unreachable", reason=type(error).__name__)
+            (self._on_scarce if scarce else self._on_unreadable)(record.pool)
             return None
         with self._turn:
             self._peers[record.pool] = peer
@@ -85,7 +92,7 @@ class Peers:
 
     def close(self) -> None:
         """Let go of everything, whoever asked to hear of it included."""
-        self._on_unreadable = _nobody
+        self._on_unreadable = self._on_scarce = _nobody
         self._peers.clear()
 
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from kvmarket import counters
+from kvmarket.supervised import survived
 
 POLL_SECONDS = 0.0005
 
@@ -25,12 +26,22 @@ class Pending:
         self._thread: threading.Thread | None = None
 
     def add(self, ready: Callable[[], bool], commit: Callable[[], None]) -> None:
-        """Queue a publication; `commit` runs on the polling thread and must not raise."""
+        """Queue a publication; `commit` runs on the polling thread.
+
+        What either raises costs this publication alone, and is counted.
+        """
         with self._changed:
+            if self._closed:
+                return
             self._queue.append((ready, commit))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="kvmarket-pending", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="kvmarket-pending", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # none to be had for a moment: the next publication tries again
+                    counters.add("offer_delayed", reason=str(error))
+                    return
+                self._thread = thread
             self._changed.notify()
 
     def close(self) -> None:
@@ -43,23 +54,33 @@ class Pending:
             self._thread.join()
 
     def _run(self) -> None:
+        while (commit := self._next()) is not None:
+            with survived("offering what the GPU has completed") as turn:
+                commit()
+            if turn.failed:
+                counters.add("offer_dropped", reason="offering it failed")
+            del commit  # and what it holds, while nothing is pending
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next publication that is complete, as soon as one is; None when the queue is closed."""
         while True:
             with self._changed:
                 if self._closed:
-                    return
+                    return None
                 if not self._queue:
                     self._changed.wait()
                     continue
                 ready, commit = self._queue[0]
-                try:
+                with survived("polling the GPU") as turn:
                     if not ready():
                         self._changed.wait(POLL_SECONDS)
                         continue
-                except RuntimeError as error:
-                    counters.add("offer_dropped", reason=f"its completion cannot be polled: {error}")
-                    commit = _nothing
-                self._queue.popleft()
-            commit()
+                if self._queue and self._queue[0][1] is commit:
+                    self._queue.popleft()
+            if turn.failed:
+                counters.add("offer_dropped", reason="its completion cannot be polled")
+                return _nothing
+            return commit
 
 
 def _nothing() -> None:

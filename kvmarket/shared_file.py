@@ -7,6 +7,7 @@ namespace for owner and reader.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Annotated
 import msgspec
 
 from kvmarket.errors import NamespaceError, SharedMemoryError
+from kvmarket.transient import is_transient
+
+_SAME_USER = "owner and reader must belong to the same user"
+_MORE = "raise the limit of open files (ulimit -n) or free some memory; it is tried again"
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -26,13 +31,15 @@ class Process(msgspec.Struct, frozen=True):
 
     @classmethod
     def current(cls) -> Process:
-        """This process."""
-        pid = os.getpid()
-        return cls(pid, start_time(pid), pid_namespace())
+        """This process. Raises SharedMemoryError where no descriptor is left to ask who it is."""
+        return _current(os.getpid())
 
     def alive(self) -> bool:
-        """Whether it lives. Costs 20 us."""
-        return start_time(self.pid) == self.start
+        """Whether it lives; as far as its number tells, where no descriptor is left to ask more. Costs 20 us."""
+        try:
+            return start_time(self.pid) == self.start
+        except OSError:
+            return _in_use(self.pid)
 
     def check_alive(self) -> None:
         """Raise NamespaceError where the number means nothing here, SharedMemoryError where the process is gone.
@@ -72,12 +79,15 @@ class SharedFile(msgspec.Struct, frozen=True):
         """
         self.owner.check_alive()
         try:
-            fd = os.open(f"/proc/{self.owner.pid}/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            return self._mapped()
         except OSError as error:
+            advice = _MORE if is_transient(error) else _SAME_USER
             raise SharedMemoryError(
-                f"shared memory of process {self.owner.pid} cannot be opened ({error.strerror}); "
-                "owner and reader must belong to the same user"
+                f"shared memory of process {self.owner.pid} cannot be mapped ({error.strerror}); {advice}"
             ) from error
+
+    def _mapped(self) -> mmap.mmap:
+        fd = os.open(f"/proc/{self.owner.pid}/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
             if (status.st_dev, status.st_ino) != (self.device, self.inode) or status.st_size < self.nbytes:
@@ -91,12 +101,35 @@ class SharedFile(msgspec.Struct, frozen=True):
 
 
 def start_time(pid: int) -> int:
-    """Clock ticks after boot when process `pid` started; 0 if there is no such process, or it is a zombie."""
+    """Clock ticks after boot when process `pid` started; 0 if there is no such process, or it is a zombie.
+
+    Raises OSError where that cannot be told: no descriptor is left, say.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+@functools.lru_cache(maxsize=1)
+def _current(pid: int) -> Process:
+    """This process, whose number is `pid`: asked once, and again in a fork."""
+    try:
+        return Process(pid, start_time(pid), pid_namespace())
+    except OSError as error:
+        raise SharedMemoryError(f"this process cannot look itself up in /proc ({error.strerror}); {_MORE}") from error
+
+
+def _in_use(pid: int) -> bool:
+    """Whether some process has this number. Needs no descriptor."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def pid_namespace() -> int:

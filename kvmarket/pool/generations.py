@@ -47,15 +47,18 @@ class Generations:
         if platform.machine() not in ("x86_64", "AMD64"):
             raise PlatformError(f"generations need the store order of x86-64; this machine is {platform.machine()}")
         words = _HEADER + slots
-        self._fd = os.memfd_create("kvmarket-generations", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fd = -1
         try:
+            self._fd = os.memfd_create("kvmarket-generations", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self._fd, 8 * words)
             os.posix_fallocate(self._fd, 0, 8 * words)
             self._map = mmap.mmap(self._fd, 8 * words)
         except OSError as error:
-            os.close(self._fd)
+            if self._fd >= 0:
+                os.close(self._fd)
             raise SharedMemoryError(
-                f"no shared memory for {slots} generations: {error.strerror}; free some memory"
+                f"no shared memory for {slots} generations: {error.strerror}; free some memory, or raise the limit of "
+                "open files (ulimit -n)"
             ) from error
         self._words = np.frombuffer(self._map, np.uint64)
         self._slots = self._words[_HEADER:]

@@ -5,6 +5,7 @@ So what is retired in one of them is dead in all.
 
 from __future__ import annotations
 
+import os
 import threading
 
 import msgspec
@@ -12,10 +13,12 @@ import msgspec
 from kvmarket.errors import MisuseError
 from kvmarket.layout import PagedCache
 from kvmarket.pool.generations import Generations
+from kvmarket.pool.landings import Landings
 
 
 class _Owned(msgspec.Struct):
-    generations: Generations
+    landings: Landings
+    process: int
     markets: int
 
 
@@ -23,33 +26,41 @@ _lock = threading.Lock()
 _owned: dict[tuple[int, ...], _Owned] = {}
 
 
-def acquire(cache: PagedCache) -> Generations:
-    """The generations of `cache`'s memory, made for its first market.
+def acquire(cache: PagedCache) -> Landings:
+    """The generations of `cache`'s memory, made for its first market, and what fetches put into its slots.
 
-    Raises MisuseError if another open market cuts that memory otherwise.
+    Raises MisuseError if another open market cuts that memory otherwise, or is one of the process that this one was
+    forked from.
     """
-    memory = cache.slot_array().addresses()
+    array = cache.slot_array()
+    memory = array.addresses()
     with _lock:
         owned = _owned.get(memory)
         if owned is None:
             overlapping = next((key for key in _owned if set(key) & set(memory)), None)
             if overlapping is not None:
                 raise MisuseError("part of this cache is in another market; make one PagedCache of all of it")
-            owned = _owned[memory] = _Owned(Generations(cache.slots), 0)
-        if owned.generations.slots != cache.slots:
+            owned = _owned[memory] = _Owned(Landings(array, Generations(cache.slots)), os.getpid(), 0)
+        if owned.process != os.getpid():
             raise MisuseError(
-                f"this memory is in another open market as {owned.generations.slots} slots, here as "
-                f"{cache.slots}; use one PagedCache"
+                f"this cache is shared memory of process {owned.process}, which this one was forked from, and in a "
+                "market of its own; allocate a cache in this process"
+            )
+        generations = owned.landings.generations
+        if generations.slots != cache.slots:
+            raise MisuseError(
+                f"this memory is in another open market as {generations.slots} slots, here as {cache.slots}; use one "
+                "PagedCache"
             )
         owned.markets += 1
-        return owned.generations
+        return owned.landings
 
 
 def release(generations: Generations) -> bool:
     """A market is done with `generations`; whether it was the last one, which then closes them."""
     with _lock:
         for memory, owned in list(_owned.items()):
-            if owned.generations is generations:
+            if owned.landings.generations is generations:
                 owned.markets -= 1
                 if owned.markets:
                     return False

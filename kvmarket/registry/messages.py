@@ -26,10 +26,12 @@ MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
 MAX_CHANGES = 1 << 16
 SUM_BYTES = 8  # of the checksum behind the protocol's name
+MAX_NAME = 4096  # characters
+MAX_BLOCK_SIZE = 1 << 20  # tokens
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 PoolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Name = Annotated[str, msgspec.Meta(max_length=4096)]
+Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 Tokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_TOKENS)]  # int32
 Words = Annotated[bytes, msgspec.Meta(max_length=8 * MAX_TOKENS)]  # int64 or uint64, one a block
 
@@ -55,7 +57,7 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     process: Process
     space: Name
     geometry: Name
-    block_size: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOCK_SIZE)]
     pools: Annotated[tuple[PoolRecord, ...], msgspec.Meta(min_length=1, max_length=64)]
 
 

@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import os
+import random
 import warnings
 from collections.abc import Sequence
+from time import sleep
 
 import torch
 
+from kvmarket import counters
 from kvmarket.errors import SharedMemoryError
 from kvmarket.marks import creating
 from kvmarket.shared_file import SharedFile
+from kvmarket.transient import is_transient
 from kvmarket.transport.memory import ShmMemory
+
+TRIES, PAUSE_SECONDS = 5, 0.2  # where engines that start at once take the room from each other
 
 
 def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
     """Move each CPU storage into shared memory in place, and name the files. Costs one copy of the memory, once."""
+    return ShmMemory(tuple(_share(storage) for storage in _with_room(storages)))
+
+
+def _with_room(storages: Sequence[torch.UntypedStorage]) -> Sequence[torch.UntypedStorage]:
+    """These storages. Raises SharedMemoryError where there is no room for those that are not shared yet."""
     need = sum(storage.nbytes() for storage in storages if not storage.is_shared())
-    room = os.statvfs("/dev/shm")
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError as error:
+        raise SharedMemoryError(f"there is no /dev/shm ({error.strerror}); mount a tmpfs there") from error
     if need > room.f_bavail * room.f_frsize:
         raise SharedMemoryError(
             f"the cache needs {need / 1e6:.0f} MB of /dev/shm, {room.f_bavail * room.f_frsize / 1e6:.0f} MB are free; "
             "make the cache smaller or /dev/shm larger (mount -o remount,size=..., or --shm-size for a container)"
         )
-    return ShmMemory(tuple(_share(storage) for storage in storages))
+    return storages
 
 
 def _share(storage: torch.UntypedStorage) -> SharedFile:
-    try:
-        with creating(storage.nbytes()):
-            fd, nbytes = storage._share_fd_cpu_()
-    except RuntimeError as error:
-        raise SharedMemoryError(f"the cache cannot be moved into shared memory: {error}; see df /dev/shm") from error
-    return SharedFile.of(fd, nbytes)
+    """Move a storage; torch allocates all of the file first, so that nobody is killed for a page that is not there.
+
+    Two that allocate at once may both fail though there is room for one: tried again, at times that differ.
+    """
+    tries = 1
+    while True:
+        try:
+            with creating(storage.nbytes()):
+                fd, nbytes = storage._share_fd_cpu_()
+            return SharedFile.of(fd, nbytes)
+        except RuntimeError as error:
+            if tries == TRIES or not is_transient(error):
+                raise SharedMemoryError(
+                    f"the cache cannot be moved into shared memory: {error}; see df /dev/shm, and ulimit -n"
+                ) from error
+            counters.add("share_retried", reason=type(error).__name__)
+        sleep(random.uniform(0.0, PAUSE_SECONDS) * tries)
+        _with_room([storage])
+        tries += 1
 
 
 def map_memory(memory: ShmMemory) -> list[torch.Tensor]:

@@ -1,0 +1,46 @@
+"""What the protocol can carry, looked at where a value comes in: an error at the far side could not say what to do."""
+
+from __future__ import annotations
+
+import xxhash
+
+from kvmarket.errors import LayoutError, MisuseError, TokenError
+from kvmarket.layout import Layout
+from kvmarket.registry.messages import MAX_BLOCK_SIZE, MAX_NAME, MAX_SLOTS, MAX_TOKENS
+
+_SHOWN = 1000  # characters of a geometry that is too long to be sent whole
+
+
+def check_tenant(tenant: str) -> None:
+    """Raise MisuseError unless `tenant` is a string that can be sent."""
+    if not isinstance(tenant, str):
+        raise MisuseError(f"tenant is a {type(tenant).__name__}; give a string")
+    if len(tenant) > MAX_NAME:
+        raise MisuseError(f"tenant has {len(tenant)} characters, at most {MAX_NAME} can be sent; give a hash of it")
+    try:
+        tenant.encode()
+    except UnicodeEncodeError as error:
+        raise MisuseError(f"tenant is no text that can be sent: {error}; give a hash of it, in hexadecimal") from error
+
+
+def check_tokens(count: int) -> None:
+    """Raise TokenError for a prefix of more tokens than can be sent."""
+    if count > MAX_TOKENS:
+        raise TokenError(f"{count} tokens, of which at most {MAX_TOKENS} can be sent at once; give a shorter prefix")
+
+
+def check_size(layout: Layout) -> None:
+    """Raise LayoutError for a cache of more slots, or of larger blocks, than can be told."""
+    if layout.slots > MAX_SLOTS:
+        raise LayoutError(
+            f"{layout.slots} slots, of which at most {MAX_SLOTS} can be named; make larger blocks, or several caches"
+        )
+    if layout.block_size > MAX_BLOCK_SIZE:
+        raise LayoutError(f"blocks of {layout.block_size} tokens; make blocks of at most {MAX_BLOCK_SIZE}")
+
+
+def shortened(text: str) -> str:
+    """`text` as it can be sent: one that is too long ends with a hash of the whole. Equal exactly for equal texts."""
+    if len(text) <= MAX_NAME:
+        return text
+    return f"{text[:_SHOWN]} ... {len(text)} characters, {xxhash.xxh3_128_hexdigest(text.encode())}"

@@ -1,0 +1,198 @@
+"""Landings: which slots of a memory were given to fetches, and what came of it.
+
+A slot is published only as what it holds: not while a fetch into it is under way, not as a block that a fetch did not
+bring, and not as a block of other tokens than those that it was fetched for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from kvmarket import counters
+from kvmarket.errors import SlotError
+from kvmarket.flags import Flags
+from kvmarket.layout import SlotArray
+from kvmarket.pool.generations import Generations
+from kvmarket.pool.marks import Marks
+from kvmarket.pool.slots import Slots, UInt64s
+
+Int32s = npt.NDArray[np.int32]
+FEW = 1024  # purposes that are kept before those are looked for that no slot has any more
+
+# States of a slot.
+_NOTHING = 0  # no fetch, or nobody knows
+_UNDER_WAY = 1
+_BROUGHT = 2  # its block came, and is there unless the slot's generation has changed
+_EMPTY = 3  # its block did not come: it is marked, unless somebody wrote it since
+_UPSET = 4  # retired while bytes came, or not marked for an error: it may hold anything, until it is retired once more
+
+
+class Purpose(NamedTuple):
+    """What slots were given to a fetch for: blocks `first`, ... of the prefix `tokens`, of `block_size` tokens each.
+
+    `tokens` is None where nobody knows. `writes` counts the writes into the memory; None where that cannot be counted.
+    """
+
+    tokens: Int32s | None
+    first: int
+    block_size: int
+    writes: Callable[[], int | None]
+
+
+class _Brought(NamedTuple):
+    purpose: Purpose
+    writes: int | None  # when the blocks had come
+
+
+class Landing:
+    """The destinations of one fetch, from its launch on."""
+
+    def __init__(self, table: Landings, number: int, slots: Slots, generations: UInt64s, purpose: Purpose) -> None:
+        """`generations` are those of `slots` since they were retired for the fetch."""
+        self._table, self._generations = table, generations
+        self.number, self.slots, self.purpose = number, slots, purpose
+
+    def intact(self) -> Flags:
+        """Which slots nobody retired since they were for this fetch, which another fetch does too. Costs some us."""
+        same: Flags = self._table.generations.read(self.slots) == self._generations
+        return same
+
+    def end(self, brought: Flags) -> None:
+        """Nothing of the fetch will land any more, and these blocks came. Call it once, before anybody hears of them.
+
+        Slots whose block did not come are marked.
+        """
+        self._table.end(self, brought)
+
+
+class Landings:
+    """What fetches put into the slots of one memory. Thread-safe."""
+
+    def __init__(self, array: SlotArray, generations: Generations) -> None:
+        """Nothing was fetched yet. Costs 21 bytes a slot."""
+        self.generations = generations
+        self._marks = Marks(array)
+        self._turn = threading.RLock()
+        self._number = 0
+        self._lanes: dict[int, object] = {}  # of the fetches under way
+        self._brought: dict[int, _Brought] = {}
+        self._most = FEW
+        self._state = np.zeros(generations.slots, np.uint8)
+        self._of = np.zeros(generations.slots, np.int64)  # the number of the last fetch into the slot
+        self._since = np.zeros(generations.slots, np.uint64)  # the slot's generation then
+        self._place = np.zeros(generations.slots, np.int32)  # which block of its prefix it was fetched as
+
+    def begin(self, slots: Slots, purpose: Purpose, lane: object, retire: Callable[[], None]) -> Landing:
+        """`retire` these slots, into which a fetch is about to be launched.
+
+        Fetches of one `lane` land in the order in which they begin. Raises SlotError, and retires nothing, where one of
+        another lane is under way. Costs some us.
+        """
+        with self._turn:
+            busy = slots[self._state[slots] == _UNDER_WAY]
+            for slot, number in zip(busy.tolist(), self._of[busy].tolist(), strict=True):
+                if self._lanes[number] is not lane:
+                    raise SlotError(
+                        f"block id {slot} is still being fetched by another market of this memory; call wait() on that "
+                        "fetch first"
+                    )
+            retire()
+            self._number += 1
+            self._lanes[self._number] = lane
+            landing = Landing(self, self._number, slots, self.generations.read(slots), purpose)
+            self._state[slots] = _UNDER_WAY
+            self._of[slots] = landing.number
+            self._place[slots] = np.arange(purpose.first, purpose.first + len(slots))
+        return landing
+
+    def end(self, landing: Landing, brought: Flags) -> None:
+        """See `Landing.end`."""
+        with self._turn:
+            del self._lanes[landing.number]
+            ours = self._of[landing.slots] == landing.number  # the others are a later fetch's
+            intact = landing.intact()
+            came, upset = landing.slots[ours & intact & brought], landing.slots[ours & ~intact]
+            empty = landing.slots[ours & intact & ~brought]
+            self._state[came], self._state[upset] = _BROUGHT, _UPSET
+            self._state[empty] = self._mark(empty)
+            self._since[landing.slots[ours]] = self.generations.read(landing.slots[ours])
+            if len(came) and landing.purpose.tokens is not None:
+                self._brought[landing.number] = _Brought(landing.purpose, landing.purpose.writes())
+                if len(self._brought) > self._most:
+                    self._forget()
+
+    def _mark(self, slots: Slots) -> int:
+        """Mark these slots; the state that they have then."""
+        try:
+            return _EMPTY if self._marks.put(slots) else _NOTHING
+        except RuntimeError as error:  # of the device
+            counters.add("mark_failed", reason=type(error).__name__, detail=error)
+            return _UPSET
+
+    def check(self, slots: Slots, tokens: Int32s) -> Callable[[], Flags] | None:
+        """Raise SlotError if a slot does not hold its block of `tokens`, as far as that can be said now.
+
+        What is returned, if anything, says which slots hold no block, once the current stream has passed this call.
+        Costs some us, and a comparison of tokens where slots hold fetched blocks.
+        """
+        with self._turn:
+            states = self._state[slots]
+            if not states.any():
+                return None
+            self._refuse(slots[states == _UNDER_WAY], "is still being fetched; call wait() on that fetch before")
+            as_then = self._since[slots] == self.generations.read(slots)
+            self._refuse(
+                slots[as_then & (states == _UPSET)],
+                "may not hold what was written to it, for it was retired while it was being fetched, or that fetch "
+                "failed; call wait() on the fetch, retire the slot and write it before",
+            )
+            fetched = np.flatnonzero(as_then & (states == _BROUGHT))
+            for number in np.unique(self._of[slots[fetched]]).tolist():
+                self._check_tokens(number, slots, fetched[self._of[slots[fetched]] == number], tokens)
+            doubtful = slots[states == _EMPTY]
+            return self._look(slots, doubtful) if len(doubtful) else None
+
+    def _refuse(self, slots: Slots, why: str) -> None:
+        for slot in slots:
+            raise SlotError(f"block id {slot} {why} you publish it")
+
+    def _check_tokens(self, number: int, slots: Slots, at: Slots, tokens: Int32s) -> None:
+        """Raise SlotError if blocks `at` of `tokens` are not those that fetch `number` brought into their slots."""
+        brought = self._brought.get(number)
+        if brought is None or brought.purpose.tokens is None:
+            return
+        known, size = brought.purpose.tokens, brought.purpose.block_size
+        common = min(len(known), len(tokens))
+        equal = known[:common] == tokens[:common]
+        same = common if equal.all() else int(np.argmin(equal))
+        wrong = at[(self._place[slots[at]] != at) | ((at + 1) * size > same)]
+        if len(wrong) and brought.writes is not None and brought.purpose.writes() == brought.writes:
+            slot = slots[wrong[0]]
+            raise SlotError(
+                f"block id {slot} holds a block that was fetched for other tokens, and nothing was written since; "
+                f"publish it with those, or retire([{slot}]) and write it first"
+            )
+
+    def _look(self, slots: Slots, doubtful: Slots) -> Callable[[], Flags]:
+        """Look whether these slots, which a fetch left empty, have been written since."""
+        look = self._marks.look(doubtful)
+
+        def empty() -> Flags:
+            marked = look()
+            with self._turn:
+                written = doubtful[~marked]
+                self._state[written[self._state[written] == _EMPTY]] = _NOTHING
+            return np.isin(slots, doubtful[marked])
+
+        return empty
+
+    def _forget(self) -> None:
+        """Forget the purposes of fetches whose blocks have all been replaced."""
+        live = set(np.unique(self._of[self._state == _BROUGHT]).tolist())
+        self._brought = {number: each for number, each in self._brought.items() if number in live}
+        self._most = max(FEW, 2 * len(self._brought))

@@ -1,0 +1,282 @@
+"""Who dies is told of at once, by a thread that costs nothing until then."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvmarket import PagedCache, counters, process_watch
+from kvmarket.data import DataHalf
+from kvmarket.process_watch import ProcessWatch
+from kvmarket.shared_file import Process, pid_namespace, start_time
+from kvmarket.ways import cpu
+from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
+from tests.scarcity import descriptors, no_descriptors
+
+
+class Sleeper:
+    """A process of its own, which does nothing."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        self.known = Process(self._process.pid, start_time(self._process.pid), pid_namespace())
+
+    def kill(self, reap: bool = True) -> None:
+        self._process.kill()
+        if reap:
+            self._process.wait()
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[Sleeper]]:
+    made = [Sleeper(), Sleeper()]
+    yield made
+    for sleeper in made:
+        sleeper.kill()
+
+
+class Heir:
+    """Hears of deaths."""
+
+    def __init__(self) -> None:
+        self.calls: list[set[Process]] = []
+        self.finished = True
+        self.fails = 0
+
+    def heed(self, dead: frozenset[Process]) -> bool:
+        self.calls.append(set(dead))
+        if self.fails:
+            self.fails -= 1
+            raise ValueError("not now")
+        return self.finished
+
+    @property
+    def dead(self) -> set[Process]:
+        return set().union(*self.calls)
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "kvmarket-peers"]
+
+
+@pytest.mark.parametrize("reap", [True, False], ids=["reaped", "zombie"])
+def test_a_death_is_told_of_within_some_ms(sleepers, reap):
+    heir = Heir()
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleeper.known for sleeper in sleepers])
+    time.sleep(0.05)
+    assert not heir.calls
+    sleepers[0].kill(reap)
+    assert until(lambda: heir.calls) < 0.5
+    assert heir.calls == [{sleepers[0].known}]
+    time.sleep(0.1)
+    assert heir.calls == [{sleepers[0].known}], "once"
+    sleepers[1].kill(reap)
+    until(lambda: heir.dead == {sleepers[0].known, sleepers[1].known})
+    watch.close()
+    assert not threads()
+
+
+def test_who_is_dead_already_is_told_of(sleepers):
+    heir = Heir()
+    sleepers[0].kill()
+    reused = Process(os.getppid(), 1, pid_namespace())  # another process has its number by now
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleepers[0].known, reused])
+    until(lambda: heir.dead == {sleepers[0].known, reused})
+    watch.close()
+
+
+def test_who_is_watched_no_more_is_not_told_of(sleepers):
+    heir, before = Heir(), descriptors()
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleeper.known for sleeper in sleepers])
+    until(lambda: descriptors() == before + 3)
+    watch.watch([sleepers[1].known])
+    until(lambda: descriptors() == before + 2)
+    sleepers[0].kill()
+    time.sleep(0.1)
+    assert not heir.calls
+    watch.watch([])
+    until(lambda: descriptors() == before and not threads())
+    watch.watch([sleepers[1].known])
+    sleepers[1].kill()
+    until(lambda: heir.calls == [{sleepers[1].known}])
+    watch.close()
+    assert descriptors() == before
+    watch.close()
+
+
+def test_whoever_has_not_finished_is_called_again(sleepers):
+    heir = Heir()
+    heir.finished = False
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleepers[0].known])
+    sleepers[0].kill()
+    until(lambda: len(heir.calls) > 3)
+    assert heir.calls[1:4] == [set()] * 3
+    watch.watch([])
+    calls = len(heir.calls)
+    until(lambda: len(heir.calls) > calls + 1)
+    heir.finished = True
+    until(lambda: not threads())
+    watch.close()
+
+
+def test_it_survives_an_exception_and_tells_again(sleepers, monkeypatch):
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
+    heir = Heir()
+    heir.fails = 2
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleepers[0].known])
+    sleepers[0].kill()
+    until(lambda: len(heir.calls) == 3)
+    assert heir.calls == [{sleepers[0].known}] * 3
+    watch.close()
+
+
+def test_without_descriptors_it_looks_now_and_then(sleepers, monkeypatch):
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
+    heir, before = Heir(), descriptors()
+    watch = ProcessWatch(heir.heed)
+    with no_descriptors():
+        watch.watch([sleeper.known for sleeper in sleepers])
+        time.sleep(0.2)
+        assert not heir.calls, "the living are not taken for dead"
+        sleepers[0].kill()
+        until(lambda: heir.calls == [{sleepers[0].known}])
+    assert any(name.startswith("watch_delayed") for name in counters.snapshot())
+    until(lambda: descriptors() == before + 2)  # the eventfd and one process: tried again
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 60.0)
+    sleepers[1].kill()
+    assert until(lambda: heir.dead == {sleepers[0].known, sleepers[1].known}) < 1
+    watch.close()
+    assert descriptors() == before
+
+
+def test_it_uses_no_cpu_while_nobody_dies(sleepers):
+    heir = Heir()
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleeper.known for sleeper in sleepers])
+    until(threads)
+    time.sleep(0.1)
+    (native,) = {thread.native_id for thread in threading.enumerate() if thread.name == "kvmarket-peers"}
+    stat = Path(f"/proc/self/task/{native}/status")
+    switches = [line for line in stat.read_text().splitlines() if "ctxt_switches" in line]
+    time.sleep(1.2)
+    assert [line for line in stat.read_text().splitlines() if "ctxt_switches" in line] == switches
+    watch.close()
+
+
+def test_dropping_it_ends_the_thread(sleepers):
+    heir, before = Heir(), descriptors()
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleepers[0].known])
+    until(lambda: threads() and descriptors() == before + 2)
+    del watch
+    gc.collect()
+    until(lambda: not threads() and descriptors() == before)
+
+
+def test_no_thread_for_a_moment(sleepers, monkeypatch):
+    heir = Heir()
+    watch = ProcessWatch(heir.heed)
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        watch.watch([sleepers[0].known])
+    watch.watch([sleepers[0].known])
+    sleepers[0].kill()
+    until(lambda: heir.calls)
+    watch.close()
+
+
+# ---- a data half by itself, as a worker has it: nobody tells it of deaths
+
+
+def mapped(hit) -> bool:
+    """Whether this process has the memory of the hit's pools mapped."""
+    inodes = {str(file.inode) for pool in hit.pools.values() for file in pool.stages[0].ranks[0].files}
+    rows = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(row[4] in inodes and "torch_" in row[-1] for row in rows)
+
+
+@pytest.fixture
+def worker():
+    layers = [torch.zeros(8, 2, BLOCK, 24, dtype=torch.int16) for _ in range(2)]
+    half = DataHalf(PagedCache(layers, block_size=BLOCK))
+    yield half
+    half.close()
+
+
+def found_by(market_address: str, peer: Peer, seed: int):
+    """A hit on what a peer offers; whoever matched it has left again."""
+    scout, tokens = ModelEngine(market_address), prompt(16, seed)
+    peer.publish(tokens, [0, 1, 2, 3])
+    hit = matched(scout, tokens)
+    scout.close()
+    return hit
+
+
+def test_an_idle_worker_drops_a_dead_engines_memory_by_itself(market_address, worker):
+    peers = [Peer(market_address) for _ in range(2)]
+    hits = [found_by(market_address, peer, 300 + number) for number, peer in enumerate(peers)]
+    before = descriptors()
+    for hit in hits:
+        assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
+    assert mapped(hits[0]) and mapped(hits[1])
+    peers[0].kill()
+    assert until(lambda: not mapped(hits[0])) < 1
+    assert mapped(hits[1]), "its owner lives"
+    assert worker.fetch(hits[1], [0, 1, 2, 3]).wait() == 4
+    peers[1].kill()
+    assert until(lambda: not mapped(hits[1])) < 1
+    until(lambda: descriptors() <= before and not threads())
+
+
+def test_a_copy_in_flight_keeps_its_mapping_until_it_is_done(market_address, worker, monkeypatch):
+    peer, let_on, real = Peer(market_address), threading.Event(), cpu.copy_blocks
+    hit = found_by(market_address, peer, 302)
+
+    def copy(*arguments, **options):
+        assert let_on.wait(20)
+        real(*arguments, **options)
+
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
+    moved = worker.fetch(hit, [0, 1, 2, 3])
+    peer.kill()
+    until(lambda: not worker._mapped)
+    time.sleep(0.1)
+    assert mapped(hit)
+    let_on.set()
+    until(lambda: not mapped(hit))  # though nobody asked whether it is done
+    assert moved.wait() == 4, "its generations still say that the bytes count"
+
+
+@pytest.mark.parametrize("which", ["generations", "memory"])
+def test_either_owner_of_a_pool_counts(market_address, worker, sleepers, which):
+    """Of a tensor-parallel engine the scheduler owns the generations, a worker the memory."""
+    owner = ModelEngine(market_address)
+    owner.publish(prompt(16, 303), [0, 1, 2, 3])
+    hit = matched(owner, prompt(16, 303))
+    (name,) = hit.pools
+    assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
+    pool = worker._mapped[name]
+    owners = (sleepers[0].known, pool.owners[1]) if which == "generations" else (pool.owners[0], sleepers[0].known)
+    worker._mapped[name] = type(pool)(pool.slots, pool.generations, owners)
+    worker._watch_owners()
+    sleepers[0].kill()
+    until(lambda: name not in worker._mapped)
+    owner.close()
