@@ -151,7 +151,7 @@ def test_an_engine_of_another_pid_namespace(engine, monkeypatch):
     elsewhere = msgspec.structs.replace(Process.current(), namespace=1)
     monkeypatch.setattr(Process, "current", classmethod(lambda _cls: elsewhere))
     with pytest.raises(NamespaceError, match="--pid=host --ipc=host"):
-        kvmarket.connect(engine.cache, FINGERPRINT, address=engine.market._control._client._address.socket)
+        kvmarket.connect(engine.cache, FINGERPRINT, address=engine.market._control._client._home.address.socket)
 
 
 def test_a_pool_that_cannot_be_mapped_is_counted_and_avoided(market_address, monkeypatch):

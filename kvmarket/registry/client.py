@@ -18,13 +18,15 @@ from collections.abc import Callable, Collection, Sequence
 from kvmarket import counters
 from kvmarket.errors import AddressError, KVMarketError
 from kvmarket.registry.address import Address
-from kvmarket.registry.line import START_SECONDS, Line, join_service
+from kvmarket.registry.home import Home
+from kvmarket.registry.line import START_SECONDS, Line
 from kvmarket.registry.messages import Join, News, PoolRecord, Promise, Retire, Settle
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.replica import Replica
 from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
+from kvmarket.supervised import survived
 
 TURN_SECONDS = 500e-6  # so long at a time the watching thread holds the replica: what comes at once goes in at once
 TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
@@ -56,7 +58,7 @@ class Client:
         the engine has left for later: whether anything was done. Raises VersionError, AddressError, LayoutError,
         NamespaceError or RefusedError, each with what to do.
         """
-        self._address, self._join, self._snapshot = address, join, snapshot
+        self._join = join
         self._on_gone, self._on_more = on_gone, go_on
         self._finds_own = finds_own
         self._lock = threading.Lock()
@@ -64,6 +66,7 @@ class Client:
         self._gone: list[str] = []
         self._behind_since: float | None = None
         self._replica = Replica(join.block_size, join.pools)
+        self._home = Home(address, join, self._replica, snapshot, self._closing)
         self._line = self._first_line()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
@@ -145,7 +148,7 @@ class Client:
         with self._lock:
             self._line.close()
         os.close(self._wake)
-        del self._on_gone, self._on_more, self._snapshot  # whoever is called holds us: no cycle may keep our memory
+        del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
 
     def _tell(self, change: News) -> None:
         """Tell the service, and our replica where it is to know."""
@@ -161,14 +164,14 @@ class Client:
         """Join, and know what the service knows, as far as that comes within `JOIN_SECONDS`."""
         deadline = time.monotonic() + START_SECONDS
         while True:
-            line = join_service(self._address, self._join, self._replica, self._snapshot, self._closing)
+            line = self._home.join()
             if self._settled(line, time.monotonic() + JOIN_SECONDS):
                 return line
             line.close()
             if time.monotonic() > deadline:
                 raise AddressError(
-                    f"the service at {self._address} let this engine in and died, again and again; see "
-                    f"{self._address.log}"
+                    f"the service at {self._home.address} let this engine in and died, again and again; see "
+                    f"{self._home.address.log}"
                 )
 
     def _settled(self, line: Line, deadline: float) -> bool:
@@ -186,25 +189,35 @@ class Client:
         return True
 
     def _watch(self) -> None:
-        """Put in what comes, say which pools have gone, and rejoin when the service dies."""
+        """What the watching thread does, whatever goes wrong."""
         poll = self._watched()
         while not self._closing.is_set():
-            died = self._died_meanwhile(poll)
-            if died:
-                counters.add("service_lost", reason="the service of the market died; joining again")
-            elif self._line.wire.closed:
-                counters.add("membership_lost", reason="the connection to the service broke; joining again")
+            with survived("the thread that watches the market") as turn:
+                if self._ended(poll):
+                    if not self._rejoin():
+                        return
+                    poll = self._watched()
+                self._put_in()
+                with self._lock:
+                    self._gone += self._replica.expired(time.monotonic())
+                    gone, self._gone = self._gone, []
+                if gone:
+                    self._on_gone(gone)
+            if turn.failed:
                 self._closing.wait(AGAIN_SECONDS)
-            if died or self._line.wire.closed:
-                if not self._rejoin():
-                    return
-                poll = self._watched()
-            self._put_in()
-            with self._lock:
-                self._gone += self._replica.expired(time.monotonic())
-                gone, self._gone = self._gone, []
-            if gone:
-                self._on_gone(gone)
+
+    def _ended(self, poll: select.poll) -> bool:
+        """Wait until something has come, or for a while; whether the connection has ended, or is to end."""
+        if self._line.pidfd < 0:  # it has been let go of, and no other was made
+            return True
+        if self._died_meanwhile(poll):
+            counters.add("service_lost", reason="the service of the market died; joining again")
+        elif self._line.wire.closed:
+            counters.add("membership_lost", reason="the connection to the service broke; joining again")
+            self._closing.wait(AGAIN_SECONDS)
+        elif not self._home.free(time.monotonic()):
+            return False
+        return True
 
     def _died_meanwhile(self, poll: select.poll) -> bool:
         """Wait until something has come, or for a while; whether the service has died."""
@@ -248,7 +261,7 @@ class Client:
             self._line.close()
         while not self._closing.is_set():
             try:
-                line = join_service(self._address, self._join, self._replica, self._snapshot, self._closing)
+                line = self._home.join()
             except KVMarketError as error:
                 counters.add("rejoin_failed", reason=type(error).__name__)
                 self._closing.wait(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,18 +79,17 @@ class OfferIndex:
             entries, buckets = entries[~linked], buckets[~linked]
             self._next[entries] = heads.take(buckets)
 
-    def nodes(self, offer: int) -> list[int]:
-        """Return the numbers of every node that holds this offer, and of some that do not.
+    def nodes(self, offer: int) -> Iterator[int]:
+        """Yield the numbers of every node that holds this offer, and of some that do not; the last one noted first.
 
-        As `find`, of one and without numpy. Cost: 1 us for each link of its chain.
+        As `find`, of one and without numpy; do not change the index meanwhile. Cost: 1 us for each link of its chain.
         """
-        wanted, found = _hash_one(offer), []
+        wanted = _hash_one(offer)
         at = int(self._heads[wanted & (self._heads.size - 1)])
         while at >= 0:
             if self._hashes[at] == wanted:
-                found.append(int(self._numbers[at]))
+                yield int(self._numbers[at])
             at = int(self._next[at])
-        return found
 
     def find(self, offers: Int64s) -> tuple[Int64s, NDArray[np.int32]]:
         """Return pairs (offer, node number) as two arrays: every node that holds one of these, and some that do not.

@@ -41,11 +41,13 @@ from kvmarket.registry.messages import (
 )
 from kvmarket.registry.session import Session, Sessions
 from kvmarket.shared_file import Process
+from kvmarket.supervised import survived
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 0.1  # between two looks at every connection
 SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # for what dead processes have left; after a connection has ended
-TURN_SECONDS = 0.002  # of one engine, before others have their turn; and of what is done when nobody waits
+TURN_SECONDS = 0.004  # of one engine, before others have their turn: what it says meanwhile goes out in one message
+SPARE_SECONDS = 0.002  # at a time, for snapshots and for what is to be collected
 MOST_LOGGED = 100  # refusals of one kind
 
 _log = logging.getLogger("kvmarket.service")
@@ -65,45 +67,55 @@ class Service:
         self._stopped = False
         self._exchange = Exchange()
         self._counters: Counter[str] = Counter()
-        self._sweep_at = 0.0
+        self._wait = 0.0  # seconds, for something to come
+        self._look_at = self._sweep_at = self._empty_since = 0.0
         self._me = Process.current()
         self._poll = select.epoll()
         self._deaths = Deaths(self._poll)
         self._sessions = Sessions(self._poll, self._door)
 
     def run(self) -> None:
-        """Serve. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
-        empty_since = time.monotonic()
-        wait, look_at = POLL_SECONDS, 0.0
+        """Serve, whatever goes wrong. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
+        self._empty_since = time.monotonic()
         while not self._stopped:
-            if not self._door.keep(needed=self._idle_exit is None or bool(self._exchange.book.members)):
-                _log.info("%s is another service's, or gone; this one gives way", self.address)
-                return
-            ready = self._poll.poll(wait)
-            sessions = [(self._sessions.get(fd), events) for fd, events in ready]
-            for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
-                if (member := self._deaths.of(fd)) is not None:
-                    self._remove(member)
-                    sweep()
-            for session, events in sessions:
-                if session is not None and session.wire.fileno() >= 0:  # not hung up meanwhile
-                    self._serve(session, events)
-            if any(fd == self._door.fileno() for fd, _ in ready):
-                self._sessions.let_in()
-            more = self._exchange.tell(TURN_SECONDS)
-            more = self._exchange.collect(TURN_SECONDS) or more
-            self._sessions.expect()
-            wait = 0.0 if more else min(POLL_SECONDS, max(0.0, self._exchange.due()))
-            if (now := time.monotonic()) > look_at:
-                look_at = now + LOOK_SECONDS
-                self._sessions.look_after(now)
-            if time.monotonic() > self._sweep_at:
-                self._sweep_at = time.monotonic() + SWEEP_SECONDS
+            with survived("the service") as turn:
+                self._turn()
+            if turn.failed:
+                time.sleep(SPARE_SECONDS)
+
+    def _turn(self) -> None:
+        """Wait until something has come, do it, and tell who has to hear of it."""
+        book = self._exchange.book
+        if not self._door.keep(needed=self._idle_exit is None or bool(book.members)):
+            _log.info("%s is another service's, or gone; this one gives way", self.address)
+            self._stopped = True
+            return
+        ready = self._poll.poll(self._wait)
+        self._wait = 0.0  # until all is done
+        sessions = [(self._sessions.get(fd), events) for fd, events in ready]
+        for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
+            if (member := self._deaths.of(fd)) is not None:
+                self._remove(member)
                 sweep()
-            if self._exchange.book.members:
-                empty_since = time.monotonic()
-            elif self._idle_exit is not None and time.monotonic() - empty_since > self._idle_exit:
-                return
+        for session, events in sessions:
+            if session is not None and session.wire.fileno() >= 0:  # not hung up meanwhile
+                self._serve(session, events)
+        if any(fd == self._door.fileno() for fd, _ in ready):
+            self._sessions.let_in()
+        more = self._exchange.tell(SPARE_SECONDS)
+        more = self._exchange.collect(SPARE_SECONDS) or more
+        self._sessions.expect()
+        now = time.monotonic()
+        if now > self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._sessions.look_after(now)
+        if now > self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            sweep()
+        self._empty_since = now if book.members else self._empty_since
+        idle = self._idle_exit is not None and now - self._empty_since > self._idle_exit
+        self._stopped = self._stopped or idle
+        self._wait = 0.0 if more else min(POLL_SECONDS, max(0.0, self._exchange.due()))
 
     def stop(self) -> None:
         """Have `run` return within 0.2 s. May be called from any thread or signal handler."""
@@ -127,17 +139,23 @@ class Service:
             return
         if events & select.EPOLLOUT:
             wire.flush()
-        end = time.monotonic() + TURN_SECONDS
-        while events & select.EPOLLIN and time.monotonic() < end:
-            try:
-                frame = wire.receive()
-                if frame is None:
-                    break
-                self._handle(session, unpack_request(frame))
-            except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
-                self._refuse(session, error)
-        if wire.closed:
+        with survived("a message of an engine") as heard:
+            end = time.monotonic() + TURN_SECONDS
+            while events & select.EPOLLIN and time.monotonic() < end and self._hear(session):
+                pass
+        if wire.closed or heard.failed:  # it joins again, and tells all that stands
             self._end(session)
+
+    def _hear(self, session: Session) -> bool:
+        """Do what the next message of a connection asks for; False where none has come."""
+        try:
+            frame = session.wire.receive()
+            if frame is None:
+                return False
+            self._handle(session, unpack_request(frame))
+        except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
+            self._refuse(session, error)
+        return True
 
     def _refuse(self, session: Session, error: Exception) -> None:
         kind = type(error).__name__

@@ -14,6 +14,7 @@ from kvmarket.registry.tokens import Int64s
 
 Place: TypeAlias = tuple[Node, int]  # a node, and one of its blocks
 _PART = 1 << 14  # offers that are put into the index at a time
+SPARE_ENTRIES = 1 << 10  # of the index, of offers that are no more, before it is built anew
 
 
 class Tree:
@@ -165,7 +166,7 @@ class Tree:
                 touched.append(node)
         for node in touched:
             self._tidy(node)
-        if len(self.index) > 4 * self.pairs + 65536:
+        if len(self.index) > 4 * self.pairs + SPARE_ENTRIES:
             self._reindex()
         return near + removed
 

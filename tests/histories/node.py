@@ -16,7 +16,7 @@ from kvmarket.control import ControlHalf
 from kvmarket.errors import KVMarketError, LayoutError, RegistryError
 from kvmarket.fingerprint import Fingerprint
 from kvmarket.offer import Stage
-from kvmarket.registry import channel, client, feed, stream
+from kvmarket.registry import channel, client, feed, home, stream
 from kvmarket.registry.exchange import Exchange
 from kvmarket.registry.line import Line
 from kvmarket.registry.messages import Refused, unpack_request
@@ -115,7 +115,7 @@ class Node:
         self._service = ME
         self._patches = ExitStack()
         for target, name, value in (
-            (client, "join_service", self._join_service),
+            (home, "join_service", self._join_service),
             (client.Client, "_watch", lambda _self: None),
             (client.Client, "_settled", lambda _self, _line, _deadline: True),
             (channel, "ASK_SECONDS", 0.0),

@@ -134,7 +134,7 @@ def test_directories_that_may_not_be_entered(tmp_path):
 
 
 def test_the_markets_files_are_private(engine):
-    place = engine.market._control._client._address
+    place = engine.market._control._client._home.address
     assert [oct(path.stat().st_mode & 0o777) for path in (place.socket, place.lock)] == ["0o600", "0o600"]
 
 
