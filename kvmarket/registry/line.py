@@ -78,7 +78,8 @@ class Line:
     def look_after(self, now: float) -> None:
         """Do what is due: ask for what was missed, tell the last number again, tell anew what was refused."""
         if (again := self._heard.wanted(now)) is not None:
-            counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
+            if again.seen:  # else it waits for the first one
+                counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
             self.wire.send(pack_message(again))
         self.feed.mark(now)
         if self._refused_at and now > self._refused_at:

@@ -88,7 +88,7 @@ class Replica:
         except (MessageError, TokenError) as error:
             self._work = None
             if self._told is None or not isinstance(error, MissingBlockError):  # else the snapshot comes to it yet
-                counters.add("change_refused", reason=type(error).__name__)
+                counters.add("change_refused", reason=type(error).__name__, detail=error)
         return []
 
     def expired(self, now: float) -> list[str]:

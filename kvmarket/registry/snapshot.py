@@ -13,6 +13,7 @@ from kvmarket.registry.messages import Change, PoolJoined, SnapshotEnd
 from kvmarket.registry.space import Space
 
 PART_BYTES = 1 << 16  # in one part, some
+RECORD_BYTES = 1 << 20  # in one part, some
 PART_RUNS = 128  # in one part: some 0.4 ms to make, 3 ms to put into a space that has none of them
 RUN_BYTES = 512  # what is above the first run is in each part again: so many of its bytes make one run more
 
@@ -36,9 +37,7 @@ class SnapshotParts:
     def _made(self) -> Iterator[tuple[Change, ...]]:
         for space in self._spaces:
             if self._records:
-                for name in list(space.pools):
-                    if name in space.pools and name not in self._without:
-                        yield (PoolJoined(space.pools[name].record),)
+                yield from self._described(space)
             yield from self._branches(space)
             promises = iter([each for each in space.promises if each.pool not in self._without])
             while batch := tuple(itertools.islice(promises, 1)):
@@ -47,6 +46,20 @@ class SnapshotParts:
         pools = itertools.chain.from_iterable(space.pools.items() for space in self._spaces)
         told = [name for name, pool in pools if name not in self._without and (pool.told or not self._records)]
         yield (SnapshotEnd(tuple(told)),)
+
+    def _described(self, space: Space) -> Iterator[tuple[Change, ...]]:
+        """The records of all pools, in one part if they are not very long: who offers meanwhile is known then."""
+        part: list[Change] = []
+        size = 0
+        for name, pool in list(space.pools.items()):
+            if name not in self._without:
+                part.append(PoolJoined(pool.record))
+                size += len(pool.record.description)
+            if size > RECORD_BYTES:
+                yield tuple(part)
+                part, size = [], 0
+        if part:
+            yield tuple(part)
 
     def _branches(self, space: Space) -> Iterator[tuple[Change, ...]]:
         cursor, visit = space.trie.cursor(), None
