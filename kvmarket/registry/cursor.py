@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from kvmarket.registry.node import Node
 from kvmarket.registry.tokens import Int64s
@@ -34,6 +37,20 @@ class Visit(NamedTuple):
     def path(self) -> bytes:
         """The tokens of the prefix before these blocks. Cost: O(tokens)."""
         return self.above.path(self.depth - self.above.start()) if self.depth else b""
+
+
+class Leaves(NamedTuple):
+    """Blocks side by side that nothing branches off, each a node of its own with one offer.
+
+    As a visit of each: behind the last block of `above` at `depth`; `tokens` and `offers` (int64) have one element a
+    block. Good until the trie changes.
+    """
+
+    tenant: bytes
+    depth: int
+    above: Node
+    tokens: list[bytes]
+    offers: Int64s
 
 
 class _Level:
@@ -80,6 +97,32 @@ class Cursor:
             tokens = data[at * self._tree.width :] if at else data
             return Visit(tenant, level.depth, above, node, tokens, node.offers[:, at:])
         return None
+
+    def leaves(self, most: int, wanted: Callable[[int, Node], bool]) -> Leaves | None:
+        """The next blocks, at most so many, where they are leaves side by side; None where they are not.
+
+        `wanted`: whether those that go on at this depth behind this node are. Cost: 1 us each, a fifth of what a visit
+        of each costs.
+        """
+        level = self._levels[-1] if self._levels else None
+        covering = self._covering(level.node, level.depth) if level is not None and level.depth else None
+        if level is None or covering is None or covering[1] < covering[0].size or most < 1:
+            return None
+        if not wanted(level.depth, covering[0]):
+            return None
+        children = covering[0].children or {}
+        found: list[Node] = []
+        while level.seen < len(level.keys) and len(found) < most:
+            child = children.get(level.keys[level.seen])
+            if child is not None:
+                if child.children is not None or child.offers.shape != (1, 1):
+                    break
+                found.append(child)
+            level.seen += 1
+        if not found:
+            return None
+        offers = np.concatenate([child.offers for child in found], axis=1)[0]
+        return Leaves(level.tenant, level.depth, covering[0], [child.head for child in found], offers)
 
     def _find(self, level: _Level, key: bytes) -> tuple[Node, Node, int] | None:
         """What goes on with `key` behind a level: the node above, the node, and which of its blocks; None if gone."""

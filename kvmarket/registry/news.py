@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from kvmarket.registry.branches import put_branches
 from kvmarket.registry.messages import News, OfferBlocks, Promise, Retire, Settle, Snapshot
 from kvmarket.registry.offering import array_of, offering_of
+from kvmarket.registry.put_branches import put_branches
 from kvmarket.registry.space import Space
 from kvmarket.registry.tokens import Int64s
 

@@ -30,14 +30,22 @@ class Node:
     __slots__ = ("children", "head", "holes", "key", "number", "offers", "parent", "stamps", "tail")
 
     def __init__(
-        self, parent: Node | None, key: bytes, head: bytes, tail: bytes, offers: Int64s, stamps: Int64s | None
+        self,
+        parent: Node | None,
+        key: bytes,
+        head: bytes,
+        tail: bytes,
+        offers: Int64s,
+        stamps: Int64s | None,
+        *,
+        full: bool = False,
     ) -> None:
         self.parent = parent
         self.key = key
         self.head = head
         self.tail = tail
         self.offers = offers
-        self.holes = total(offers[0] < 0)
+        self.holes = 0 if full else total(offers[0] < 0)
         self.children: dict[bytes, Node] | None = None
         self.number = NONE
         self.stamps = stamps

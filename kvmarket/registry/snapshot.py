@@ -72,6 +72,8 @@ class SnapshotParts:
                 writer.add(visit)
                 if writer.runs == 1:
                     nbytes, runs = max(nbytes, 2 * writer.nbytes), max(runs, writer.nbytes // RUN_BYTES)
+                if (leaves := cursor.leaves(runs - writer.runs, writer.covers)) is not None:
+                    writer.add_leaves(leaves)
             if writer.runs:
                 yield (writer.message(),)
             if visit is None:

@@ -101,6 +101,23 @@ class Space:
             self.trie.extend(offering.before.slot | (pool.number << SLOT_BITS), offering.tokens, names, place)
         pool.note(slots, epoch, generations, offering.checksums)
 
+    def fan(self, offering: Offering) -> bool:
+        """Put up offers of blocks that all go on right behind `offering.before`, not one behind the other.
+
+        As `offer` of each, at 6 us each; False, and nothing done, where that must be one by one. The slots are in range
+        and distinct, and no newer offer of theirs stands.
+        """
+        pool, slots, before = self._pool(offering.pool), offering.slots, offering.before
+        if before is None or (pool.generations[slots] != 0).any() or (pool.lates and pool.late[slots].any()):
+            return False
+        width, data = 4 * self.block_size, offering.tokens.tobytes()
+        heads = [data[at : at + width] for at in range(0, len(data), width)]
+        place = self._place(pool, offering, before)
+        if not self.trie.fan(place, heads, slots | (pool.number << SLOT_BITS)):
+            return False
+        pool.note(slots, offering.epoch, offering.generations, offering.checksums)
+        return True
+
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
         """Take down the offers of `slots`, of all when None; those that had one. Raises MessageError.
 

@@ -98,6 +98,28 @@ class Tree:
         if self.cold is not None:
             self.cold.push(node)
 
+    def fan(self, node: Node, heads: list[bytes], offers: Int64s) -> None:
+        """Hang several blocks below a node, side by side, each with its offer; it has no child that begins so.
+
+        Cost: 4 us each.
+        """
+        node.children = node.children or {}
+        numbers = np.empty(len(heads), np.int32)
+        columns = offers.reshape(-1, 1, 1)
+        for at, head in enumerate(heads):
+            stamps = None if self.cold is None else np.full(1, self.clock, np.int64)
+            child = Node(node, head, head, b"", columns[at].copy(), stamps, full=True)
+            node.children[head] = child
+            self._enter(child)
+            numbers[at] = child.number
+            if self.cold is not None:
+                self.cold.push(child)
+        self.stored += len(heads)
+        self.held += len(heads)
+        self.pairs += len(heads)
+        if not self.index.add(offers, numbers):
+            self._reindex()
+
     def lengthen(self, node: Node, data: bytes, row: Int64s) -> bool:
         """Append all blocks of `data` to a leaf; False, and nothing done, where it is none or has no room for them."""
         if node.children is not None or node.number <= 0 or node.size + row.size > self.node_blocks:

@@ -110,6 +110,24 @@ class PrefixTrie:
             self._put(node, array, fresh, 0)
         return True
 
+    def fan(self, place: Place, heads: list[bytes], offers: Int64s) -> bool:
+        """Put one offer on each of several blocks right behind the same block; False where that must be one by one.
+
+        heads: their tokens, as bytes. That is where there is one only, something goes on so already, or the block at
+        `place` is not the last one of its node; nothing changed then. Cost: 4 us each.
+        """
+        tree, (node, position) = self._tree, place
+        children = node.children or {}
+        alone = len(heads) < 2 or len(set(heads)) < len(heads) or position + 1 < node.size
+        if alone or any(head in children for head in heads):
+            return False
+        tree.clock += 1
+        tree.touch(node)
+        tree.fan(node, heads, offers)
+        if self.max_blocks is not None:
+            tree.evict(self.max_blocks)
+        return True
+
     def depth(self, place: Place) -> int:
         """Return how many blocks the prefix has that ends at this place. Cost: O(nodes above)."""
         return place[0].start() + place[1] + 1

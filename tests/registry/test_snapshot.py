@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from kvmarket.errors import MessageError
-from kvmarket.registry.branches import put_branches
 from kvmarket.registry.messages import Changes as ChangesMessage
 from kvmarket.registry.messages import Promise, Snapshot, SnapshotEnd, pack_message
 from kvmarket.registry.offering import Offering
+from kvmarket.registry.put_branches import put_branches
 from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.space import Space
 from tests.registry.test_space import SIZE, found, made, offer, record, tell
@@ -236,3 +236,40 @@ def test_random_spaces_told_whole():
         for _ in range(20):
             query = [chance.randrange(2) for _ in range(12)]
             assert len(found(copy, query)) == len(found(space, query))
+
+
+def test_leaves_side_by_side_are_put_up_together():
+    """Of several pools, some there already, some in a slot that holds something else, in another tenant too."""
+    space, copy = made("pa", "pb"), made("pa", "pb")
+    for leaf in range(60):
+        offer(space, ("pa", "pb")[leaf % 3 == 0], [1, 2, leaf, leaf], [99, leaf], generation=2)
+    offer(space, "pa", [1, 2, 7, 7, 8, 8], [99, 7, 80], generation=2)
+    offer(space, "pb", [1, 2, 9, 9], [99, 61], generation=2)
+    offer(copy, "pa", [1, 2, 4, 4], [99, 4], generation=2)
+    offer(copy, "pa", [5, 5], [10])
+    copy.retire("pa", np.arange(20, 40))
+    for generation in (1, 2):
+        tell(space, copy)
+        for leaf in range(60):
+            assert found(copy, [1, 2, leaf, leaf]) == found(space, [1, 2, leaf, leaf]), leaf
+        copy.trie._check()
+        offer(space, "pa", [3, 3], [11], generation=generation + 1)
+    assert len(found(copy, [1, 2, 7, 7, 8, 8])) == 3
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_leaves_that_begin_alike_are_put_up_one_by_one(twice):
+    """As no cursor tells them: the second offer of a block joins the first."""
+    space = made("pa")
+    offer(space, "pa", [1, 2], [9])
+    for leaf in range(6):
+        offer(space, "pa", [1, 2, leaf, leaf], [9, leaf])
+    (message,) = parts_of(space)
+    tokens = np.frombuffer(message.tokens, np.int32).copy()
+    if twice:
+        tokens[-SIZE:] = tokens[-2 * SIZE : -SIZE]
+    copy = made("pa")
+    put(copy, msgspec.structs.replace(message, tokens=tokens.tobytes()))
+    copy.trie._check()
+    assert len(found(copy, [1, 2, 4, 4])) == 2
+    assert copy.blocks == (6 if twice else 7)
