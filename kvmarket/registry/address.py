@@ -133,7 +133,7 @@ def identity(file: Path | int) -> tuple[int, int] | None:
     """What tells this very file from a later one of its name: device and inode; None if nothing lies there."""
     try:
         status = os.fstat(file) if isinstance(file, int) else file.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
 

@@ -218,6 +218,15 @@ def test_a_lock_with_something_in_it_is_no_lock(tmp_path):
         Address(tmp_path / "s")
 
 
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path):
+    place = Address(tmp_path / "s")
+    place.lock.symlink_to("precious")
+    for look in (place.take_lock, place.service_lives):
+        with pytest.raises(AddressError, match=r"give another address|remove the links"):
+            look()
+    assert not (tmp_path / "precious").exists()
+
+
 def test_a_directory_that_others_can_enter_is_the_users_own_choice(tmp_path):
     (tmp_path / "open").mkdir(mode=0o755)
     (tmp_path / "link").symlink_to("open")
