@@ -183,6 +183,7 @@ def test_it_looks_now_and_then(place, monkeypatch):
     remove(place, "both")
     assert listener.keep() and not place.lock.exists()
     until(lambda: listener.keep() and place.lock.exists(), seconds=1)
+    assert listener.keep() and place.socket.exists(), "and at once for what else is missing"
     listener.close()
 
 
