@@ -166,6 +166,7 @@ def test_many_start_it_once(place, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
+    start_service(place)
     assert len(times) == 1 and place.service_lives()
     end(place)
 
