@@ -133,7 +133,7 @@ def identity(file: Path | int) -> tuple[int, int] | None:
     """What tells this very file from a later one of its name: device and inode; None if nothing lies there."""
     try:
         status = os.fstat(file) if isinstance(file, int) else file.lstat()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
 
@@ -161,7 +161,7 @@ def _private_directory(path: Path, *, strict: bool) -> None:
     """Make `path` (0700) or check that it is the user's own; `strict` also demands that nobody else can enter it."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat() if strict else path.stat()
+        status = path.lstat()
     except OSError as error:
         raise AddressError(f"the directory {path} cannot be made {explained(error)}") from error
     if strict and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid()):
@@ -171,5 +171,5 @@ def _private_directory(path: Path, *, strict: bool) -> None:
         )
     if strict and stat.S_IMODE(status.st_mode) & 0o077:
         raise AddressError(f"{path} must belong to you with mode 0700; chmod 700 it, or give another address")
-    if not os.access(path, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
         raise AddressError(f"you cannot write to {path}; give an address in a directory of your own")

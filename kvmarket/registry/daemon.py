@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 
+from kvmarket.advice import explained
 from kvmarket.errors import AddressError
 from kvmarket.registry.address import Address
 from kvmarket.registry.service import Service
@@ -20,15 +21,20 @@ _log = logging.getLogger("kvmarket.service")
 
 def main(socket: str) -> int:
     """Detach from the caller and serve `socket` until nobody needs it. 0 when a service listens afterwards."""
-    parent_reads, child_writes = os.pipe()
-    if os.fork():
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    try:
+        parent_reads, child_writes = os.pipe()
+        child = os.fork()
+    except OSError as error:
+        _log.error("the service cannot be started %s", explained(error))
+        return 1
+    if child:
         os.close(child_writes)
         return int(os.read(parent_reads, 1) or b"1")
     os.close(parent_reads)
     os.setpgid(0, 0)  # no setsid: where Linux shares the CPU out by session, one with only us in it waited for seconds
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     try:
         service = Service(Address(socket), idle_exit=IDLE_SECONDS)
     except AddressError as error:

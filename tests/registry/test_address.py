@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -208,6 +209,50 @@ def test_an_address_of_another_user(tmp_path, monkeypatch):
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(AddressError, match="another user"):
         place.service_lives()
+
+
+def test_a_lock_with_something_in_it_is_no_lock(tmp_path):
+    """Somebody's notes; a service would remove them in the end."""
+    (tmp_path / "s.lock").write_text("combination")
+    with pytest.raises(AddressError, match="is not a market's"):
+        Address(tmp_path / "s")
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path):
+    place = Address(tmp_path / "s")
+    place.lock.symlink_to("precious")
+    for look in (place.take_lock, place.service_lives):
+        with pytest.raises(AddressError, match=r"give another address|remove the links"):
+            look()
+    assert not (tmp_path / "precious").exists()
+
+
+def test_a_directory_that_others_can_enter_is_the_users_own_choice(tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to("open")
+    assert not Address(tmp_path / "open" / "s").service_lives()
+    assert not Address(tmp_path / "link" / "s").service_lives()
+
+
+def test_a_directory_that_may_not_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "os.access", lambda path, mode, effective_ids: not (effective_ids and mode == os.W_OK | os.X_OK)
+    )
+    with pytest.raises(AddressError, match="cannot write to"):
+        Address(tmp_path / "s")
+
+
+def test_whoever_looks_keeps_no_descriptor_and_is_no_service(tmp_path):
+    place = Address(tmp_path / "s")
+    place.lock.touch(mode=0o600)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with place.lock.open("r+") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert not place.service_lives(), "another one who looks"
+        assert place.take_lock() is None
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert place.service_lives()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_a_lock_that_is_removed_while_it_is_taken(own_address, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -165,6 +166,7 @@ def test_many_start_it_once(place, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
+    start_service(place)
     assert len(times) == 1 and place.service_lives()
     end(place)
 
@@ -192,3 +194,12 @@ def test_a_second_daemon_leaves_it_to_the_first(place):
     done = subprocess.run(module, check=False, cwd=Path(__file__).parents[2], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     end(place)
+
+
+def test_no_process_left_for_a_service(place, monkeypatch, caplog):
+    def refuse() -> int:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(daemon.os, "fork", refuse)
+    assert daemon.main(str(place)) == 1
+    assert "ulimit -u" in caplog.text and not place.service_lives()

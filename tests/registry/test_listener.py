@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from kvmarket.errors import AddressError
 from kvmarket.registry import listener as listener_module
 from kvmarket.registry.address import Address
 from kvmarket.registry.listener import Listener
-from kvmarket.registry.wire import dial
+from kvmarket.registry.wire import Door, dial
 from tests.model_engine import until
 
 
@@ -100,7 +101,7 @@ def test_the_service_with_the_address_stays(listener, place, what):
     other = Listener(Address(place.socket))
     assert not listener.keep() and other.keep()
     listener.close()
-    assert answers(other, place), "it has taken nothing along"
+    assert place.service_lives() and answers(other, place), "it has taken nothing along"
     other.close()
 
 
@@ -140,12 +141,49 @@ def test_an_address_that_is_taken_away_is_counted_and_comes_back(listener, place
     assert listener.keep() and listener.keep() and answers(listener, place)
 
 
+def test_whatever_lies_in_place_of_the_socket_stays(listener, place):
+    place.socket.unlink()
+    place.socket.write_text("notes")
+    listener.close()
+    assert place.socket.read_text() == "notes" and not place.lock.exists()
+
+
+def test_a_socket_that_is_removed_at_once(place, monkeypatch):
+    """Before anybody could look at it."""
+
+    class Removed(Door):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            path.unlink()
+
+    monkeypatch.setattr(listener_module, "LOOK_SECONDS", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(listener_module, "Door", Removed)
+        listener = Listener(place)
+    assert listener.keep() and answers(listener, place)
+    listener.close()
+
+
+def test_what_fails_for_a_moment_keeps_no_descriptor(listener, place, monkeypatch):
+    def refuse(file: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patched:
+        patched.setattr(listener_module, "identity", refuse)
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            listener._open()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert listener.keep() and answers(listener, place)
+
+
 def test_it_looks_now_and_then(place, monkeypatch):
     listener = Listener(place)
     assert listener.keep()
     remove(place, "both")
     assert listener.keep() and not place.lock.exists()
     until(lambda: listener.keep() and place.lock.exists(), seconds=1)
+    assert listener.keep() and place.socket.exists(), "and at once for what else is missing"
     listener.close()
 
 

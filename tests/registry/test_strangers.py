@@ -221,7 +221,7 @@ def test_shared_files_that_are_not_what_was_said(damage):
     file = generations.file
     GenerationReader(file, 64)
     fd = os.memfd_create("other")
-    os.ftruncate(fd, 8)
+    os.ftruncate(fd, file.nbytes)
     changed = {
         "shorter": SharedFile(file.owner, file.fd, file.device, file.inode, file.nbytes + 8),
         "other": SharedFile(file.owner, fd, file.device, file.inode, file.nbytes),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 
 from kvmarket.cli.top import ask_status
 from kvmarket.registry.address import Address
+from kvmarket.registry.service import Service
 from tests.model_engine import ModelEngine, matched, prompt, until
 
 
@@ -52,3 +54,28 @@ def test_a_service_that_comes_too_late_gives_way(own_address):
     assert until(lambda: second.market.match(tokens).blocks == 4, seconds=10) < 5
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize(
+    ("idle_exit", "member", "stays"), [(None, False, True), (60.0, True, True), (60.0, False, False)]
+)
+def test_a_service_stays_where_it_is_needed(own_address, idle_exit, member, stays):
+    """By an engine, or by whoever started it by hand; else the directory is not made again that somebody removed."""
+    place = Address(own_address)
+    service = Service(place, idle_exit)
+    thread = threading.Thread(target=lambda: (service.run(), service.close()))
+    thread.start()
+    engine = ModelEngine(own_address) if member else None
+    remove(place, "directory")
+    if stays:
+        until(lambda: place.service_lives() and place.socket.exists(), seconds=5)
+        assert ask_status(place).service.pid == os.getpid() and thread.is_alive()
+        assert len(ask_status(place).members) == member
+    else:
+        thread.join(5)
+        assert not thread.is_alive() and not place.socket.parent.exists()
+    if engine is not None:
+        engine.close()
+    service.stop()
+    thread.join()
+    assert not place.socket.parent.exists()
