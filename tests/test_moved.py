@@ -6,8 +6,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from kvmarket import counters
+from kvmarket.errors import SlotError
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, ModelEngine, matched, prompt
 
@@ -86,6 +88,8 @@ def test_an_error_that_nobody_foresaw_costs_one_fetch(market_address, monkeypatc
         patched.setattr(cpu, "copy_blocks", lambda *_arguments, **_options: int("no number"))
         moved = reader.market.fetch(hit, [4, 5, 6, 7])
         assert moved.wait() == 0 and moved.done()
+    with pytest.raises(SlotError, match="block id 4 holds no block"):
+        reader.market.publish(tokens, [4, 5, 6, 7])
     assert reader.take(tokens, [4, 5, 6, 7]) == 4, "the market goes on"
     owner.close()
     reader.close()
