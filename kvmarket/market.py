@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from kvmarket import counters
-from kvmarket.bounds import check_size, check_tokens
+from kvmarket.bounds import check_count, check_size, check_tokens
 from kvmarket.errors import KVMarketError, LayoutError, MisuseError, SlotError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.flags import Flags, leading
@@ -77,6 +77,8 @@ class Market:
                 f"cache is a {type(cache).__name__}; wrap the tensors: PagedCache(layer_tensors, block_size=...)"
             )
         check_identity(fingerprint, tenant)
+        check_count("staging_bytes", staging_bytes, 0)
+        check_count("programs", programs, 1)
         check_size(cache.layout)
         cache.check_meaning()
         cache.check_described()
