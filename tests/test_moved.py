@@ -29,6 +29,35 @@ def test_bytes_that_do_not_have_the_checksum_of_their_offer_are_not_valid(market
     reader.close()
 
 
+def test_what_does_not_count_is_counted_once_and_under_its_own_name(market_address, monkeypatch):
+    """A block that was retired meanwhile is not one whose bytes are wrong, even if they are."""
+    owner, reader = ModelEngine(market_address, staging_bytes=1 << 20), ModelEngine(market_address)
+    tokens = prompt(24, 45)
+    owner.publish(tokens, list(range(6)), staged=True)
+    hit = matched(reader, tokens)
+    memory = owner.market._staging.slots.segments[0]
+    for block in (2, 3, 4):
+        memory[block * owner.cache.slot_bytes + 5] ^= 1
+
+    def copy(*arguments, real=cpu.copy_blocks, **options):
+        real(*arguments, **options)
+        owner.market._control.retire([1, 2], staged=True)
+
+    def counted(name: str) -> int:
+        return sum(n for key, n in counters.snapshot().items() if key.startswith(name))
+
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
+    names = ("fetch_stale", "fetch_corrupt", "blocks_fetched", "bytes_fetched")
+    before = [counted(name) for name in names]
+    moved = reader.market.fetch(hit, [0, 1, 2, 3, 4, 5])
+    assert moved.wait() == 1
+    assert moved.valid.tolist() == [True, False, False, False, False, True]
+    after = [counted(name) for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 2, 1, owner.cache.slot_bytes]
+    owner.close()
+    reader.close()
+
+
 def test_without_checksums_none_are_offered(market_address):
     owner, reader = ModelEngine(market_address, staging_bytes=1 << 20, checksums=False), ModelEngine(market_address)
     tokens = prompt(16, 41)
