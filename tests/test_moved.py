@@ -10,6 +10,9 @@ import pytest
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
+from kvmarket.moved import Piece
+from kvmarket.offer import Offers
+from kvmarket.pool import GenerationReader, Generations
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, ModelEngine, matched, prompt
 
@@ -56,6 +59,20 @@ def test_what_does_not_count_is_counted_once_and_under_its_own_name(market_addre
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 2, 1, owner.cache.slot_bytes]
     owner.close()
     reader.close()
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_without_a_sum_or_a_checksum_the_generation_alone_decides(summed, offered):
+    generations = Generations(4)
+    slots = np.array([1, 2])
+    checksums = np.array([7, 7], np.uint64) if offered else None
+    offers = Offers("pool", generations.epoch, slots, generations.read(slots), checksums)
+    piece = Piece(GenerationReader(generations.file, 4), offers)
+    generations.raise_slots(np.array([2]))
+    valid = piece.valid(np.array([1, 1], np.int64) if summed else None)
+    assert valid.tolist() == [not (summed and offered), False]
+    generations.close()
 
 
 def test_without_checksums_none_are_offered(market_address):
