@@ -237,6 +237,7 @@ def test_a_slot_retired_while_it_is_fetched_is_not_valid(pair, gate):
     tokens = prompt(16, 419)
     owner.publish(tokens, [0, 1, 2, 3])
     moved = reader.market.fetch(matched(reader, tokens), [4, 5, 6, 7])
+    assert moved.valid.tolist() == [], "nothing is known yet"
     reader.market.retire([6])
     gate.set()
     assert moved.wait() == 2
