@@ -48,7 +48,7 @@ class Avoided:
 
     def now(self) -> Collection[str]:
         """The pools to pass over at this moment: do not change the result. Costs less than 1 us."""
-        if self._clock() >= self._changes_at:
+        if self._failures and self._clock() >= self._changes_at:
             with self._turn:
                 self._compute()
         return self._now

@@ -29,6 +29,13 @@ def check_tokens(count: int) -> None:
         raise TokenError(f"{count} tokens, of which at most {MAX_TOKENS} can be sent at once; give a shorter prefix")
 
 
+def check_count(name: str, value: int | None, least: int) -> None:
+    """Raise MisuseError unless `value` is a whole number from `least` on, or None."""
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)  # numpy has numbers of its own
+    if value is not None and not (whole and value >= least):
+        raise MisuseError(f"{name}={value!r}; give a whole number from {least} on")
+
+
 def check_size(layout: Layout) -> None:
     """Raise LayoutError for a cache of more slots, or of larger blocks, than can be told."""
     if layout.slots > MAX_SLOTS:

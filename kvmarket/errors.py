@@ -5,10 +5,10 @@
     KVMarketError
     ├── MisuseError (also ValueError)     the call is wrong; nothing was launched, nothing was lost
     │   ├── LayoutError                   tensors that do not form a paged cache, or caches that do not fit each other
-    │   ├── SlotError                     block ids out of range, twice in one call, too few, or of other tokens
-    │   ├── TokenError                    tokens that are not a flat sequence of 32-bit integers
+    │   ├── SlotError                     block ids out of range, twice, too few or too many, or of other blocks
+    │   ├── TokenError                    tokens that are not a flat sequence of 32-bit integers, or too many
     │   ├── FingerprintError              facts that cannot be hashed
-    │   └── ClosedError                   a call on a market that was closed
+    │   └── ClosedError                   a call on a market that was closed, or in a fork of its process
     ├── RegistryError                     the control plane cannot be reached or refused us
     │   ├── AddressError                  the socket of the market cannot be made or is not private
     │   ├── VersionError                  the service speaks another protocol version
@@ -41,11 +41,11 @@ class LayoutError(MisuseError):
 
 
 class SlotError(MisuseError):
-    """Block ids out of range, given twice, too few, or still offered for other tokens."""
+    """Block ids out of range, twice, too few, too many, or of slots that do not hold what is to be published."""
 
 
 class TokenError(MisuseError):
-    """Tokens that are not a flat sequence of integers that fit 32 bits."""
+    """Tokens that are not a flat sequence of integers that fit 32 bits, or more than can be sent."""
 
 
 class FingerprintError(MisuseError):
@@ -53,7 +53,7 @@ class FingerprintError(MisuseError):
 
 
 class ClosedError(MisuseError):
-    """A call on a market that was closed."""
+    """A call on a market that was closed, or in a fork of its process."""
 
 
 class RegistryError(KVMarketError):

@@ -12,7 +12,7 @@ import msgspec
 import torch
 
 from kvmarket import counters
-from kvmarket.bounds import check_size, check_tokens
+from kvmarket.bounds import check_count, check_size, check_tokens
 from kvmarket.errors import KVMarketError, LayoutError, MisuseError, SlotError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.flags import Flags, leading
@@ -43,7 +43,8 @@ class Market:
     """One engine's membership of the node's market. A context manager; several in one process are fine.
 
     Methods may be called from any thread, but a slot's owner must itself put `retire`, its writes and `publish` in that
-    order.
+    order. A market that is closed raises ClosedError, and so does every one in a fork of its process. One that is
+    dropped without `close` is left, and that counted.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Market:
                 f"cache is a {type(cache).__name__}; wrap the tensors: PagedCache(layer_tensors, block_size=...)"
             )
         check_identity(fingerprint, tenant)
+        check_count("staging_bytes", staging_bytes, 0)
+        check_count("programs", programs, 1)
         check_size(cache.layout)
         cache.check_meaning()
         cache.check_described()
@@ -101,8 +104,12 @@ class Market:
         `staged=True` the blocks are packed into the staging pool first, on the current stream, and the slots are free
         as soon as that stream has passed this call.
 
-        Raises TokenError; SlotError for ids out of range, twice, too few, or still on offer for other tokens. Costs one
-        pass over the tokens and, staged, one copy of the blocks (a launch on CUDA).
+        Raises TokenError; LayoutError where a tensor's memory was replaced; SlotError for ids out of range, twice, too
+        few or too many (there may be one for a last block that is not full yet), and for slots that do not hold these
+        blocks: on offer or fetched for other tokens and not written since, still being fetched, or left empty by a
+        fetch and not written since. Of these last ones a GPU tells only when it has come so far: then they are not
+        offered, nor what follows them, and counted. Costs one pass over the tokens and, staged, one copy of the blocks
+        (a launch on CUDA).
         """
         self._membership.check()
         array, ids = as_tokens(tokens), self._control.checked(as_slots(block_ids))
@@ -161,10 +168,12 @@ class Market:
 
         `moved.done()`, `moved.wait()` -> valid leading blocks.
 
-        Retires the slots before it launches, and never offers them by itself: publish them when they are valid. The
-        copy runs after what is on the current stream now, on a stream of its own. Never raises because a peer changed
-        its mind or died. Raises SlotError for ids out of range, twice, or more than the hit has. Costs some 0.1 ms of
-        the calling thread, more for a pool seen for the first time.
+        Retires the slots before it launches, and never offers them by itself: publish them when they are valid, and
+        when the others have been prefilled. The copy runs after what is on the current stream now, on a stream of its
+        own. Of two fetches into one slot the later one counts. Never raises because a peer changed its mind or died.
+        Raises SlotError for ids out of range, twice, more than the hit has, or being fetched by another market of this
+        memory; MisuseError for a hit that was matched for another fingerprint or tenant; LayoutError where a tensor's
+        memory was replaced. Costs some 0.1 ms of the calling thread, more for a pool seen for the first time.
         """
         self._membership.check()
         if not isinstance(hit, Hit):
@@ -269,12 +278,12 @@ class Market:
 
     def _check_placed(self) -> None:
         """Raise LayoutError if a tensor's memory was replaced: peers would read, and fetches write, what it had."""
-        for number, (was, now) in enumerate(zip(self._addresses, self.cache.addresses(), strict=True)):
-            if was != now:
-                raise LayoutError(
-                    f"tensor {number} of the cache has other memory than when the market was joined (its data was "
-                    "replaced); close this market, and connect with a PagedCache of the tensors as they are"
-                )
+        if (now := self.cache.addresses()) != self._addresses:
+            number = next(i for i, (was, is_now) in enumerate(zip(self._addresses, now, strict=True)) if was != is_now)
+            raise LayoutError(
+                f"tensor {number} of the cache has other memory than when the market was joined (its data was "
+                "replaced); close this market, and connect with a PagedCache of the tensors as they are"
+            )
 
 
 def _written(empty: Flags) -> int:

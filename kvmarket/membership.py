@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from kvmarket import counters
+from kvmarket.bounds import check_size
 from kvmarket.control import ControlHalf
 from kvmarket.data import DataHalf, register_own, unregister_own
 from kvmarket.errors import ClosedError
@@ -46,6 +47,8 @@ class Membership:
         self._over = threading.Event()
         self.pending = Pending()
         self.staging = StagingPool(cache, staging_bytes) if staging_bytes else None
+        if self.staging:
+            check_size(self.staging.slots.layout)
         self.data = DataHalf(cache, programs=programs)
         with ExitStack() as undo:
             undo.callback(self.data.close)

@@ -43,6 +43,25 @@ def test_the_longest_tenant_is_found_by_others_of_it(market_address):
     other.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("staging_bytes", -1), ("staging_bytes", 1e6), ("staging_bytes", True), ("programs", 0), ("programs", 2.0)],
+)
+def test_options_that_are_no_counts(market_address, name, value):
+    made = cache()
+    with pytest.raises(MisuseError, match=f"{name}={value}; give a whole number"):
+        kvmarket.connect(made, FINGERPRINT, address=market_address, **{name: value})
+    assert not made.storages()[0].is_shared()
+
+
+def test_a_staging_pool_of_too_many_slots(market_address, monkeypatch):
+    monkeypatch.setattr("kvmarket.bounds.MAX_SLOTS", 8)
+    made = cache()
+    with pytest.raises(LayoutError, match="9 slots"):
+        kvmarket.connect(made, FINGERPRINT, address=market_address, staging_bytes=9 * made.slot_bytes)
+    kvmarket.connect(made, FINGERPRINT, address=market_address, staging_bytes=8 * made.slot_bytes).close()
+
+
 def test_prompts_that_are_too_long():
     check_tokens(MAX_TOKENS)
     with pytest.raises(TokenError, match=str(MAX_TOKENS)):

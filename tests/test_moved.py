@@ -6,8 +6,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 
 from kvmarket import counters
+from kvmarket.errors import SlotError
+from kvmarket.moved import Piece
+from kvmarket.offer import Offers
+from kvmarket.pool import GenerationReader, Generations
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, ModelEngine, matched, prompt
 
@@ -25,6 +30,49 @@ def test_bytes_that_do_not_have_the_checksum_of_their_offer_are_not_valid(market
     assert corrupt, "reported"
     owner.close()
     reader.close()
+
+
+def test_what_does_not_count_is_counted_once_and_under_its_own_name(market_address, monkeypatch):
+    """A block that was retired meanwhile is not one whose bytes are wrong, even if they are."""
+    owner, reader = ModelEngine(market_address, staging_bytes=1 << 20), ModelEngine(market_address)
+    tokens = prompt(24, 45)
+    owner.publish(tokens, list(range(6)), staged=True)
+    hit = matched(reader, tokens)
+    memory = owner.market._staging.slots.segments[0]
+    for block in (2, 3, 4):
+        memory[block * owner.cache.slot_bytes + 5] ^= 1
+
+    def copy(*arguments, real=cpu.copy_blocks, **options):
+        real(*arguments, **options)
+        owner.market._control.retire([1, 2], staged=True)
+
+    def counted(name: str) -> int:
+        return sum(n for key, n in counters.snapshot().items() if key.startswith(name))
+
+    monkeypatch.setattr(cpu, "copy_blocks", copy)
+    names = ("fetch_stale", "fetch_corrupt", "blocks_fetched", "bytes_fetched")
+    before = [counted(name) for name in names]
+    moved = reader.market.fetch(hit, [0, 1, 2, 3, 4, 5])
+    assert moved.wait() == 1
+    assert moved.valid.tolist() == [True, False, False, False, False, True]
+    after = [counted(name) for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 2, 1, owner.cache.slot_bytes]
+    owner.close()
+    reader.close()
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_without_a_sum_or_a_checksum_the_generation_alone_decides(summed, offered):
+    generations = Generations(4)
+    slots = np.array([1, 2])
+    checksums = np.array([7, 7], np.uint64) if offered else None
+    offers = Offers("pool", generations.epoch, slots, generations.read(slots), checksums)
+    piece = Piece(GenerationReader(generations.file, 4), offers)
+    generations.raise_slots(np.array([2]))
+    valid = piece.valid(np.array([1, 1], np.int64) if summed else None)
+    assert valid.tolist() == [not (summed and offered), False]
+    generations.close()
 
 
 def test_without_checksums_none_are_offered(market_address):
@@ -86,6 +134,8 @@ def test_an_error_that_nobody_foresaw_costs_one_fetch(market_address, monkeypatc
         patched.setattr(cpu, "copy_blocks", lambda *_arguments, **_options: int("no number"))
         moved = reader.market.fetch(hit, [4, 5, 6, 7])
         assert moved.wait() == 0 and moved.done()
+    with pytest.raises(SlotError, match="block id 4 holds no block"):
+        reader.market.publish(tokens, [4, 5, 6, 7])
     assert reader.take(tokens, [4, 5, 6, 7]) == 4, "the market goes on"
     owner.close()
     reader.close()

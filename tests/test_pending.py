@@ -68,6 +68,32 @@ def test_what_is_pending_when_it_is_closed_is_never_committed(pending):
     assert not done
 
 
+def threads() -> int:
+    return sum(thread.name == "kvmarket-pending" for thread in threading.enumerate())
+
+
+def test_one_thread_does_it_all_and_sleeps_in_between(pending):
+    before, done = threads(), []
+    assert before == 0
+    for number in range(3):
+        pending.add(lambda: True, lambda number=number: done.append(number))
+        until(lambda number=number: len(done) == number + 1, 5)
+        time.sleep(0.05)  # it waits for more
+    assert threads() == 1
+    pending.close()
+    assert threads() == 0
+
+
+def test_nothing_is_kept_that_comes_when_it_is_closed(pending):
+    pending.close()
+    held = Held()
+    gone = weakref.ref(held)
+    pending.add(lambda: True, lambda held=held: None)
+    del held
+    gc.collect()
+    assert gone() is None
+
+
 def test_no_thread_for_a_moment_delays_it(pending, monkeypatch):
     done = []
 

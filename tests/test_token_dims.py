@@ -44,6 +44,7 @@ PLAIN = {
     "head of as many elements as tokens": ((4, 2, 16, 8, 16), 16),
     "the same, heads first": ((4, 2, 8, 16, 16), 16),
     "two tokens beside K and V": ((4, 2, 2, 8, 64), 2),
+    "two tokens, or K and V": ((4, 2, 3, 5), 2),
     "blocks of one token": ((4, 2, 1, 1, 64), 1),
     "tokens last": ((4, 8, 64, 16), 16),
 }
@@ -94,10 +95,24 @@ def test_every_layer_is_looked_at():
         PagedCache(layers).check_meaning()
 
 
-@pytest.mark.parametrize("dim", [0, -5, 5, -6, 1, 3, 4])
-def test_a_token_dim_that_is_none(dim):
-    with pytest.raises(LayoutError, match="token_dim"):
+@pytest.mark.parametrize("dim", [1, 3, 4, -1])
+def test_a_token_dim_of_another_size(dim):
+    with pytest.raises(LayoutError, match=f"in dimension {dim}, not block_size=16.*token_dim"):
         PagedCache([torch.zeros(4, 2, 16, 3, 8)], token_dim=dim)
+
+
+NONE = [(0, 0), (0, -5), (0, 5), (0, -6), (1, 1), (1, -4), (-4, 1), (1, 5), (1, -6)]
+
+
+@pytest.mark.parametrize(("slot_dim", "dim"), NONE)
+def test_a_token_dim_that_is_none(slot_dim, dim):
+    with pytest.raises(LayoutError, match=r"no dimension .* beside its slots"):
+        PagedCache([torch.zeros(16, 16, 16, 3, 8)], slot_dim=slot_dim, token_dim=dim)
+
+
+@pytest.mark.parametrize("dim", [0, -4])
+def test_a_token_dim_may_be_the_first(dim):
+    assert PagedCache([torch.zeros(16, 4, 3, 8)], slot_dim=1, token_dim=dim).layout.layers == ((16, 3, 8),)
 
 
 def test_a_name_counts_only_where_the_shape_leaves_it_open():

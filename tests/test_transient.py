@@ -90,7 +90,9 @@ def test_after_a_while_without_failures_the_next_one_counts_as_the_first(avoided
 
 
 def test_for_good_is_until_it_is_forgotten(avoided, clock):
+    assert not avoided.now()
     avoided.for_good("a")
+    assert set(avoided.now()) == {"a"}
     for _ in range(AT_ONCE + 1):
         avoided.for_now("b")
     assert set(avoided.now()) == {"a", "b"}

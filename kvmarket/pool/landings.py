@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
-from kvmarket.flags import Flags
+from kvmarket.flags import Flags, leading
 from kvmarket.layout import SlotArray
 from kvmarket.pool.generations import Generations
 from kvmarket.pool.marks import Marks
@@ -54,12 +54,12 @@ class Landing:
 
     def __init__(self, table: Landings, number: int, slots: Slots, generations: UInt64s, purpose: Purpose) -> None:
         """`generations` are those of `slots` since they were retired for the fetch."""
-        self._table, self._generations = table, generations
-        self.number, self.slots, self.purpose = number, slots, purpose
+        self._table = table
+        self.number, self.slots, self.generations, self.purpose = number, slots, generations, purpose
 
     def intact(self) -> Flags:
         """Which slots nobody retired since they were for this fetch, which another fetch does too. Costs some us."""
-        same: Flags = self._table.generations.read(self.slots) == self._generations
+        same: Flags = self._table.generations.read(self.slots) == self.generations
         return same
 
     def end(self, brought: Flags) -> None:
@@ -94,37 +94,50 @@ class Landings:
         another lane is under way. Costs some us.
         """
         with self._turn:
-            busy = slots[self._state[slots] == _UNDER_WAY]
-            for slot, number in zip(busy.tolist(), self._of[busy].tolist(), strict=True):
-                if self._lanes[number] is not lane:
-                    raise SlotError(
-                        f"block id {slot} is still being fetched by another market of this memory; call wait() on that "
-                        "fetch first"
-                    )
+            if self._lanes:
+                self._check_lane(slots, lane)
             retire()
             self._number += 1
             self._lanes[self._number] = lane
-            landing = Landing(self, self._number, slots, self.generations.read(slots), purpose)
             self._state[slots] = _UNDER_WAY
-            self._of[slots] = landing.number
-            self._place[slots] = np.arange(purpose.first, purpose.first + len(slots))
-        return landing
+            self._of[slots] = self._number
+            return Landing(self, self._number, slots, self.generations.read(slots), purpose)
+
+    def _check_lane(self, slots: Slots, lane: object) -> None:
+        busy = slots[self._state[slots] == _UNDER_WAY]
+        for slot, number in zip(busy.tolist(), self._of[busy].tolist(), strict=True):
+            if self._lanes[number] is not lane:
+                raise SlotError(
+                    f"block id {slot} is still being fetched by another market of this memory; call wait() on that "
+                    "fetch first"
+                )
 
     def end(self, landing: Landing, brought: Flags) -> None:
         """See `Landing.end`."""
         with self._turn:
             del self._lanes[landing.number]
-            ours = self._of[landing.slots] == landing.number  # the others are a later fetch's
-            intact = landing.intact()
-            came, upset = landing.slots[ours & intact & brought], landing.slots[ours & ~intact]
-            empty = landing.slots[ours & intact & ~brought]
-            self._state[came], self._state[upset] = _BROUGHT, _UPSET
-            self._state[empty] = self._mark(empty)
-            self._since[landing.slots[ours]] = self.generations.read(landing.slots[ours])
+            came, since, first = landing.slots, landing.generations, landing.purpose.first
+            place = np.arange(first, first + len(came))
+            fine = brought & landing.intact() & (self._of[came] == landing.number)
+            if leading(fine) < len(fine):
+                self._note_lost(landing, brought)
+                came, since, place = came[fine], since[fine], place[fine]
+            self._state[came] = _BROUGHT
+            self._since[came] = since
+            self._place[came] = place
             if len(came) and landing.purpose.tokens is not None:
                 self._brought[landing.number] = _Brought(landing.purpose, landing.purpose.writes())
                 if len(self._brought) > self._most:
                     self._forget()
+
+    def _note_lost(self, landing: Landing, brought: Flags) -> None:
+        """Blocks did not come, or their slots were retired meanwhile; those of a later fetch are its business."""
+        ours = landing.slots[self._of[landing.slots] == landing.number]
+        intact = landing.slots[landing.intact()]
+        self._since[ours] = self.generations.read(ours)
+        self._state[ours] = _UPSET
+        empty = np.intersect1d(ours, np.intersect1d(intact, landing.slots[~brought]))
+        self._state[empty] = self._mark(empty)
 
     def _mark(self, slots: Slots) -> int:
         """Mark these slots; the state that they have then."""

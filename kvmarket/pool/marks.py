@@ -1,7 +1,7 @@
 """Marks: bytes that are put into a slot which holds no block, so that it is seen whether it was written since.
 
 A block that is computed overwrites all bytes of its slot, by whatever kernel. So a slot that still has its mark holds
-nothing of meaning.
+nothing of meaning. Whoever reads it beside others and masks it out may do so: it holds small numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from kvmarket.layout import SlotArray
 from kvmarket.pool.slots import Slots
 
 MARK_BYTES = 8
+SMALL = 0x3F  # bits of each byte that are random: as elements of any float type they are numbers below 2, never NaN
 
 
 class Marks:
@@ -25,7 +26,7 @@ class Marks:
     def __init__(self, array: SlotArray) -> None:
         """Of the slots of `array`; costs nothing yet."""
         self._array = array
-        self._mark = torch.frombuffer(bytearray(os.urandom(MARK_BYTES)), dtype=torch.uint8)
+        self._mark = torch.frombuffer(bytearray(each & SMALL for each in os.urandom(MARK_BYTES)), dtype=torch.uint8)
         self._stream: torch.cuda.Stream | None = None
 
     def put(self, slots: Slots) -> bool:

@@ -257,5 +257,17 @@ def test_tiny_slots_bear_no_mark():
     assert Marks(whole).put(np.array([1])) and whole.segments[0].any()
 
 
+FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_mark_is_small_numbers(dtype):
+    """A mask times NaN is NaN."""
+    layer = torch.zeros(200, 16, dtype=dtype)
+    for _ in range(50):
+        assert Marks(PagedCache([layer], block_size=1).slot_array()).put(np.arange(200))
+        assert (layer.float().abs() < 2).all()
+
+
 def test_marks_of_no_slots(memory):
     assert Marks(memory.cache.slot_array()).put(np.empty(0, np.int64))
