@@ -7,15 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from tests.vllm_hook.fakes import FakeControl, admit, back, joined, prefix, request, step_of
+from vllm_hook.metadata import StepDone
 from vllm_hook.scheduler import SchedulerSide
 
 Ways = pytest.mark.parametrize("way", [SchedulerSide.invalidate, SchedulerSide.fail], ids=["reset", "failure"])
 Way = Callable[[SchedulerSide, str], None]
 
 
-def running() -> tuple[SchedulerSide, FakeControl, int]:
+def running(**more: int) -> tuple[SchedulerSide, FakeControl, int]:
     """A request "a" with a block on offer and another one in a step that is under way."""
-    side, control = joined()
+    side, control = joined(**more)
     admit(side, request("a", 16), [1, 2, 3, 4])
     side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3, 4], 0, 4)})).step))
     assert control.live() == {1: prefix(1)}
@@ -73,7 +74,7 @@ def test_hits_that_were_found_before(way: Way):
     way(side, "test")
     side.allocated(one, [5, 6, 7], external)
     (load,) = side.dispatch(step_of()).loads
-    assert load.hit is None
+    assert load.hit is None and load.slots.tolist() == [6, 7], "where a load ends: what it was to fill is computed"
 
 
 @Ways
@@ -104,12 +105,15 @@ def test_the_first_reason_of_a_request_stays():
 
 
 def test_whoever_has_left_calls_the_market_no_more():
-    side, control, flying = running()
+    side, control, flying = running(wait_tokens=4)
     admit(side, request("b", 8), [1, 5])
+    assert len(control.promises) == 2 and len(side._chores)
     side.close()
     control.log.clear()
     side.finished("b")
-    side.returned(back(flying))
+    output = back(flying)
+    output.kv_connector_worker_meta = StepDone(flying, unreachable=("a peer's",))
+    side.returned(output)
     side.dispatch(step_of(cached={"a": ([6], 8, 8)}))
     side.finished("a")
     assert control.log == [] and control.closed

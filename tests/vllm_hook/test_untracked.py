@@ -80,3 +80,37 @@ def test_pages_that_the_pool_reports_beside_those_of_the_step():
     side.dispatch(step_of(new={"c": ([4], 0, 4)}))
     assert set(control.live()) == {1}
     assert control.generation[2] == before[2], "reported once, retired once"
+
+
+def test_pages_that_vllm_told_to_another_connector_alone():
+    """Under MultiConnector whoever does not load hears of no pages, until the step is dispatched."""
+    side, control = offering([1, 2, 3, 4])
+    side.match(one := request("b", 12), 0)
+    side.allocated(one, [], 0)
+    assert set(control.live()) == {1, 2, 3, 4}
+    side.dispatch(step_of(new={"b": ([1, 2], 0, 8)}))
+    assert set(control.live()) == {3, 4}
+    side.match(one, 4)  # preempted
+    side.allocated(one, [], 0)
+    step = side.dispatch(step_of(cached={"b": ([1, 3, 5], 4, 8)}, resumed={"b"}))
+    assert set(control.live()) == {4}
+    side.returned(back(step.step))
+    side.dispatch(step_of())
+    blocks = {4: prefix(4), 2: prefix(2), 3: prefix(2), 5: prefix(3)}
+    assert control.live() == blocks, "and it knows which block lies where"
+
+
+def test_blocks_of_a_step_are_those_that_become_whole_in_it():
+    track = track_of(request("b", 20), "")
+    track.whole([1, 2, 3, 4, 5])
+
+    def completed(done: int, now: int) -> list[tuple[int, list[int]]]:
+        output = step_of(cached={"b": (None, done, now)})
+        return [(first, slots) for _, first, slots in outputs.completed(output, {"b": track}, 4, speculates=False)]
+
+    assert completed(0, 9) == [(0, [1, 2])]
+    assert completed(9, 2) == []
+    assert completed(11, 6) == [(2, [3, 4])]
+    assert completed(17, 3) == [(4, [5])]
+    track.refusal = "test"
+    assert completed(0, 20) == []
