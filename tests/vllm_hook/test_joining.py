@@ -138,11 +138,15 @@ def no_more_threads(thread: threading.Thread) -> None:
 
 def test_no_thread_to_be_had_for_a_moment(monkeypatch: pytest.MonkeyPatch):
     market, start = LateMarket(), threading.Thread.start
+    monkeypatch.setattr(rejoin, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    assert market.start() == "" and market.heard == [rejoin.NO_THREAD]
-    market.back(market.side.dispatch(step_of()).step)
+    failed, slowly = times("vllm_join_failed"), times("vllm_left_slowly")
+    assert market.start() == ""
+    for _ in range(3):
+        market.back(market.side.dispatch(step_of()).step)
     assert market.side._control is None
-    time.sleep(0.02)
+    assert market.heard == [rejoin.NO_THREAD] and times("vllm_join_failed") == failed + 1, "with a pause between"
+    time.sleep(0.2)
     monkeypatch.setattr(threading.Thread, "start", start)
     market.back(market.side.dispatch(step_of()).step)
     until(lambda: market.joined)
@@ -151,6 +155,7 @@ def test_no_thread_to_be_had_for_a_moment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     market.back(market.side.dispatch(step_of()).step, NEW)
     assert market.made[0][1].closed and "fail_closed" in market.made[0][1].log, "it is left all the same"
+    assert times("vllm_left_slowly") == slowly + 1
 
 
 def test_what_raises_while_the_market_is_left_ends_no_thread():
