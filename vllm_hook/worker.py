@@ -152,6 +152,7 @@ class WorkerSide:
         return max(0.0, min(ends) - time.perf_counter())
 
     def _look(self) -> None:
+        """End the loads that have ended. One that raises is looked at last from then on: the others end."""
         moving, self._moving = self._moving, []
         try:
             while moving:
@@ -168,7 +169,7 @@ class WorkerSide:
                         pace = moved.seconds / good
                         self._pace = min(pace, SLOWER * self._pace or pace)
         finally:
-            self._moving.extend(moving)
+            self._moving = [*moving[-1:], *self._moving, *moving[:-1]]
 
     def failed(self, reason: str) -> None:
         """Something raised while loads were started: those that were not are computed instead."""

@@ -35,6 +35,7 @@ class FakeControl:
         self.promises: dict[int, tuple[tuple[int, ...], str]] = {}
         self.coming = 0  # blocks that others are computing
         self.found_peers = 0
+        self.gone: list[str] = []  # pools of peers
         self.broken: set[str] = set()
         self.closed = False
 
@@ -102,7 +103,8 @@ class FakeControl:
         return ("a peer's",)
 
     def take_gone(self) -> list[str]:
-        return []
+        gone, self.gone = self.gone, []
+        return gone
 
     def close(self) -> None:
         self.closed = True

@@ -1,10 +1,13 @@
-"""A market that lets an engine in when a test says so."""
+"""A market that lets an engine in when a test says so, and one whose service is of another version."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kvmarket import counters
@@ -63,3 +66,29 @@ class LateMarket:
         output = back(step)
         output.kv_connector_worker_meta = StepDone(step, weights=weights)
         self.side.returned(output)
+
+
+OTHER_VERSION = """
+import signal, sys
+from kvmarket.registry import messages
+messages.PROTOCOL = b"kvmarket/0\\n"
+from kvmarket.registry.address import Address
+from kvmarket.registry.service import Service
+service = Service(Address(sys.argv[1]), idle_exit=600.0)
+signal.signal(signal.SIGTERM, lambda *_: service.stop())
+print("up", flush=True)
+service.run()
+service.close()
+"""
+
+
+@contextmanager
+def service_of_another_version(address: str) -> Iterator[None]:
+    """The service of a market, in a process of its own, of another version; it ends at the end."""
+    with subprocess.Popen([sys.executable, "-c", OTHER_VERSION, address], stdout=subprocess.PIPE) as service:
+        try:
+            assert service.stdout is not None and service.stdout.readline() == b"up\n"
+            yield
+        finally:
+            service.terminate()
+            service.wait(30)

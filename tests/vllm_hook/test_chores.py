@@ -29,6 +29,17 @@ def test_what_was_retired_is_taken_down_while_the_device_computes():
     assert control.live() == {}
 
 
+def test_what_was_retired_is_taken_down_with_the_next_step_that_overlaps_another():
+    side, control = joined()
+    admit(side, request("a", 8), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    side.dispatch(step_of(cached={"a": (None, 8, 1)}))
+    admit(side, request("b", 8), [1, 3])
+    assert 1 in control.standing
+    side.dispatch(step_of(new={"b": ([1, 3], 0, 8)}))
+    assert 1 not in control.standing, "the device computes meanwhile"
+
+
 def test_blocks_of_the_first_step_after_a_rest_are_offered_behind_its_token():
     side, control = joined()
     admit(side, request("a", 8), [1, 2])

@@ -91,6 +91,38 @@ def test_preempted_with_drafts_in_flight():
     assert control.live() == {1: prefix(1), 5: prefix(1), 6: prefix(2), 7: prefix(3)}
 
 
+def test_resumed_before_its_drafts_are_back():
+    """What the old pages hold says nothing of what the new ones do."""
+    side, control = joined(speculates=True)
+    one = request("a", 7)
+    admit(side, one, [1, 2, 3])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 0, 7)})).step))
+    accept(one, 1)
+    flying = side.dispatch(step_of(cached={"a": (None, 7, 4)}))
+    admit(side, one, [5, 6, 7])  # preempted and resumed at once
+    resumed = side.dispatch(step_of(cached={"a": ([5, 6, 7], 0, 8)}, resumed={"a"}))
+    accept(one, 4)
+    side.returned(back(flying.step))
+    assert control.live() == {1: prefix(1), 2: prefix(2)}
+    accept(one, 1)
+    side.returned(back(resumed.step))
+    assert control.live() == {1: prefix(1), 2: prefix(2), 5: prefix(1), 6: prefix(2)}
+
+
+def test_no_block_is_offered_twice_by_steps_that_overlap_later():
+    side, control = joined(speculates=True)
+    one = request("a", 6)
+    admit(side, one, [1, 2, 3, 4])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3, 4], 0, 6)})).step))
+    accept(one, 1)
+    second = side.dispatch(step_of(cached={"a": (None, 6, 4)}))
+    third = side.dispatch(step_of(cached={"a": (None, 10, 4)}))
+    for step, tokens in (second, 4), (third, 1):
+        accept(one, tokens)
+        side.returned(back(step.step))
+    assert control.live() == {1: prefix(1), 2: prefix(2)} and control.log.count("offer") == 2
+
+
 class Simulation:
     """An engine with one request that drafts; keeps in `written` which token's KV each place of each page holds."""
 

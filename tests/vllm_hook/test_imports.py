@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvmarket import counters
-from tests.vllm_hook.fakes import BLOCK, FakeWorker, admit, back, joined, prefix, request, step_of
+from tests.vllm_hook.fakes import BLOCK, FakePool, FakeWorker, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load
 from vllm_hook.scheduler import SchedulerSide
@@ -153,3 +153,83 @@ def test_a_hit_of_fewer_tokens_than_asked_for_is_computed():
     assert side.match(request("a", 6 * BLOCK), 0) == (0, False)
     control.found = 3
     assert side.match(request("b", 6 * BLOCK), 0) == (3 * BLOCK, True)
+
+
+def test_a_hit_that_is_no_more_is_not_loaded():
+    side, control = joined()
+    control.found, one = 2, request("a", 12)
+    assert side.match(one, 0) == (8, True)
+    control.found = 0
+    assert side.match(one, 0) == (0, False)
+    side.allocated(one, [1, 2, 3], 8)
+    (load,) = side.dispatch(step_of()).loads
+    assert load.hit is None, "it ends at once"
+
+
+def test_a_hit_within_a_block_is_left_to_vllm():
+    side, control = joined()
+    control.found = 2
+    reason = "vllm_import_refused{local hit ends within a block}"
+    before = counted(reason)
+    assert side.match(request("a", 12), BLOCK + 1) == (0, False)
+    assert "match" not in control.log and counted(reason) == before + 1
+    assert side.match(request("b", 12), BLOCK) == (BLOCK, True)
+
+
+def test_whoever_only_imports_offers_nothing_of_it():
+    side, control = joined(offers=False)
+    control.found = 2
+    admit(side, request("a", 12), [1, 2])
+    side.returned(back(side.dispatch(step_of()).step, finished={"a"}))
+    for _ in range(3):
+        side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 8, 4)})).step))
+    assert control.standing == {} and "offer" not in control.log
+
+
+def test_pages_of_a_load_are_watched_too():
+    pool = FakePool()
+    side, control = joined(pool)
+    control.found = 2
+    admit(side, request("a", 12), [1, 2])
+    side.returned(back(side.dispatch(step_of()).step, finished={"a"}))
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2, 3], 8, 4)})).step))
+    side.dispatch(step_of())
+    assert set(control.live()) == {1, 2, 3}
+    for page in (2, 3):
+        pool.hand_out(page)  # to something that we never see
+    side.dispatch(step_of())
+    assert set(control.live()) == {1}
+
+
+def test_hits_of_requests_that_are_over_are_forgotten():
+    side, control = joined()
+    control.found = 2
+    assert side.match(request("a", 12), 0) == (8, True)
+    side.finished("a")  # aborted before it got pages
+    assert side._loads._found == {}
+
+
+def counted(name: str) -> int:
+    return counters.snapshot().get(name, 0)
+
+
+def test_hits_are_counted_once_by_source():
+    side, control = joined(imports=True, offers=False)  # who only imports counts what came all the same
+    control.found = 5
+    one = request("r", 5 * BLOCK + 1)
+    own, imported, asked = map(counted, ("vllm_tokens_local", "vllm_tokens_imported", "vllm_tokens_asked"))
+    assert side.match(one, 2 * BLOCK) == side.match(one, 2 * BLOCK) == (3 * BLOCK, True)  # asked again: no pages yet
+    assert counted("vllm_tokens_local") == own and counted("vllm_tokens_asked") == asked
+    side.allocated(one, [1, 2, 3, 4, 5], 3 * BLOCK)
+    assert counted("vllm_tokens_asked") == asked + 3 * BLOCK
+    step = side.dispatch(step_of())
+    side.returned(back(step.step, finished={"r"}, invalid={5}))
+    side.allocated(one, [1, 2, 3, 4, 5], 0)  # vLLM says it again when the load is over
+    side.invalidate("a reset, before its blocks are offered")
+    assert counted("vllm_tokens_imported") == imported, "LLM of 0.26 reads no step's metrics that has no outputs"
+    side.dispatch(step_of(new={"r": ([1, 2, 3, 4, 5], 4 * BLOCK, BLOCK + 1)}))
+    assert counted("vllm_tokens_local") == own + 2 * BLOCK and counted("vllm_tokens_asked") == asked + 3 * BLOCK
+    assert counted("vllm_tokens_imported") == imported + 2 * BLOCK
+    side.dispatch(step_of(cached={"r": (None, 5 * BLOCK + 1, 1)}))
+    assert counted("vllm_tokens_imported") == imported + 2 * BLOCK, "once"
+    assert not control.standing

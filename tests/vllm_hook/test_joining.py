@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -19,7 +16,7 @@ from kvmarket.fingerprint import Fingerprint
 from kvmarket.layout import PagedCache
 from kvmarket.offer import Stage
 from tests.vllm_hook.fakes import BLOCK, admit, back, prefix, request, step_of
-from tests.vllm_hook.late_market import NEW, LateMarket, times, until
+from tests.vllm_hook.late_market import NEW, LateMarket, service_of_another_version, times, until
 from vllm_hook import rejoin
 from vllm_hook.joining import Joining
 from vllm_hook.metadata import RankMemory
@@ -141,11 +138,15 @@ def no_more_threads(thread: threading.Thread) -> None:
 
 def test_no_thread_to_be_had_for_a_moment(monkeypatch: pytest.MonkeyPatch):
     market, start = LateMarket(), threading.Thread.start
+    monkeypatch.setattr(rejoin, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
-    assert market.start() == "" and market.heard == [rejoin.NO_THREAD]
-    market.back(market.side.dispatch(step_of()).step)
+    failed, slowly = times("vllm_join_failed"), times("vllm_left_slowly")
+    assert market.start() == ""
+    for _ in range(3):
+        market.back(market.side.dispatch(step_of()).step)
     assert market.side._control is None
-    time.sleep(0.02)
+    assert market.heard == [rejoin.NO_THREAD] and times("vllm_join_failed") == failed + 1, "with a pause between"
+    time.sleep(0.2)
     monkeypatch.setattr(threading.Thread, "start", start)
     market.back(market.side.dispatch(step_of()).step)
     until(lambda: market.joined)
@@ -154,6 +155,7 @@ def test_no_thread_to_be_had_for_a_moment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     market.back(market.side.dispatch(step_of()).step, NEW)
     assert market.made[0][1].closed and "fail_closed" in market.made[0][1].log, "it is left all the same"
+    assert times("vllm_left_slowly") == slowly + 1
 
 
 def test_what_raises_while_the_market_is_left_ends_no_thread():
@@ -162,20 +164,6 @@ def test_what_raises_while_the_market_is_left_ends_no_thread():
     market.made[0][1].close = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
     market.back(market.side.dispatch(step_of()).step, NEW)
     until(lambda: times("vllm_hook_failed") == failed + 1)
-
-
-OTHER_VERSION = """
-import signal, sys
-from kvmarket.registry import messages
-messages.PROTOCOL = b"kvmarket/0\\n"
-from kvmarket.registry.address import Address
-from kvmarket.registry.service import Service
-service = Service(Address(sys.argv[1]), idle_exit=600.0)
-signal.signal(signal.SIGTERM, lambda *_: service.stop())
-print("up", flush=True)
-service.run()
-service.close()
-"""
 
 
 def test_a_service_of_another_version_is_outlived(own_address: str, monkeypatch: pytest.MonkeyPatch):
@@ -190,14 +178,11 @@ def test_a_service_of_another_version_is_outlived(own_address: str, monkeypatch:
     joined: list[ControlHalf] = []
     side = SchedulerSide(BLOCK, 1)
     monkeypatch.setattr(rejoin, "RETRY_SECONDS", 0.1)
-    with subprocess.Popen([sys.executable, "-c", OTHER_VERSION, own_address], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"up\n"
+    with service_of_another_version(own_address):
         assert side.join({0: RankMemory(None, None)}, connect, joined.append, heard.append) == ""
         assert side._control is None and heard[0].startswith("VersionError: "), heard
         assert "kvmarket/0" in heard[0] and "one version" in heard[0]
         side.dispatch(step_of())
-        other.send_signal(signal.SIGTERM)
-        other.wait(10)
     until(lambda: joined, 30)
     side.dispatch(step_of())
     assert side._control is joined[0] and "no peer engine yet" in side.describe()

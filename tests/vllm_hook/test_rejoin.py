@@ -121,12 +121,12 @@ def test_weights_that_change_again_while_the_market_is_joined():
 
 
 def test_hidden_weights_keep_the_engine_out():
-    market = Market()
+    market, off = Market(), count("vllm_hook_off")
     market.pool.reset_prefix_cache()
     market.back(market.dispatch("a", [1, 2]), HIDDEN)
     market.back(market.dispatch("b", [1, 2]), HIDDEN)
     market.settle(1)
-    assert market.joined[0][1].closed and market.live() == set()
+    assert market.joined[0][1].closed and market.live() == set() and count("vllm_hook_off") == off + 1
     market.pool.reset_prefix_cache()
     market.back(market.dispatch("c", [1, 2]), ())
     market.settle(2)

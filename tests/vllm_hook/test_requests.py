@@ -60,7 +60,7 @@ def beside(**more: Any) -> tuple[SchedulerSide, FakeControl]:
 def serve(side: SchedulerSide, one: Any, tokens: int = 12) -> None:
     """All that vLLM calls for one request; nothing may raise."""
     name, pages = one.request_id, [3, 4, 5]
-    assert side.match(one, 0) == side.match(one, 0) == (0, False)
+    assert side.match(one, 0) == (0, False)
     side.allocated(one, pages, 0)
     first = side.dispatch(step_of(new={name: (pages, 0, tokens - 1)}))
     second = side.dispatch(step_of(cached={name: (None, tokens - 1, 1)}))
@@ -90,12 +90,11 @@ def test_salts_that_no_message_can_carry(kind: str):
 
 
 def test_salts_and_tenants_fit_together_or_are_refused():
-    for base, salt in (("", "x" * (LONGEST_TENANT - 2)), ("y" * 2000, "x" * (LONGEST_TENANT - 2005)), ("", "\u00e4")):
+    for base, salt in (("", "x" * 4094), ("y" * 2000, "x" * 2091), ("", "\u00e4")):
         assert tenant_refusal(base, salt) == ""
         tenant = tenant_of(base, salt)
         assert msgspec.msgpack.decode(msgspec.msgpack.encode(tenant), type=Name) == tenant
-    assert tenant_refusal("", "x" * (LONGEST_TENANT - 1)) == tracks.TOO_LONG
-    assert tenant_refusal("y" * 2000, "x" * (LONGEST_TENANT - 2004)) == tracks.TOO_LONG
+    assert tenant_refusal("", "x" * 4095) == tenant_refusal("y" * 2000, "x" * 2092) == tracks.TOO_LONG
     assert tenant_refusal("\ud83d", None) == tracks.NO_UNICODE, "of the engine itself"
     assert tenant_refusal("", None) == tenant_refusal("", "") == ""
 
@@ -129,6 +128,9 @@ def test_a_bad_token_of_the_answer_costs_what_follows_alone():
 def test_more_tokens_than_a_message_holds(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tracks, "MAX_TOKENS", 8)
     check_alone(*beside(), request("b", 13), tracks.TOO_MANY_TOKENS)
+    side, control = beside(imports=False)
+    serve(side, request("b", 12))
+    assert set(control.live()) == {1, 2}, "where it is not looked up"
     side, control = joined()
     admit(side, request("b", 9), [3, 4])
     side.returned(back(side.dispatch(step_of(new={"b": ([3, 4], 0, 8)})).step))
@@ -175,6 +177,36 @@ def test_names_are_not_looked_at(name: str):
     side.finished(name)
     side.dispatch(step_of())
     assert set(control.live()) == {1, 2, 3, 4, 5}
+
+
+def test_a_request_that_is_asked_about_again_and_again_counts_once():
+    side, _ = beside()
+    one, before = request("b", 12, cache_salt=7), refused()
+    for _ in range(3):
+        assert side.match(one, 0) == (0, False)
+    key = f"vllm_import_refused{{{tracks.NO_TEXT}}}"
+    assert refused() == {**before, key: before.get(key, 0) + 1}
+
+
+def test_the_market_is_not_asked_where_nothing_can_come_of_it():
+    side, control = beside()
+    control.log.clear()
+    for tokens, computed in ((4, 0), (5, 4), (8, 4), (1, 0)):  # the last token is computed in any case
+        assert side.match(request(f"{tokens}", tokens), computed) == (0, False)
+    assert "match" not in control.log
+    control.found = 1
+    assert side.match(request("b", 5), 0) == (4, True)
+
+
+def test_several_tenants_in_one_step():
+    side, control = joined(tenant="base")
+    salts = {"a": None, "b": "x", "c": "y"}
+    pages = {"a": [1, 2], "b": [3, 4], "c": [5, 6]}
+    for name, salt in salts.items():
+        admit(side, request(name, 8, cache_salt=salt), pages[name])
+    side.returned(back(side.dispatch(step_of(new={name: (pages[name], 0, 8) for name in salts})).step))
+    found = {slot: tenant for slot, (_, _, _, tenant) in control.standing.items()}
+    assert found == {page: tenant_of("base", salts[name]) for name in salts for page in pages[name]}
 
 
 def test_requests_without_tokens():

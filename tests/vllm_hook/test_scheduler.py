@@ -6,7 +6,7 @@ import pytest
 
 from tests.vllm_hook.fakes import BLOCK, FakePool, admit, back, joined, prefix, request, step_of
 from vllm_hook.guard import Guard
-from vllm_hook.metadata import RankMemory
+from vllm_hook.metadata import RankMemory, StepDone
 from vllm_hook.scheduler import SchedulerSide
 
 
@@ -176,12 +176,19 @@ def test_requests_that_are_never_imported(trait: dict[str, object]):
 
 def test_salt_is_part_of_the_tenant():
     tenants = {}
-    for name, base, salt in [("a", "", None), ("b", "", "x"), ("c", "x", None), ("d", "1:x", None), ("e", "x", "")]:
+    for name, base, salt in [
+        ("a", "", None),
+        ("b", "", "x"),
+        ("c", "x", None),
+        ("d", "1:x", None),
+        ("e", "x", ""),
+        ("f", "", "None"),
+    ]:
         side, control = joined(tenant=base)
         admit(side, request(name, 8, cache_salt=salt), [1, 2])
         side.returned(back(side.dispatch(step_of(new={name: ([1, 2], 0, 8)})).step))
         tenants[base, salt or ""] = control.standing[1][3]
-    assert len(set(tenants.values())) == 4
+    assert len(set(tenants.values())) == 5
 
 
 def test_inert_until_joined_and_when_a_rank_is_missing():
@@ -189,6 +196,8 @@ def test_inert_until_joined_and_when_a_rank_is_missing():
     assert side.match(request("a", 8), 0) == (0, False)
     side.allocated(request("a", 8), [1, 2], 0)
     assert side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).loads == ()
+    side.returned(back(1, ranks=2))
+    side.finished("a")
     assert "1 of 2 ranks" in side.join({0: RankMemory(None, None)}, lambda _: pytest.fail("joined"))
     refused = {0: RankMemory(None, None), 1: RankMemory(None, None, refusal="no room")}
     assert side.join(refused, lambda _: pytest.fail("joined")) == "no room"
@@ -223,3 +232,39 @@ def test_owner_side_failure_closes_everything_first(broken: str):
     admit(side, request("c", 8), [4, 5])
     side.returned(back(side.dispatch(step_of(new={"c": ([4, 5], 0, 8)})).step))
     assert set(control.live()) == {4, 5}, "the engine does not go on after a failure"
+
+
+def test_pools_that_are_gone_are_told_to_the_workers_once():
+    side, control = joined()
+    control.gone = ["a", "b"]
+    assert side.dispatch(step_of()).gone == ("a", "b")
+    assert side.dispatch(step_of()).gone == ()
+    control.gone = ["c"]
+    assert side.plain_step().gone == ("c",), "though the step failed"
+
+
+def test_pools_that_a_worker_cannot_map_are_avoided():
+    side, control = joined(ranks=2)
+    output = back(side.dispatch(step_of()).step, ranks=1)
+    output.kv_connector_worker_meta = StepDone(1, 1, unreachable=("a", "b"))
+    side.returned(output)
+    assert control.log[-2:] == ["avoid a", "avoid b"], "whoever says so"
+
+
+def test_outputs_of_other_connectors():
+    side, control = joined()
+    admit(side, request("a", 8), [1, 2])
+    step = side.dispatch(step_of(new={"a": ([1, 2], 0, 8)}))
+    for other in (None, object()):
+        output = back(step.step)
+        output.kv_connector_worker_meta = other
+        side.returned(output)
+    assert control.live() == {}
+    side.returned(back(step.step))
+    assert set(control.live()) == {1, 2}
+
+
+def test_a_reset_before_the_market_is_joined():
+    pool, side = FakePool(), SchedulerSide(BLOCK, 1)
+    side.bind_pool(pool)
+    assert pool.reset_prefix_cache() and pool.resets == 1

@@ -14,7 +14,6 @@ pytest.importorskip("vllm")
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 from kvmarket import counters
-from tests.vllm_hook.fakes import BLOCK, back, joined, request, step_of
 from vllm_hook import metrics
 from vllm_hook.connector import KVMarketConnector
 from vllm_hook.prom import MarketProm
@@ -118,26 +117,3 @@ def test_names_follow_the_conventions(prom: MarketProm):
     assert all(metric.name.startswith("kvmarket_") and metric.name.endswith("_total") for metric in metrics.COUNTERS)
     assert metrics.FETCH_SECONDS.endswith("_seconds")
     assert all(metric.label or None in metric.counters.values() for metric in metrics.COUNTERS)
-
-
-def counted(name: str) -> int:
-    return metrics.total(counters.snapshot(), [name])
-
-
-def test_hits_are_counted_once_by_source():
-    side, control = joined(imports=True, offers=False)  # who only imports counts what came all the same
-    control.found = 5
-    one = request("r", 5 * BLOCK + 1)
-    own, imported = counted("vllm_tokens_local"), counted("vllm_tokens_imported")
-    assert side.match(one, 2 * BLOCK) == side.match(one, 2 * BLOCK) == (3 * BLOCK, True)  # asked again: no pages yet
-    assert counted("vllm_tokens_local") == own
-    side.allocated(one, [1, 2, 3, 4, 5], 3 * BLOCK)
-    step = side.dispatch(step_of())
-    side.returned(back(step.step, finished={"r"}, invalid={5}))
-    side.allocated(one, [1, 2, 3, 4, 5], 0)  # vLLM says it again when the load is over
-    side.invalidate("a reset, before its blocks are offered")
-    assert counted("vllm_tokens_imported") == imported, "LLM of 0.26 reads no step's metrics that has no outputs"
-    side.dispatch(step_of(new={"r": ([1, 2, 3, 4, 5], 4 * BLOCK, BLOCK + 1)}))
-    assert counted("vllm_tokens_local") == own + 2 * BLOCK
-    assert counted("vllm_tokens_imported") == imported + 2 * BLOCK
-    assert not control.standing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vllm_hook.fakes import FakePool, joined
+from tests.vllm_hook.fakes import FakeControl, FakePool, joined
 from vllm_hook.metadata import RankMemory
 from vllm_hook.scheduler import SchedulerSide
 
@@ -34,3 +34,10 @@ def test_how_reuse_is_seen_and_who_is_there():
     assert side.describe().endswith("; 3 peer engine(s) found")
     unwatched, _ = joined()
     assert "not watched (this vLLM's block pool does not tell of it" in unwatched.describe()
+
+
+def test_whoever_has_just_joined_is_described_before_the_scheduler_looks():
+    side, control = SchedulerSide(4, 1), FakeControl()
+    assert side.describe().endswith("; no peer engine yet")
+    control.found_peers = 2
+    assert side.describe(control).endswith("; 2 peer engine(s) found")  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import pytest
 
 from kvmarket import counters
 from tests.vllm_hook.fakes import admit, back, joined, request, step_of
-from vllm_hook.tracks import track_of
+from vllm_hook.tracks import NO_TOKENS, track_of
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,15 @@ def test_tokens_of_prompt_and_answer():
     assert track.tokens(12).tolist() == [*range(10), 7, 8]
     late = track_of(one, "")
     assert late.tokens(12).tolist() == [*range(10), 7, 8], "asked first when it has answered already"
+
+
+def test_a_request_that_is_refused_has_no_tokens_to_share():
+    track = track_of(request("a", 10), "")
+    assert len(track.tokens(8)) == 8
+    track.refusal = "prefix cache reset"
+    assert len(track.tokens(8)) == len(track.tokens(4)) == 0
+    late = track_of(one := request("b", 4), "")
+    assert len(late.tokens(4)) == 4
+    one.all_token_ids += [4, -1]
+    assert len(late.tokens(6)) == 0 and late.refusal == NO_TOKENS
+    assert len(late.tokens(4)) == 0

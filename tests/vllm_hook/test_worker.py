@@ -29,6 +29,20 @@ def test_loads_end_when_the_copy_has():
     assert side.take_finished() == set(), "said twice"
 
 
+def test_a_load_that_raises_keeps_no_other_from_ending():
+    side, data = worker()
+    side.start(StepMetadata(1, tuple(load(name, HIT, 4 + at) for at, name in enumerate("abcd"))))
+    data.moved[2].done = lambda: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    ended: set[str] = set()
+    for moved in data.moved:
+        moved.valid = [True]
+        for _ in range(2):
+            with Guard("get_finished", side.failed):
+                side.poll()
+        ended |= side.take_finished()
+    assert ended == {"a", "b", "d"} and side.take_bad() == set(), "the copy may be under way still"
+
+
 def test_what_has_landed_whole_with_the_last_step_or_since():
     side, data = worker()
     side.start(StepMetadata(1, tuple(load(name, HIT, 4 + at) for at, name in enumerate("abc"))))
