@@ -30,6 +30,13 @@ def by_definition(data: bytes) -> int:
     return sum(word * ((i * KEY_STEP + FIRST_KEY) % 2**32) for i, word in enumerate(words)) % 2**64
 
 
+def test_checksums_are_those_of_every_other_version():
+    """Engines of two versions compare them."""
+    array = SlotArray(packed(CASES[0].arrays(1, 1)[0].layout, 1).layout, [torch.arange(65536).to(torch.uint8)])
+    assert finish(checksum_reference(array, torch.tensor([0]))).tolist() == [0x37CE3D6302CFC15]
+    assert finish(np.zeros(1, np.int64)).tolist() == [0x9E3779B97F4A7C15]
+
+
 def summed(name: str, source: SlotArray, destination: SlotArray, ids: torch.Tensor, places: torch.Tensor, device: str):
     """The sums of a kernel's copy, which also poisons nothing but its destination."""
     source, destination = on(device, source), on(device, destination)

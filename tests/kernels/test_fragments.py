@@ -53,6 +53,13 @@ def test_same_physical_order_is_one_piece_per_layer_whatever_the_logical_order()
     assert (plan.length, len(plan), plan.align) == (65536, 4, 16)
 
 
+def test_both_sides_count_for_the_alignment():
+    shape = Shape("kv", 8, 4, 64)
+    aligned, padded = layout("nhd_pair", shape), layout("padded", shape)
+    assert fragments(aligned, aligned).align == 16
+    assert fragments(aligned, padded).align == fragments(padded, aligned).align == fragments(padded, padded).align == 2
+
+
 def test_pieces_are_as_long_as_both_sides_allow():
     llama, vllm = Shape("kv", 16, 8, 128), Shape("fused", 16, 8, 256)
     expected = {

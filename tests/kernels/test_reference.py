@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmarket.errors import LayoutError, SlotError
-from kvmarket.kernels import copy_blocks, pack_reference, prepare, pull_reference, scatter_reference
+from kvmarket.kernels import copy_blocks, launch, pack_reference, prepare, pull_reference, scatter_reference
+from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.layout import WORDS
 from tests.bitwise import assert_bitwise, assert_same_blocks
 from tests.generators import CASES, FORMS, Shape, clone, make, packed
@@ -70,19 +71,33 @@ def test_nothing_else_changes(data: st.DataObject):
     assert written == len(ids) * source.layout.slot_bytes
 
 
-def test_runs_of_slots_and_single_slots_agree():
-    source, destination = CASES[10].arrays(layers=2, slots=12)
-    ids = torch.tensor([4, 5, 6, 0, 11, 10, 1, 2])
-    places = torch.tensor([7, 8, 9, 0, 1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("ids", "places"),
+    [
+        ([4, 5, 6, 0, 11, 10, 1, 2], [7, 8, 9, 0, 1, 2, 3, 4]),
+        ([4, 5, 6, 7], [2, 3, 9, 10]),
+        ([4, 5, 6, 7], [5, 4, 3, 2]),
+        ([7, 6, 5, 4], [2, 3, 4, 5]),
+        ([1, 2, 3, 3, 4], [8, 9, 10, 11, 0]),
+        (range(12), range(12)),
+    ],
+)
+@pytest.mark.parametrize("case", [CASES[10], CASES[15]], ids=lambda case: case.name)
+def test_runs_of_slots_and_single_slots_agree(case, ids, places):
+    """Long blocks are copied run by run, short ones by index."""
+    source, destination = case.arrays(layers=2, slots=12)
+    ids, places = torch.tensor(ids), torch.tensor(places)
     one_by_one = clone(destination)
     pull_reference(source, ids, destination, places)
     for index in range(len(ids)):
         pull_reference(source, ids[index : index + 1], one_by_one, places[index : index + 1])
     assert_bitwise(destination, one_by_one)
+    assert torch.equal(checksum_reference(destination, places), checksum_reference(source, ids))
 
 
 def test_copy_blocks_takes_the_reference_on_cpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delattr(launch, "_kernel")
     source, destination = CASES[11].arrays(layers=2, slots=4)
     expected = clone(destination)
     ids, places = torch.tensor([3, 0]), torch.tensor([1, 2])
@@ -94,6 +109,24 @@ def test_copy_blocks_takes_the_reference_on_cpus(monkeypatch: pytest.MonkeyPatch
     assert_bitwise(destination, expected)
     with pytest.raises(SlotError, match="pass ids from 0"):
         copy_blocks(source, ids, destination, torch.tensor([0, 4]))
+
+
+def test_copies_on_cpus_sum_what_they_copied_or_move_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.delattr(launch, "_kernel")
+    source, destination = CASES[0].arrays(layers=2, slots=4)
+    before = clone(destination)
+    ids, places = torch.tensor([3, 0]), torch.tensor([1, 2])
+    for wrong in (torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)):
+        with pytest.raises(SlotError, match="one per block"):
+            copy_blocks(source, ids, destination, places, sums=wrong)
+    with pytest.raises(SlotError, match="2 source slots for 1"):
+        copy_blocks(source, ids, destination, places[:1])
+    assert_bitwise(destination, before)
+    sums = torch.zeros(2, dtype=torch.int64)
+    copy_blocks(source, ids, destination, places, sums=sums)
+    assert sums.tolist() == checksum_reference(source, ids).tolist()
+    assert torch.equal(checksum_reference(destination, places), checksum_reference(source, ids))
 
 
 def test_refuses_what_is_not_packed():

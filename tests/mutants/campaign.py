@@ -24,7 +24,6 @@ FIRST_SECONDS = 600.0  # for tests that nobody has measured yet
 MEMORY = 6 << 30
 FEW_MODULES = 20  # loading more of others' modules than that is work which a mutant need not do again
 UNIMPORTABLE = (ImportError, AttributeError, KeyError, NameError, OSError, RuntimeError, TypeError, ValueError)
-FAILED = (1, 2, 3)  # what pytest ends with where a test or a collection failed
 
 
 class Verdict(NamedTuple):
@@ -82,7 +81,7 @@ class Campaign:
             return self._child(module, mutant.id, max(self._least, PATIENCE * self._seconds[module]))
 
         for mutant, ended in _parallel(mutants, start, self._jobs):
-            yield Verdict(mutant, *_judged(mutant, ended), ended.seconds)
+            yield Verdict(mutant, *_judged(ended), ended.seconds)
 
     def _child(self, module: str, identity: str, seconds: float) -> Child:
         source = mutated(module, self._sources[module], identity)
@@ -138,17 +137,13 @@ def _passed(ended: Ended, otherwise: str) -> dict[str, Any]:
     return ended.result
 
 
-def _judged(mutant: Mutant, ended: Ended) -> tuple[str, str]:
+def _judged(ended: Ended) -> tuple[str, str]:
+    """The outcome, and the first test that failed; nothing where not even all tests could be collected."""
     if ended.hung:
         return "hang", ""
     if ended.result is None:  # it crashed, or ran out of memory
         return "killed", ended.output.strip().rpartition("\n")[2]
-    code, failed = ended.result["code"], ended.result["failed"]
-    if code == 0:
-        return "survived", ""
-    if code in FAILED:
-        return "killed", failed
-    raise TableError(f"pytest ended with {code} for {mutant.id}:\n{ended.output}")
+    return "killed" if ended.result["code"] else "survived", ended.result["failed"]
 
 
 def _parallel(items: Iterable[T], start: Callable[[T], Child], jobs: int) -> Iterator[tuple[T, Ended]]:
