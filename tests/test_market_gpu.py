@@ -143,3 +143,35 @@ def test_bytes_that_changed_behind_the_checksum_are_not_valid(market_address):
     assert any(name.startswith("fetch_corrupt") for name in counters.snapshot())
     owner.close()
     reader.close()
+
+
+def _idle_reader(pipe, address: str, tokens: list[int]) -> None:
+    """A data half without a scheduler, as a vLLM worker whose engine has nothing to do: it fetches once, then sleeps."""
+    from kvmarket import PagedCache
+    from kvmarket.data import DataHalf
+
+    matcher = ModelEngine(address, device="cuda")
+    layers = [torch.zeros((32, 2, BLOCK, 24), dtype=torch.int16, device="cuda") for _ in range(2)]
+    worker = DataHalf(PagedCache(layers, block_size=BLOCK))
+    until(lambda: matcher.market.match(tokens).blocks == 4)
+    pipe.send(worker.fetch(matcher.market.match(tokens), [0, 1, 2, 3]).wait())
+    matcher.close()
+    pipe.recv()
+    worker.close()
+
+
+@pytest.mark.gpu
+def test_an_idle_survivor_lets_go_of_a_dead_engines_memory_within_a_second(own_address):
+    """Nobody calls its data half meanwhile: the memory is free again, so that the dead one can start again."""
+    big = 4 << 30
+    peer, tokens = Peer(own_address, device="cuda", slots=big // (2 * 2 * BLOCK * 24 * 2)), prompt(16)
+    peer.publish(tokens, [0, 1, 2, 3])
+    mine, theirs = multiprocessing.get_context("spawn").Pipe()
+    survivor = multiprocessing.get_context("spawn").Process(target=_idle_reader, args=(theirs, own_address, tokens))
+    survivor.start()
+    assert mine.poll(120) and mine.recv() == 4
+    before = torch.cuda.mem_get_info()[0]
+    peer.kill()
+    assert until(lambda: torch.cuda.mem_get_info()[0] > before + big // 2) < 1.5, "and the kill itself takes a moment"
+    mine.send("end")
+    survivor.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,12 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
 from kvmarket.registry.address import Address
 from tests.chaos import leaks
+from tests.chaos.crowd import crowd
 from tests.chaos.incarnation import TRACEBACK, Incarnation
 from tests.chaos.owner import Life
 from tests.chaos.plan import Plan
@@ -44,6 +47,7 @@ class Driver:
         self._due: list[tuple[float, int, str]] = []  # consequences of events: moment, number, what
         self._samples: dict[int, leaks.Samples] = {}  # by process
         self._next_sample = self._next_line = 0.0
+        self._crowd: BaseProcess | None = None
         self._start = time.monotonic()
 
     def run(self) -> Result:
@@ -52,6 +56,11 @@ class Driver:
         try:
             for index in range(self.plan.engines):
                 self._begin(kept=index < self.plan.keep, fault=self.plan.fault if index == 0 else "")
+            if self.plan.branches or self.plan.tenants:
+                self._crowd = multiprocessing.get_context("spawn").Process(
+                    target=crowd, args=(str(self._address), self.plan.branches, self.plan.tenants), daemon=True
+                )
+                self._crowd.start()
             self._start = time.monotonic()
             while not self._over():
                 self._act()
@@ -59,6 +68,7 @@ class Driver:
                 self._report()
                 time.sleep(TICK_SECONDS)
             self.result.seconds = self._elapsed()
+            self._let_all_go_on()
             self._leave()
             self._look_for_remains(memory)
         finally:
@@ -66,6 +76,18 @@ class Driver:
                 engine.kill()
             shutil.rmtree(self._home, ignore_errors=True)
         return self.result
+
+    def _let_all_go_on(self) -> None:
+        """Nobody is stopped any more, and the crowd goes."""
+        for _, number, what in self._due:
+            if what == "resume_service":
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGCONT)
+        if self._crowd is not None:
+            if not self._crowd.is_alive():
+                self.result.exceptions.append(f"the engine with many branches has died: {self._crowd.exitcode}")
+            self._crowd.kill()
+            self._crowd.join()
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._start
@@ -83,8 +105,9 @@ class Driver:
         name, steady = f"engine{number}", kept and number == 0
         seed = self.plan.seed * 1_000_003 + number
         life = Life(
-            str(self._address), str(self._home), name, seed, self.plan.seed, self.plan.device, not steady, fault
-        )
+            str(self._address), str(self._home), name, seed, self.plan.seed, self.plan.device, not steady, fault,
+            self.plan.loss,
+        )  # fmt: skip
         engine = Incarnation(life, kept=kept)
         self._engines.append(engine)
         self._pids.add(engine.pid)
@@ -102,6 +125,9 @@ class Driver:
             if what == "begin":
                 self.result.restarts += 1
                 self._begin()
+            if what == "resume_service":
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGCONT)
             for engine in self._engines:
                 if what == "resume" and engine.pid == number:
                     engine.resume()
@@ -139,6 +165,16 @@ class Driver:
             return
         self._read_service_log()
         self.result.service_kills += 1
+
+    def _stop_service(self) -> None:
+        """Stop the service for a while: whatever is sent to it waits, or is told again."""
+        try:
+            pid = ask_status(self._address).service.pid
+            os.kill(pid, signal.SIGSTOP)
+        except (RegistryError, ProcessLookupError):
+            return
+        self.result.service_stops += 1
+        self._later(self._chance.choice((0.1, 0.5, 2.0)), "resume_service", pid)
 
     def _watch(self) -> None:
         """Engines that died by themselves, that hang, that saw a wrong byte; and what the kept ones hold."""

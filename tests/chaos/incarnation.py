@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from tests.chaos.crowd import lose_messages
 from tests.chaos.faults import engine_of
 from tests.chaos.owner import Life
 from tests.chaos.tally import Tally
@@ -33,6 +34,8 @@ def live(life: Life) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     os.environ.pop("TRITON_INTERPRET", None)  # the torch reference is a hundred times as fast
     torch.set_num_threads(1)
+    if life.loss:
+        lose_messages(life.loss, life.seed)
     engine_of(life).run()
 
 

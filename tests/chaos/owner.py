@@ -30,6 +30,7 @@ class Life(NamedTuple):
     device: str = "cpu"
     rejoins: bool = True  # now and then leaves and joins again
     fault: str = ""  # see faults.py
+    loss: float = 0.0  # see crowd.py
 
 
 class Owner(ModelEngine):

@@ -12,7 +12,9 @@ class Plan:
 
     `engines` at once, of which `keep` are never killed: the first of them also never leaves the market by itself.
     `kills` of engines, `stops` (SIGSTOP, later SIGCONT) and `service_kills` happen at random moments. An engine that
-    finishes no step for `hang_seconds` hangs. `fault`: what one kept engine does wrong, see faults.py.
+    finishes no step for `hang_seconds` hangs. `fault`: what one kept engine does wrong, see faults.py. `service_stops`:
+    so often the service is stopped for a while. `loss`: the share of messages that engines lose, both ways. `branches`
+    and `tenants`: of one more engine, which nobody asks for anything, see crowd.py.
     """
 
     seed: int = 1
@@ -22,6 +24,10 @@ class Plan:
     kills: int = 20
     stops: int = 10
     service_kills: int = 1
+    service_stops: int = 0
+    loss: float = 0.0
+    branches: int = 0
+    tenants: int = 0
     fetches: int = 0
     device: str = "cpu"
     hang_seconds: float = 20.0
@@ -31,5 +37,6 @@ class Plan:
         """Moments, in seconds after the start, and what happens then; later moments first."""
         chance = random.Random(self.seed)
         counts = {"kill": self.kills, "stop": self.stops, "kill_service": self.service_kills}
+        counts["stop_service"] = self.service_stops
         drawn = [(chance.uniform(0, self.seconds), what) for what, count in counts.items() for _ in range(count)]
         return sorted(drawn, reverse=True)

@@ -20,6 +20,7 @@ class Result:
     kills: int = 0
     stops: int = 0
     service_kills: int = 0
+    service_stops: int = 0
     done: Counter[str] = field(default_factory=Counter)  # sums of what the engines tallied
     counters: Counter[str] = field(default_factory=Counter)  # sums of kvmarket's own
     hangs: list[str] = field(default_factory=list)

@@ -34,6 +34,17 @@ def test_nothing_is_ever_wrong(seed):
 
 
 @pytest.mark.slow
+def test_nothing_is_ever_wrong_in_a_crowd_that_loses_messages():
+    result = chaos(
+        seed=4, seconds=10, engines=4, kills=10, stops=4, service_kills=2, service_stops=2,
+        loss=0.02, branches=2000, tenants=200,
+    )  # fmt: skip
+    check(result)
+    assert result.service_stops
+    assert result.done["verified"] > 100
+
+
+@pytest.mark.slow
 @pytest.mark.gpu
 def test_nothing_is_ever_wrong_over_cuda_ipc():
     result = chaos(seed=3, seconds=30, engines=4, kills=10, stops=4, service_kills=1, device="cuda")

@@ -1,0 +1,65 @@
+"""What makes a run crowded: an engine with thousands of branches and tenants, and connections that lose messages."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+
+import numpy as np
+import torch
+
+from kvmarket import PagedCache
+from kvmarket.control import ControlHalf
+from kvmarket.offer import Stage
+from kvmarket.registry.wire import Wire
+from kvmarket.transport import export
+from tests.model_engine import BLOCK, FACTS
+
+HEAD, TURN_SECONDS = 64, 0.01  # blocks of the prompt that all branches share
+
+
+def lose_messages(share: float, seed: int) -> None:
+    """From now on every connection of this process loses this share of what it sends and of what it receives."""
+    chance, send, receive = random.Random(seed), Wire.send, Wire.receive
+
+    def losing_send(wire: Wire, message: bytes) -> bool:
+        return True if chance.random() < share else send(wire, message)
+
+    def losing_receive(wire: Wire) -> bytes | None:
+        while (message := receive(wire)) is not None and chance.random() < share:
+            pass
+        return message
+
+    Wire.send, Wire.receive = losing_send, losing_receive  # type: ignore[method-assign]
+
+
+def crowd(address: str, branches: int, tenants: int) -> None:
+    """An engine whose offers nobody asks for: it replaces one of them every now and then, until its driver is gone."""
+    import kvmarket
+
+    slots = HEAD + branches + tenants
+    layers = [torch.zeros((slots, 2, BLOCK, 24), dtype=torch.int16) for _ in range(2)]
+    cache = PagedCache(layers, block_size=BLOCK)
+    stage = Stage(cache.layout, (export(cache.storages()),))
+    control = ControlHalf([stage], kvmarket.Fingerprint.of(**FACTS), address=address)
+    head, chance = np.arange(HEAD * BLOCK, dtype=np.int32), random.Random(1)
+    control.offer(head, range(HEAD), control.generations(range(HEAD)))
+
+    def put_up(slot: int) -> None:
+        token = chance.randrange(1 << 30)
+        control.retire([slot])
+        generations = control.generations([slot])
+        if slot < HEAD + branches:
+            tokens = np.concatenate([head, np.full(BLOCK, token, np.int32)])
+            control.offer(tokens, [slot], generations, first=HEAD)
+        else:
+            tokens = np.full(BLOCK, token, np.int32)
+            control.offer(tokens, [slot], generations, tenant=f"tenant {slot}")
+
+    for slot in range(HEAD, slots):
+        put_up(slot)
+    driver = multiprocessing.parent_process()
+    while driver is not None and driver.is_alive():
+        put_up(chance.randrange(HEAD, slots))
+        time.sleep(TURN_SECONDS)
