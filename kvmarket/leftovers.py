@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kvmarket import marks
 from kvmarket.marks import mark
-from kvmarket.shared_file import Process, pid_namespace, start_time
+from kvmarket.shared_file import Process, start_time
 
 __all__ = ["mark", "sweep"]
 
@@ -25,19 +25,21 @@ _MOST_BYTES = 1 << 20  # of a mark
 
 
 def sweep() -> None:
-    """Remove what dead processes of this user left. Costs a listing of /dev/shm, and 20 us for each mark."""
+    """Remove what dead processes of this user left. Costs a listing of /dev/shm, and 50 us for each mark."""
     me = Process.current()
     for path in _marks():
         owner = marks.owner_of(path)
         if owner is not None and owner != me:  # to open and close our own would end its lock
             with suppress(OSError):  # somebody else has just removed it, say
-                _sweep_for(owner, path)
+                _sweep_for(owner, path, near=owner.namespace == me.namespace)
 
 
-def _sweep_for(owner: Process, path: Path) -> None:
-    """Remove what `owner` left, and its mark, where it is dead beyond doubt. Raises OSError."""
-    near = owner.namespace == pid_namespace()
-    if near and owner.alive():
+def _sweep_for(owner: Process, path: Path, *, near: bool) -> None:
+    """Remove what `owner` left, and its mark, where it is dead beyond doubt; `near`: of our PID namespace.
+
+    Raises OSError.
+    """
+    if owner.alive() if near else not path.lstat().st_size:  # an older version's, or its process is about to lock it
         return
     fd = _lock_of_the_dead(path)
     if fd is None:
@@ -52,7 +54,7 @@ def _sweep_for(owner: Process, path: Path) -> None:
                 files += _unnamed(owner.pid, lines[-1])
             for file in files:
                 file.unlink(missing_ok=True)
-        elif not near:  # an older version's, or its process is about to lock it
+        elif not near:  # nothing says that it has ever been locked
             return
         path.unlink(missing_ok=True)
     finally:

@@ -246,6 +246,9 @@ def test_a_process_of_another_pid_namespace_is_not_read_by_its_number():
             SharedFile(owner, fd, file.device, file.inode, 4096).map()
     with pytest.raises(SharedMemoryError, match="is gone"):
         SharedFile(Process(me.pid, me.start + 1, me.namespace), fd, file.device, file.inode, 4096).map()
+    for device, inode in ((file.device + 1, file.inode), (file.device, file.inode + 1)):
+        with pytest.raises(SharedMemoryError, match="is not what its owner said"):
+            SharedFile(me, fd, device, inode, 4096).map()
     file.map().close()
     os.close(fd)
 
