@@ -10,10 +10,10 @@ import pytest
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
-from kvmarket.moved import Piece
+from kvmarket.moved import Moved, Piece
 from kvmarket.offer import Offers
 from kvmarket.pool import GenerationReader, Generations
-from kvmarket.ways import cpu
+from kvmarket.ways import Started, cpu
 from tests.model_engine import BLOCK, ModelEngine, matched, prompt
 
 
@@ -59,6 +59,19 @@ def test_what_does_not_count_is_counted_once_and_under_its_own_name(market_addre
     assert [b - a for a, b in zip(before, after, strict=True)] == [2, 2, 1, owner.cache.slot_bytes]
     owner.close()
     reader.close()
+
+
+def test_an_error_of_the_device_ends_a_fetch():
+    """Whoever polls must not poll for ever."""
+
+    def fail():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    moved = Moved(3, [], Started(fail, fail, None))
+    assert moved.valid.tolist() == []
+    assert moved.done()
+    assert moved.wait() == 0
+    assert moved.valid.tolist() == [False] * 3
 
 
 @pytest.mark.parametrize("summed", [True, False])
