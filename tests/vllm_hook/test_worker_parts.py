@@ -1,0 +1,100 @@
+"""The worker side from its pages to its end: what it shares, what it says of that, and what it lets go of."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from kvmarket import counters
+from tests.vllm_hook.worker_fakes import HIT, FakeData, load, worker
+from vllm_hook import changes, compat, facts
+from vllm_hook import worker as worker_module
+from vllm_hook.metadata import StepMetadata
+from vllm_hook.worker import GONE, WorkerSide
+
+
+class Side(WorkerSide):
+    """A worker side whose pages and data half are fakes."""
+
+    def __init__(self, refusal: str = "", data_parallel: int = 1) -> None:
+        parallel = SimpleNamespace(data_parallel_size=data_parallel)
+        super().__init__(SimpleNamespace(parallel_config=parallel), None, refusal, programs=7)
+        self.data: Any = FakeData()
+
+    def make_data_half(self, pages: Any) -> Any:
+        self.data.memory = "its memory"
+        self.data.mover = SimpleNamespace(describe=lambda: "by hand")
+        return self.data
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names: list[str] = []
+    monkeypatch.setattr(compat, "prepare_cpu_worker", lambda: names.append("prepare"))
+    monkeypatch.setattr(changes, "watch", lambda config, listener: names.append("watch"))
+    monkeypatch.setattr(facts, "of_worker", lambda config, pages: (("pages", "p"),))
+    monkeypatch.setattr(facts, "stage_of", lambda: 3)
+    monkeypatch.setattr(
+        worker_module, "Pages", lambda caches, config: SimpleNamespace(cache=SimpleNamespace(layout="its layout"))
+    )
+    return names
+
+
+def test_pages_are_shared_and_told(called: list[str]):
+    side = Side()
+    assert side.handshake().refusal == "the worker has no KV cache"
+    side.register({"layer": torch.zeros(1)})
+    assert called == ["prepare", "watch"] and side._in_lockstep is False
+    said = side.handshake()
+    assert (said.memory, said.layout, said.facts) == ("its memory", "its layout", (("pages", "p"),))
+    assert (said.stage, said.ways, said.refusal, said.worker()) == (3, "by hand", "", None)
+    side.alone = True
+    assert side.handshake().worker() is side
+
+
+def test_who_is_refused_shares_nothing(called: list[str]):
+    side = Side("not served")
+    side.register({"layer": torch.zeros(1)})
+    assert called == ["prepare"], "a worker on a CPU needs that all the same"
+    assert side.handshake().refusal == "not served" and side._data is None
+    side.refuse("another reason")
+    assert side.handshake().refusal == "not served", "the first one stays"
+
+
+def test_engines_in_lockstep_are_known(called: list[str]):
+    side = Side(data_parallel=2)
+    side.register({"layer": torch.zeros(1)})
+    assert side._in_lockstep is True
+
+
+def test_what_is_unreachable_is_said_once():
+    side, _ = worker()
+    side._unreachable += ["a", "b"]
+    assert side.done(StepMetadata(1)).unreachable == ("a", "b")
+    assert side.done(StepMetadata(2)).unreachable == ()
+
+
+def test_lost_blocks_are_counted_and_no_others():
+    side, data = worker()
+    key = f"vllm_blocks_lost{{{GONE}}}"
+    before = counters.snapshot().get(key, 0)
+    side.start(StepMetadata(1, (load("a", HIT, 4, 5, 6), load("b", HIT, 7, 8, 9))))
+    for moved, valid in zip(data.moved, ([True] * 3, [True, False, True]), strict=True):
+        moved.valid = valid
+    side.poll()
+    assert counters.snapshot()[key] == before + 2
+
+
+def test_it_lets_go_once():
+    side, data = worker()
+    closed: list[int] = []
+    data.close = lambda: closed.append(1)  # type: ignore[attr-defined]
+    side.close()
+    side.close()
+    assert closed == [1]
+    side.start_now(load("a", HIT, 4))
+    side.start(StepMetadata(1, (load("a", HIT, 4),)))
+    assert side.take_finished() == {"a"} and side.take_bad() == {4}, "a load ends all the same"
