@@ -146,7 +146,7 @@ def test_bytes_that_changed_behind_the_checksum_are_not_valid(market_address):
 
 
 def _idle_reader(pipe, address: str, tokens: list[int]) -> None:
-    """A data half without a scheduler, as a vLLM worker whose engine has nothing to do: it fetches once, then sleeps."""
+    """A data half without a scheduler, as the worker of an engine that has nothing to do: it fetches once."""
     from kvmarket import PagedCache
     from kvmarket.data import DataHalf
 

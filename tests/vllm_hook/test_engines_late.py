@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmarket.registry.messages import PROTOCOL
 from tests.vllm_hook.late_market import service_of_another_version
 from tests.vllm_hook.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.node import GPUS, VISIBLE
@@ -21,6 +22,11 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
 ON, OFF_FOR_NOW = "kvmarket is on: ", "kvmarket is off for now: it could not join the market (VersionError"
+
+
+def beside(address: str) -> str:
+    """Where engines meet while those of another version have the address: here that is taken as well."""
+    return f"{address}.{PROTOCOL.decode().strip().rpartition('/')[2]}"
 
 
 def said(engine: EngineProcess, what: str) -> bool:
@@ -35,7 +41,7 @@ def test_an_engine_joins_when_the_service_of_another_version_has_gone():
         model, address = save_tiny_llama(folder / "model"), str(folder / "s")
         options = {"model": model, "address": address, "path": [str(HERE)], "llm": llm_options(GPUS), "gpu": GPUS > 0}
         with EngineProcess(folder / "a.log", options) as a:
-            with service_of_another_version(address):
+            with service_of_another_version(address), service_of_another_version(beside(address)):
                 a.wait()
                 assert said(a, OFF_FOR_NOW) and not said(a, ON), a.tail()
                 first = a.generate([before], 8)["tokens"]
