@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def hit_source() -> Any:
 
 
 def defers_block_free() -> bool:
-    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it (0.24+)."""
+    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     return hasattr(Scheduler, "_drain_deferred_frees")
@@ -50,7 +51,7 @@ def transfer_config_of_engine() -> Any:
 
 
 def tells_stages_apart() -> bool:
-    """Whether a connector hears of which pipeline stage a worker is (0.26, and maybe some earlier ones)."""
+    """Whether a connector hears of which pipeline stage a worker is."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
     return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")
@@ -110,6 +111,21 @@ def prepare_cpu_worker() -> None:
     start = getattr(torch.cpu, "_init_amx", None)
     if start is not None:
         start()
+
+
+def weight_files(path: str, load_format: str) -> list[str]:
+    """The files that vLLM's own loader would read weights from, of what lies at `path`; none if it would find none."""
+    if Path(path).is_file():
+        return [path]
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    loader = DefaultModelLoader(LoadConfig(load_format=load_format))
+    try:
+        _, files, *_ = loader._prepare_weights(path, None, None, True, None)
+    except (RuntimeError, ValueError):  # no such files, or another loader's format
+        return []
+    return list(files)
 
 
 def attention_backends(vllm_config: Any, layers: Sequence[str]) -> str:

@@ -51,12 +51,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         own, of_engine = self._kv_transfer_config, compat.transfer_config_of_engine()
         self._settings = limits.settings_of(own, of_engine)
-        self._weights = facts.weights_of(vllm_config)
-        reason = limits.refusal(vllm_config, kv_cache_config, self._weights)
+        reason = limits.refusal(vllm_config, kv_cache_config)
         self._refusal = reason or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        self._fingerprint: Fingerprint | None = None  # of the engine as it started
+        self._others: Fingerprint | None = None  # of all but its weights
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
             self._worker.alone = own is of_engine
@@ -172,10 +171,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
-        self._fingerprint = self._fingerprint or facts.fingerprint(
-            self._vllm_config, ranks, self._weights, self._settings.any_gpu
-        )
-        fingerprint = facts.with_weights(self._fingerprint, ranks[0].weights)
+        self._others = self._others or facts.without_weights(self._vllm_config, ranks, self._settings.any_gpu)
+        fingerprint = facts.with_weights(self._others, facts.weights_now(ranks))
         tenant = self._settings.tenant
         address = self._settings.address
         return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
