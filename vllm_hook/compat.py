@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ def tested_version() -> str:
     found = version()
     tested = ".".join(found.split(".")[:2]) in TESTED
     return f"{found} (tested)" if tested else f"{found} (not tested: tested are {', '.join(TESTED)})"
+
+
+def too_old() -> str:
+    """Why this version of vLLM cannot be served; empty where it can."""
+    numbers = re.match(r"(\d+)\.(\d+)", version())
+    if numbers is None or (int(numbers[1]), int(numbers[2])) >= (0, 26):
+        return ""
+    return (
+        "up to 0.25 vLLM's MultiConnector shows a connector no pages that another one fills, so their old offers would "
+        "stand; use vLLM 0.26 or newer"
+    )
 
 
 def hit_source() -> Any:
@@ -104,6 +116,22 @@ def watch_reset(pool: Any, before: Callable[[], None], after: Callable[[], None]
         return emptied
 
     pool.reset_prefix_cache = watched_reset
+
+
+def keep_joint_lookup() -> None:
+    """Have a scheduler with a connector look prefixes up in its own cache as one without does (0.26; others do anyway).
+
+    With layers that have a recurrent state (Mamba, GDN) 0.26 takes the longest hit of any group of layers for computed,
+    whatever the others have, so that a connector which answers "nothing" makes answers wrong. It does so where the
+    scheduler's module finds one class behind this name, which it uses for nothing else.
+    """
+    scheduler: Any = importlib.import_module("vllm.v1.core.sched.scheduler")
+    if hasattr(scheduler, "HybridKVCacheCoordinator"):
+        scheduler.HybridKVCacheCoordinator = _Nobody
+
+
+class _Nobody:
+    """A class of which nothing is an instance."""
 
 
 def prepare_cpu_worker() -> None:

@@ -56,6 +56,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._others: Fingerprint | None = None  # of all but its weights
+        compat.keep_joint_lookup()  # whether this takes part or not
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
             self._worker.alone = own is of_engine

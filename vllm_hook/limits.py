@@ -76,7 +76,8 @@ def layout_asked_for(vllm_config: Any) -> str | None:
 def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
     """Why this configuration cannot take part in the market yet; empty when it can."""
     return (
-        _model_refusal(vllm_config)
+        compat.too_old()
+        or _model_refusal(vllm_config)
         or _parallel_refusal(vllm_config)
         or _cache_refusal(vllm_config.cache_config, kv_cache_config)
     )
@@ -135,7 +136,7 @@ def _parallel_refusal(config: Any) -> str:
     overlapping = config.scheduler_config.async_scheduling or parallel.pipeline_parallel_size > 1
     if overlapping and not compat.defers_block_free():
         return (
-            "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False and "
+            "it frees pages that a step in flight may write; use vLLM 0.26 or newer, or async_scheduling=False and "
             "pipeline_parallel_size=1"
         )
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -113,6 +114,32 @@ def test_weights_that_nobody_knows():
     for found in (Weights(""), Weights("", "nobody saw what was read; do this")):
         reason = limits.refusal_by_weights(engine, found)
         assert "which weights org/model has" in reason and found.reason in reason
+
+
+@pytest.mark.parametrize("version", ["0.24.1", "0.25.0", "0.9.2"])
+def test_versions_whose_multiconnector_hides_pages(monkeypatch: pytest.MonkeyPatch, version: str):
+    monkeypatch.setattr(compat, "version", lambda: version)
+    assert "MultiConnector" in refusal(config(), groups(FullAttentionSpec()))
+    assert "use vLLM 0.26 or newer" in refusal(config(), groups(FullAttentionSpec()))
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.32.0", "1.0", "0.26.1rc2.dev7+g1234", "dev"])
+def test_versions_from_0_26_on(monkeypatch: pytest.MonkeyPatch, version: str):
+    monkeypatch.setattr(compat, "version", lambda: version)
+    assert refusal(config(), groups(FullAttentionSpec())) == ""
+
+
+def test_the_lookup_of_hybrid_models_is_mended_where_it_needs_to_be(monkeypatch: pytest.MonkeyPatch):
+    """By what the scheduler's module has: 0.26 asks there whether its cache has several groups."""
+    scheduler = SimpleNamespace(HybridKVCacheCoordinator=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.scheduler", scheduler)
+    for _ in range(2):
+        compat.keep_joint_lookup()
+        assert not isinstance(SimpleNamespace(), scheduler.HybridKVCacheCoordinator)
+    newer = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.scheduler", newer)
+    compat.keep_joint_lookup()
+    assert vars(newer) == {}
 
 
 def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
