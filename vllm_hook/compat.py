@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +26,17 @@ def tested_version() -> str:
     return f"{found} (tested)" if tested else f"{found} (not tested: tested are {', '.join(TESTED)})"
 
 
+def too_old() -> str:
+    """Why this version of vLLM cannot be served; empty where it can."""
+    numbers = re.match(r"(\d+)\.(\d+)", version())
+    if numbers is None or (int(numbers[1]), int(numbers[2])) >= (0, 26):
+        return ""
+    return (
+        "up to 0.25 vLLM's MultiConnector shows a connector no pages that another one fills, so their old offers would "
+        "stand; use vLLM 0.26 or newer"
+    )
+
+
 def hit_source() -> Any:
     """What vLLM's metrics call tokens that came from a peer (0.32+); None where they have no name for it."""
     try:
@@ -34,7 +47,7 @@ def hit_source() -> Any:
 
 
 def defers_block_free() -> bool:
-    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it (0.24+)."""
+    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     return hasattr(Scheduler, "_drain_deferred_frees")
@@ -50,7 +63,7 @@ def transfer_config_of_engine() -> Any:
 
 
 def tells_stages_apart() -> bool:
-    """Whether a connector hears of which pipeline stage a worker is (0.26, and maybe some earlier ones)."""
+    """Whether a connector hears of which pipeline stage a worker is."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
     return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")
@@ -105,11 +118,42 @@ def watch_reset(pool: Any, before: Callable[[], None], after: Callable[[], None]
     pool.reset_prefix_cache = watched_reset
 
 
+def keep_joint_lookup() -> None:
+    """Have a scheduler with a connector look prefixes up in its own cache as one without does (0.26; others do anyway).
+
+    With layers that have a recurrent state (Mamba, GDN) 0.26 takes the longest hit of any group of layers for computed,
+    whatever the others have, so that a connector which answers "nothing" makes answers wrong. It does so where the
+    scheduler's module finds one class behind this name, which it uses for nothing else.
+    """
+    scheduler: Any = importlib.import_module("vllm.v1.core.sched.scheduler")
+    if hasattr(scheduler, "HybridKVCacheCoordinator"):
+        scheduler.HybridKVCacheCoordinator = _Nobody
+
+
+class _Nobody:
+    """A class of which nothing is an instance."""
+
+
 def prepare_cpu_worker() -> None:
     """On CPUs with AMX the worker dies of SIGILL when its first forward is tiny, unless AMX was initialised before."""
     start = getattr(torch.cpu, "_init_amx", None)
     if start is not None:
         start()
+
+
+def weight_files(path: str, load_format: str) -> list[str]:
+    """The files that vLLM's own loader would read weights from, of what lies at `path`; none if it would find none."""
+    if Path(path).is_file():
+        return [path]
+    from vllm.config.load import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    loader = DefaultModelLoader(LoadConfig(load_format=load_format))
+    try:
+        _, files, *_ = loader._prepare_weights(path, None, None, True, None)
+    except (RuntimeError, ValueError):  # no such files, or another loader's format
+        return []
+    return list(files)
 
 
 def attention_backends(vllm_config: Any, layers: Sequence[str]) -> str:

@@ -49,12 +49,12 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         own, of_engine = self._kv_transfer_config, compat.transfer_config_of_engine()
         self._settings = limits.settings_of(own, of_engine)
-        self._weights = facts.weights_of(vllm_config)
-        reason = limits.refusal(vllm_config, kv_cache_config, self._weights)
+        reason = limits.refusal(vllm_config, kv_cache_config)
         self._refusal = reason or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        self._fingerprint: Fingerprint | None = None  # of the engine as it started
+        self._others: Fingerprint | None = None  # of all but its weights
+        compat.keep_joint_lookup()  # whether this takes part or not
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
             self._worker.alone = own is of_engine
@@ -178,7 +178,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
         Raises what `ControlHalf` raises.
         """
-        fingerprint = facts.with_weights(self._started_as(ranks), ranks[0].weights)
+        fingerprint = facts.with_weights(self._but_weights(ranks), facts.weights_now(ranks))
         tenant = self._settings.tenant
         address = self._settings.address
         return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
@@ -260,17 +260,17 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._worker:
             self._worker.close()
 
-    def _started_as(self, ranks: Sequence[RankMemory]) -> Fingerprint:
-        """The fingerprint of the engine as it started."""
-        if self._fingerprint is None:
-            self._fingerprint = facts.fingerprint(self._vllm_config, ranks, self._weights, self._settings.any_gpu)
-        return self._fingerprint
+    def _but_weights(self, ranks: Sequence[RankMemory]) -> Fingerprint:
+        """The fingerprint of all but the weights of the engine."""
+        if self._others is None:
+            self._others = facts.without_weights(self._vllm_config, ranks, self._settings.any_gpu)
+        return self._others
 
     def _unfit(self, ranks: Sequence[RankMemory]) -> str:
         """Why this engine can never join, whatever becomes of the market; empty when it can."""
         try:
             facts.stages_of(ranks)
-            check_identity(self._started_as(ranks), self._settings.tenant)
+            check_identity(self._but_weights(ranks), self._settings.tenant)
         except MisuseError as error:
             return str(error)
         reason = tenant_refusal(self._settings.tenant, None)

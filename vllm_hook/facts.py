@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,24 +12,12 @@ from kvmarket.errors import LayoutError
 from kvmarket.fingerprint import Fingerprint
 from kvmarket.offer import Stage
 from vllm_hook import compat
+from vllm_hook.identity.configuration import configuration
+from vllm_hook.identity.environment import environment
+from vllm_hook.identity.naming import Weights as Weights
+from vllm_hook.identity.naming import weights_of as weights_of
 from vllm_hook.metadata import RankMemory
 from vllm_hook.pages import Pages
-from vllm_hook.weights import Names
-
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-_VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
-
-
-class Weights(NamedTuple):
-    """What tells a model's weights from others, and when their files were last changed (``time.time``; 0: no files).
-
-    The name is empty where nothing says so: then other weights may go by the same one. Where the files were changed
-    after vLLM began to load them, the model may have what was there before: the name would be that of the new ones. A
-    clock of a file server that is late by more than that hides it.
-    """
-
-    name: str
-    changed: float = 0.0
 
 
 def stage_of() -> int:
@@ -77,73 +63,37 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], weights: Weights,
 
     With `any_gpu` GPUs of different compute capability do not differ; with and without it never agree.
     """
-    model, cache = vllm_config.model_config, vllm_config.cache_config
+    return with_weights(without_weights(vllm_config, ranks, any_gpu), weights)
+
+
+def without_weights(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> Fingerprint:
+    """The same, but for the weights and the code of the model."""
     stages = {rank.stage: _of_rank(rank, any_gpu) for rank in ranks}
     return Fingerprint.of(
         vllm=compat.version(),
-        model=model.model,
-        revision=model.revision,
-        code_revision=getattr(model, "code_revision", None),
-        implementation=str(getattr(model, "model_impl", "auto")),
-        dtype=str(model.dtype),
-        config=(config := _config(model.hf_config)),
-        rope_length=model.max_model_len if "longrope" in config else None,  # vLLM picks its long or short factors by it
-        quantization=str(model.quantization),
-        weights=weights.name,
-        kv_dtype=str(cache.cache_dtype),
+        configuration=configuration(vllm_config),
+        environment=environment(),
         tensor_parallel=len(ranks) // len(stages),
         pipeline_parallel=len(stages),
-        stages=repr(list(stages.values())),
+        stages=list(stages.values()),
     )
 
 
-def with_weights(started: Fingerprint, weights: Names) -> Fingerprint:
-    """The fingerprint of an engine that started as `started` and has these weights now."""
-    return Fingerprint.of(started=started.hex, weights=weights) if weights else started
+def with_weights(others: Fingerprint, weights: Weights) -> Fingerprint:
+    """The fingerprint of an engine that has these weights, and `others` for everything else."""
+    return Fingerprint.of(others=others.hex, weights=weights.name, code=weights.code)
+
+
+def weights_now(ranks: Sequence[RankMemory]) -> Weights:
+    """The weights of a whole engine: those that its ranks have loaded, or have instead by now."""
+    names = {rank: memory.loaded.name for rank, memory in enumerate(ranks)}
+    names.update(ranks[0].weights)
+    return Weights(repr(sorted(names.items())), code=repr(sorted({memory.loaded.code for memory in ranks})))
 
 
 def _of_rank(rank: RankMemory, any_gpu: bool) -> list[tuple[str, str]]:
     """What only a worker knows, without the model of its GPU where that does not count."""
     return [(name, known.split()[0] if any_gpu and name == "device" else known) for name, known in rank.facts]
-
-
-def weights_of(vllm_config: Any) -> Weights:
-    """Which weights: of a folder or a file what lies there now, of a hub's name the commit that it stood for.
-
-    A folder into which vLLM pulls only the configuration, and streams the weights from elsewhere, has no name for them.
-    """
-    model = vllm_config.model_config
-    if str(vllm_config.load_config.load_format) == "dummy":
-        return Weights(f"dummy, seed {model.seed}")
-    path = Path(model.model)
-    if not path.exists():
-        return Weights(str(getattr(model.hf_config, "_commit_hash", None) or _commit(model.model, model.revision)))
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    found = [(file.name, file.stat()) for file in files if file.suffix in _WEIGHTS]
-    if not found:
-        return Weights("")
-    facts = [(name, was.st_dev, was.st_ino, was.st_size, was.st_mtime_ns) for name, was in found]
-    return Weights(repr(facts), max(was.st_ctime for _, was in found))
-
-
-def _commit(name: str, revision: str | None) -> str:
-    """The commit of a hub's model in the local cache, for configurations that do not tell it; empty if it is not there.
-
-    There a file lies in a folder with the commit's name.
-    """
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = [try_to_load_from_cache(name, file, revision=revision) for file in ("config.json", "params.json")]
-    except ValueError:  # no name of a hub
-        return ""
-    return next((Path(path).parent.name for path in found if isinstance(path, str)), "")
-
-
-def _config(hf_config: Any) -> str:
-    """The model's configuration as text (rope scaling, sliding windows, ...), without what does not change a byte."""
-    content = {key: value for key, value in hf_config.to_dict().items() if key not in _VOLATILE}
-    return json.dumps(content, sort_keys=True, default=str)
 
 
 def _device(device: torch.device) -> str:

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import msgspec
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat, plugin
+from vllm_hook import compat
 from vllm_hook.drafts import WITHOUT_KV
-from vllm_hook.facts import Weights
+from vllm_hook.identity.naming import Weights
 
 WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
@@ -73,14 +73,19 @@ def layout_asked_for(vllm_config: Any) -> str | None:
     return compat.block_outermost_layout() if fits and extra.get("block_outermost", True) else None
 
 
-def refusal(vllm_config: Any, kv_cache_config: Any, weights: Weights) -> str:
+def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
     """Why this configuration cannot take part in the market yet; empty when it can."""
     return (
-        _model_refusal(vllm_config)
-        or _weights_refusal(vllm_config.model_config.model, weights)
+        compat.too_old()
+        or _model_refusal(vllm_config)
         or _parallel_refusal(vllm_config)
         or _cache_refusal(vllm_config.cache_config, kv_cache_config)
     )
+
+
+def refusal_by_weights(vllm_config: Any, weights: Weights) -> str:
+    """Why an engine that has loaded these weights cannot take part; empty when it can."""
+    return _weights_refusal(vllm_config.model_config.model, weights)
 
 
 def refusal_beside(transfer_config: Any, of_engine: Any) -> str:
@@ -116,17 +121,9 @@ def _model_refusal(config: Any) -> str:
 
 
 def _weights_refusal(model: str, weights: Weights) -> str:
-    if not weights.name:
-        return (
-            f"nothing says which weights {model} has: no weight files lie there, and no commit of a hub is known; give "
-            "a folder that has the files, or a hub's name"
-        )
-    if weights.changed > plugin.began():
-        return (
-            f"the files in {model} were changed while this engine was starting, and it may have loaded those from "
-            "before; start it again"
-        )
-    return ""
+    if weights.name:
+        return ""
+    return f"it is not known which weights {model} has: {weights.reason or 'they were not looked at; see its log'}"
 
 
 def _parallel_refusal(config: Any) -> str:
@@ -139,7 +136,7 @@ def _parallel_refusal(config: Any) -> str:
     overlapping = config.scheduler_config.async_scheduling or parallel.pipeline_parallel_size > 1
     if overlapping and not compat.defers_block_free():
         return (
-            "it frees pages that a step in flight may write; use vLLM 0.24 or newer, or async_scheduling=False and "
+            "it frees pages that a step in flight may write; use vLLM 0.26 or newer, or async_scheduling=False and "
             "pipeline_parallel_size=1"
         )
     return ""

@@ -13,6 +13,7 @@ from kvmarket.layout import Layout
 from kvmarket.offer import Hit
 from kvmarket.pool import Slots
 from kvmarket.transport import Memory
+from vllm_hook.identity.naming import UNKNOWN, Weights
 from vllm_hook.weights import Names
 
 
@@ -63,18 +64,20 @@ class StepDone:
 class RankMemory:
     """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part.
 
-    `stage` is its pipeline stage, `ways` how it fetches, in words for the log. `here` gives the worker side itself,
-    while it lives, to a scheduler that may call it because it runs on the same thread: it stays behind when this goes
-    to another process.
+    `loaded` are the weights that it started with, `weights` those that the whole engine has instead by now (filled in
+    by its scheduler). `stage` is its pipeline stage, `ways` how it fetches, in words for the log. `here` gives the
+    worker side itself, while it lives, to a scheduler that may call it because it runs on the same thread: it stays
+    behind when this goes to another process.
     """
 
     memory: Memory | None
     layout: Layout | None
     facts: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
-    weights: Names = ()  # of the whole engine; filled in by its scheduler
+    weights: Names = ()
     stage: int = 0
     ways: str = ""
+    loaded: Weights = UNKNOWN
     here: Callable[[], Any] | None = field(default=None, compare=False)
 
     def worker(self) -> Any | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import math
-import os
-import time
+
+from vllm_hook.identity import loads
 
 NAME = "KVMarketConnector"
-_began = math.inf
 
 
 @functools.cache
@@ -17,15 +15,4 @@ def register() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     KVConnectorFactory.register_connector(NAME, "vllm_hook.connector", NAME)
-    _begin()
-    os.register_at_fork(after_in_child=_begin)
-
-
-def began() -> float:
-    """When vLLM began to work in this process (``time.time``); infinity where it has not loaded the plugin."""
-    return _began
-
-
-def _begin() -> None:
-    global _began
-    _began = time.time()
+    loads.watch()

@@ -7,18 +7,17 @@ the old name, however the weights were changed, and whoever knew of it.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-import xxhash
 
-from kvmarket.kernels.checksum import FIRST_KEY, KEY_STEP
 from vllm_hook.changes import follow_loads
 from vllm_hook.guard import Guard
+from vllm_hook.identity.naming import UNKNOWN, name_as_loaded
+from vllm_hook.identity.tensors import checksum_of
 
 Names: TypeAlias = tuple[tuple[int, str], ...]  # rank and name of its weights, by rank; without ranks as they started
-CHUNK_WORDS = 1 << 22
 _NO_NAME = "?"
 
 
@@ -26,6 +25,7 @@ class RankWeights:
     """The weights of one rank: `name` is empty while they are those of the start, else it says what they hold.
 
     Equal names mean equal bytes. Where they cannot be read, every change gives a name that nobody else ever has.
+    `loaded` says what those of the start are, once the worker is ready.
     """
 
     def __init__(self, checksum: Callable[[torch.nn.Module], str] | None = None) -> None:
@@ -33,11 +33,18 @@ class RankWeights:
         self._start: str | None = None
         self._worker: Any = None  # whose weights may have changed since they were read
         self._name = ""
+        self.loaded = UNKNOWN
 
     def ready(self, worker: Any) -> None:
-        """The worker has its model: hear of weights that are loaded into it, whoever does so."""
+        """The worker has its model: name what it has loaded, and hear of weights that are loaded into it from now on.
+
+        Called once more, when a worker warms up again, it leaves the name of the start alone.
+        """
         with Guard("ready", self._unknown):
             follow_loads(worker.get_model(), self, worker)
+        with Guard("ready", lambda _: None):
+            if not (self.loaded.name or self.loaded.reason):
+                self.loaded = name_as_loaded(worker.get_model(), worker)
 
     def changing(self, worker: Any) -> None:
         """To be called before anything that may change the weights of vLLM's worker.
@@ -94,45 +101,6 @@ class CacheWeights:
     def only(self, weights: Names) -> bool:
         """Whether all that the cache may hold was computed with these weights, and a step has shown it."""
         return self._seen == {weights}
-
-
-def checksum_of(model: torch.nn.Module) -> str:
-    """128 bits over all parameters, buffers and derived tensors of a model: hexadecimal, empty if some are hidden.
-
-    vLLM's CPU build packs the weights of linear layers where nobody sees them. Costs a read of all of them and 100 MB.
-    """
-    tensors = dict(_tensors(model))
-    if any(name.endswith("weight") and tensor.numel() == 0 for name, tensor in tensors.items()):
-        return ""
-    names = sorted(tensors)
-    sums = torch.stack([_sum(tensors[name]).cpu() for name in names]).tolist() if names else []
-    shapes = [(name, str(tensors[name].dtype), tuple(tensors[name].shape)) for name in names]
-    return xxhash.xxh3_128_hexdigest(repr((shapes, sums)).encode())
-
-
-def _tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors that a model computes with, by name; the KV cache is none of them."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-    for prefix, module in model.named_modules():
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor) and name != "kv_cache":
-                yield f"{prefix}.{name} of the module", value
-
-
-@torch.no_grad()
-def _sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum over the tensor's 32-bit words that makes a checksum of a block: one int64, where the tensor lies."""
-    data = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-    if rest := -data.numel() % 4:
-        data = torch.cat([data, data.new_zeros(rest)])
-    words = data.view(torch.int32)
-    total = torch.zeros((), dtype=torch.int64, device=words.device)
-    for at in range(0, len(words), CHUNK_WORDS):
-        chunk = words[at : at + CHUNK_WORDS].to(torch.int64)
-        keys = torch.arange(at, at + len(chunk), device=words.device, dtype=torch.int64) * KEY_STEP + FIRST_KEY
-        total += (chunk * (keys & 0xFFFFFFFF)).sum()
-    return total
 
 
 def names_of(rank: int, name: str) -> Names:

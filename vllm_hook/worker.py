@@ -12,7 +12,7 @@ import torch
 from kvmarket import counters
 from kvmarket.data import DataHalf
 from kvmarket.moved import Moved
-from vllm_hook import changes, compat, facts
+from vllm_hook import changes, compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.pages import Pages
@@ -53,10 +53,10 @@ class WorkerSide:
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
-        if next(iter(kv_caches.values())).device.type == "cpu":
-            compat.prepare_cpu_worker()
         if self._refusal:
             return
+        if next(iter(kv_caches.values())).device.type == "cpu":
+            compat.prepare_cpu_worker()
         self._pages = Pages(kv_caches, self._kv_cache_config)
         self._data = self.make_data_half(self._pages)
         self._in_lockstep = self._vllm_config.parallel_config.data_parallel_size > 1
@@ -78,6 +78,8 @@ class WorkerSide:
 
     def handshake(self) -> RankMemory:
         """What the scheduler must know of this rank, or why it takes no part."""
+        if self._data is not None and (reason := limits.refusal_by_weights(self._vllm_config, self._weights.loaded)):
+            self.refuse(reason)
         if self._data is None or self._pages is None:
             return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
         known = facts.of_worker(self._vllm_config, self._pages)
@@ -87,6 +89,7 @@ class WorkerSide:
             known,
             stage=facts.stage_of(),
             ways=self._data.mover.describe(),
+            loaded=self._weights.loaded,
             here=weakref.ref(self) if self.alone else None,
         )
 

@@ -33,7 +33,7 @@ def copy_blocks(
     zeroed int64, one per block, to which the block's checksum is added. Raises LayoutError or SlotError before anything
     moves.
     """
-    if destination.device.type == "cpu" and not _interpreted():
+    if destination.device.type == "cpu" and not is_interpreted():
         check_slots(source, source_slots, destination, destination_slots)
         if sums is not None:
             check_sums(sums, source, destination, source_slots, align_of(source, destination))
@@ -74,7 +74,7 @@ def _kernel(source: SlotArray, destination: SlotArray) -> Callable[..., None]:
     return pack if destination.layout.packed else scatter
 
 
-def _interpreted() -> bool:
+def is_interpreted() -> bool:
     """Say whether the kernels run in Triton's interpreter; looks without importing triton when they cannot."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         return False

@@ -37,6 +37,38 @@ def save_tiny_llama(
     return str(folder)
 
 
+def save_tiny_hybrid(folder: Path) -> str:
+    """Build and save a Qwen3-Next: three layers with a recurrent state to one with attention; bfloat16."""
+    import torch
+    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3NextConfig(
+        vocab_size=VOCAB,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=64,
+        linear_num_value_heads=2,
+        linear_num_key_heads=2,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+        max_position_embeddings=4096,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        mlp_only_layers=[0, 1, 2],
+        layer_types=["linear_attention"] * 3 + ["full_attention"],
+        initializer_range=0.2,
+        tie_word_embeddings=False,
+    )
+    Qwen3NextForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return str(folder)
+
+
 def save_tiny_adapter(folder: Path, layers: int = 3) -> str:
     """Save a LoRA adapter for the model, strong enough to change what it says."""
     import torch

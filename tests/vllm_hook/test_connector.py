@@ -32,7 +32,7 @@ class Connector(KVMarketConnector):
         self._settings = Settings(tenant=tenant)
         self._scheduler = SchedulerSide(BLOCK, 1, tenant=tenant)
         self._worker = None
-        self._fingerprint = Fingerprint.of(model="m")
+        self._others = Fingerprint.of(model="m")
         self.closed: Exception | None = None
 
     def connect(self, ranks: Any) -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import time
-from pathlib import Path
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kvmarket.errors import MisuseError
-from vllm_hook import compat, facts, limits, plugin
+from vllm_hook import compat, limits
+from vllm_hook.identity.naming import Weights
 
 
 def transfer(policy: str = "recompute", **extra: object) -> Any:
@@ -56,10 +55,6 @@ def config(**changes: object) -> Any:
     values: dict[str, Any] = {
         "model_config.runner_type": "generate",
         "model_config.model": "org/model",
-        "model_config.revision": None,
-        "model_config.seed": 0,
-        "model_config.hf_config._commit_hash": "c0ffee",
-        "load_config.load_format": "auto",
         "parallel_config.pipeline_parallel_size": 1,
         "scheduler_config.async_scheduling": True,
         "cache_config.enable_prefix_caching": True,
@@ -85,7 +80,7 @@ def groups(*specs: object) -> Any:
 
 
 def refusal(engine: Any, cache: Any) -> str:
-    return limits.refusal(engine, cache, facts.weights_of(engine))
+    return limits.refusal(engine, cache)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +92,6 @@ def refusal(engine: Any, cache: Any) -> str:
         ({"speculative_config.method": "eagle"}, [FullAttentionSpec()], "speculative decoding by eagle"),
         ({"speculative_config.method": "draft_model"}, [FullAttentionSpec()], "drafter has KV of its own"),
         ({"model_config.enable_sleep_mode": True}, [FullAttentionSpec()], "sleep mode"),
-        ({"model_config.hf_config._commit_hash": None}, [FullAttentionSpec()], "nothing says which weights org/model"),
         ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], ""),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
@@ -114,44 +108,54 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], s
     assert bool(reason) == bool(refusal(config(**changes), groups(*specs)))
 
 
-def test_weights_that_were_replaced_while_the_engine_was_starting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(compat, "defers_block_free", lambda: True)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"one")
-    engine = config(**{"model_config.model": str(tmp_path)})
-    assert refusal(engine, groups(FullAttentionSpec())) == "", "nobody knows when this process began"
-    monkeypatch.setattr(plugin, "_began", weights.stat().st_ctime)
-    assert refusal(engine, groups(FullAttentionSpec())) == ""
-    monkeypatch.setattr(plugin, "_began", weights.stat().st_ctime - 0.001)
-    assert "start it again" in refusal(engine, groups(FullAttentionSpec()))
-    engine.load_config.load_format = "dummy"
-    assert refusal(engine, groups(FullAttentionSpec())) == ""
+def test_weights_that_nobody_knows():
+    engine = config()
+    assert limits.refusal_by_weights(engine, Weights("files c0ffee")) == ""
+    for found in (Weights(""), Weights("", "nobody saw what was read; do this")):
+        reason = limits.refusal_by_weights(engine, found)
+        assert "which weights org/model has" in reason and found.reason in reason
 
 
-def test_a_process_that_is_forked_begins_anew():
-    """vLLM forks its engine core from a process that may have begun long before the weights were saved."""
-    context = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe()
-    plugin.register()
-    saved = time.time()
-    process = context.Process(target=lambda: theirs.send(plugin.began()))
-    process.start()
-    assert mine.poll(20) and plugin.began() <= saved <= mine.recv()
-    process.join()
+@pytest.mark.parametrize("version", ["0.24.1", "0.25.0", "0.9.2"])
+def test_versions_whose_multiconnector_hides_pages(monkeypatch: pytest.MonkeyPatch, version: str):
+    monkeypatch.setattr(compat, "version", lambda: version)
+    assert "MultiConnector" in refusal(config(), groups(FullAttentionSpec()))
+    assert "use vLLM 0.26 or newer" in refusal(config(), groups(FullAttentionSpec()))
+
+
+@pytest.mark.parametrize("version", ["0.26.0", "0.32.0", "1.0", "0.26.1rc2.dev7+g1234", "dev"])
+def test_versions_from_0_26_on(monkeypatch: pytest.MonkeyPatch, version: str):
+    monkeypatch.setattr(compat, "version", lambda: version)
+    assert refusal(config(), groups(FullAttentionSpec())) == ""
+
+
+def test_the_lookup_of_hybrid_models_is_mended_where_it_needs_to_be(monkeypatch: pytest.MonkeyPatch):
+    """By what the scheduler's module has: 0.26 asks there whether its cache has several groups."""
+    scheduler = SimpleNamespace(HybridKVCacheCoordinator=SimpleNamespace)
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.scheduler", scheduler)
+    for _ in range(2):
+        compat.keep_joint_lookup()
+        assert not isinstance(SimpleNamespace(), scheduler.HybridKVCacheCoordinator)
+    newer = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.scheduler", newer)
+    compat.keep_joint_lookup()
+    assert vars(newer) == {}
 
 
 def test_versions_that_do_not_defer_freeing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compat, "defers_block_free", lambda: False)
-    assert "0.24" in refusal(config(), groups(FullAttentionSpec()))
+    assert "step in flight" in refusal(config(), groups(FullAttentionSpec()))
     one_at_a_time = {"scheduler_config.async_scheduling": False}
     assert not refusal(config(**one_at_a_time), groups(FullAttentionSpec()))
     monkeypatch.setattr(compat, "tells_stages_apart", lambda: True)
     pipelined = {**one_at_a_time, "parallel_config.pipeline_parallel_size": 2}
-    assert "0.24" in refusal(config(**pipelined), groups(FullAttentionSpec()))
+    assert "step in flight" in refusal(config(**pipelined), groups(FullAttentionSpec()))
 
 
 def test_versions_that_do_not_tell_pipeline_stages_apart(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compat, "defers_block_free", lambda: True)
     monkeypatch.setattr(compat, "tells_stages_apart", lambda: False)
-    assert "0.26" in refusal(config(**{"parallel_config.pipeline_parallel_size": 2}), groups(FullAttentionSpec()))
+    assert "pipeline stages" in refusal(
+        config(**{"parallel_config.pipeline_parallel_size": 2}), groups(FullAttentionSpec())
+    )
     assert not refusal(config(), groups(FullAttentionSpec()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,32 +14,26 @@ from kvmarket.data import DataHalf
 from kvmarket.errors import LayoutError
 from kvmarket.layout import Layout
 from vllm_hook import facts
+from vllm_hook.identity.naming import Weights
 from vllm_hook.metadata import RankMemory
 
 
 def config(**parallel: int) -> Any:
-    return SimpleNamespace(
-        model_config=SimpleNamespace(
-            model="model",
-            revision=None,
-            code_revision=None,
-            model_impl="auto",
-            dtype=torch.float32,
-            quantization=None,
-            seed=0,
-            max_model_len=64,
-            hf_config=None,
-        ),
-        cache_config=SimpleNamespace(cache_dtype="auto"),
-        load_config=SimpleNamespace(load_format="dummy"),
-        parallel_config=SimpleNamespace(**parallel),
-    )
+    return SimpleNamespace(model_config=SimpleNamespace(model="model"), parallel_config=ParallelConfig(**parallel))
+
+
+@dataclass
+class ParallelConfig:
+    """Named as vLLM's, of which these fields say where a process is."""
+
+    data_parallel_rank: int = 0
+    data_parallel_size: int = 1
 
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facts.compat, "version", lambda: "0")
-    monkeypatch.setattr(facts, "_config", lambda hf_config: "")
+    monkeypatch.setattr(facts, "environment", dict)
 
 
 def ranks(*stages: int, pages: str = "p") -> list[RankMemory]:
@@ -47,7 +42,7 @@ def ranks(*stages: int, pages: str = "p") -> list[RankMemory]:
 
 
 def fingerprint(engine: Any, memories: list[RankMemory]) -> str:
-    return facts.fingerprint(engine, memories, facts.weights_of(engine)).hex
+    return facts.fingerprint(engine, memories, Weights("w")).hex
 
 
 def test_engines_cut_up_otherwise_have_other_fingerprints():

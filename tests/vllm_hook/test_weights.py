@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_hook import changes, facts
+from vllm_hook import changes
+from vllm_hook import weights as weights_module
+from vllm_hook.identity.naming import Weights
 from vllm_hook.metadata import StepDone
-from vllm_hook.weights import CHUNK_WORDS, CacheWeights, RankWeights, checksum_of, have_names
+from vllm_hook.weights import CacheWeights, RankWeights, have_names
 
 NEW, NEWER = ((0, "new"),), ((0, "newer"),)
 
@@ -48,6 +50,23 @@ class Worker:
         return "output"
 
 
+def test_the_name_of_the_start_is_taken_once_when_the_worker_is_ready(monkeypatch: pytest.MonkeyPatch):
+    worker, weights, named = Worker(), RankWeights(), []
+    monkeypatch.setattr(weights_module, "name_as_loaded", lambda *asked: named.append(asked) or Weights("loaded"))
+    assert not weights.loaded.name, "nobody has looked"
+    weights.ready(worker)
+    worker.get_model().load_weights(1)
+    weights.ready(worker)
+    assert weights.loaded == Weights("loaded") and named == [(worker.model, worker)]
+    assert weights.name(), "what changes later has a name of its own"
+
+
+def test_a_model_that_cannot_be_named_keeps_the_engine_going():
+    weights = RankWeights()
+    weights.ready(NoWorker())
+    assert not weights.loaded.name
+
+
 class NoWorker:
     def get_model(self) -> Model:
         raise RuntimeError("out of memory, say")
@@ -61,45 +80,6 @@ class Extension:
     @staticmethod
     def hello() -> str:
         return "hello"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn])
-def test_every_byte_of_the_weights_counts(dtype: torch.dtype):
-    values = torch.arange(23, dtype=torch.uint8).repeat(torch.empty((), dtype=dtype).element_size())
-    sums = {checksum_of(Model(w=values.view(dtype)))}
-    for at in range(len(values)):
-        changed = values.clone()
-        changed[at] ^= 1
-        sums.add(checksum_of(Model(w=changed.view(dtype))))
-    assert len(sums) == 1 + len(values)
-
-
-def test_weights_are_told_apart_by_name_place_and_shape():
-    one, two = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
-    models = [
-        Model(a=one, b=two),
-        Model(a=two, b=one),
-        Model(a=one, c=two),
-        Model(a=one.flip(0), b=two),
-        Model(a=one[None], b=two),
-        Model(a=one, b=two.view(torch.int32)),
-        Model(a=one),
-    ]
-    buffered, derived = Model(a=one), Model(a=one)
-    buffered.register_buffer("c", two + 1)
-    derived.b = two
-    assert len({checksum_of(model) for model in [*models, buffered, derived]}) == len(models) + 2
-    derived.kv_cache = torch.rand(3)
-    again = Model(a=one)
-    again.b = two.clone()
-    assert checksum_of(again) == checksum_of(derived), "the KV cache is no weight"
-
-
-def test_words_far_apart_are_told_apart():
-    far = torch.zeros(CHUNK_WORDS + 5, dtype=torch.int32)
-    first, second = far.clone(), far.clone()
-    first[2] = second[CHUNK_WORDS + 2] = 7
-    assert len({checksum_of(Model(w=each)) for each in (far, first, second)}) == 3
 
 
 def test_weights_that_are_set_back_have_their_old_name():
@@ -190,13 +170,6 @@ def test_a_cache_is_of_one_kind_of_weights_only_since_it_was_emptied():
     assert cached.only(NEW)
     cached.computed(5, NEWER)
     assert not cached.only(NEW) and not cached.only(NEWER)
-
-
-def test_weights_are_part_of_the_fingerprint():
-    started = facts.Fingerprint.of(model="m")
-    kinds = [(), NEW, NEWER, ((1, "new"),), ((0, "new"), (1, "new"))]
-    assert len({facts.with_weights(started, weights) for weights in kinds}) == len(kinds)
-    assert facts.with_weights(started, ()) == started
 
 
 def test_ranks_say_what_they_computed_with_in_any_order():
