@@ -18,13 +18,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bench import report
 from bench.engines import BLOCK, Child, Connection, await_all, join_as_scheduler, market_address, prompt
+from bench.memory import memory_of, service_memory
 from bench.trie import resident
 from bench.visible import row, show
 from kvmarket.cli.top import ask_status
@@ -261,22 +261,6 @@ def blocks_of(place: Address) -> int:
     try:
         return ask_status(place).blocks
     except RegistryError:
-        return 0
-
-
-def service_memory(address: str) -> int:
-    """Bytes that the service holds."""
-    try:
-        return memory_of(ask_status(Address(address)).service.pid)
-    except RegistryError:
-        return 0
-
-
-def memory_of(pid: int | None) -> int:
-    """Bytes that a process holds, 0 where it has gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    except OSError:
         return 0
 
 

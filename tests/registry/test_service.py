@@ -286,28 +286,3 @@ def test_frames_of_another_version_are_told_apart():
     for frame in (b"", b"x" * 100, b"kvmarket", PROTOCOL, PROTOCOL + b"\xc1"):
         with pytest.raises(MessageError):
             unpack_request(frame)
-
-
-def test_a_service_without_descriptors_serves_who_is_in(own_address, monkeypatch):
-    """Whoever knocks is let in when there are some again."""
-    service = Service(Address(own_address), idle_exit=1.0)
-    thread = threading.Thread(target=lambda: (service.run(), service.close()))
-    thread.start()
-    place = Address(own_address)
-    with Line(place) as member:
-        assert isinstance(member.ask(pack_message(join_message())), Joined)
-        assert isinstance(member.hear(), Changes)
-        with monkeypatch.context() as patched:
-            patched.setattr(service._door, "accept", lambda: os.dup(-1))  # fails as when there are none left
-            before = counters.snapshot().get(NOT_LET_IN, 0)
-            with Line(place) as late:
-                late.tell(pack_message(AskStatus()))
-                start, asked = time.monotonic(), 0
-                while time.monotonic() < start + 0.5:
-                    asked += bool(member.ask_status())
-                assert asked > 50
-                assert 1 <= counters.snapshot()[NOT_LET_IN] - before < 10
-                patched.undo()
-                assert isinstance(late.hear(), Status)
-    thread.join(timeout=30)
-    assert not thread.is_alive()

@@ -178,7 +178,7 @@ def test_a_service_of_another_version_is_outlived(own_address: str, monkeypatch:
     joined: list[ControlHalf] = []
     side = SchedulerSide(BLOCK, 1)
     monkeypatch.setattr(rejoin, "RETRY_SECONDS", 0.1)
-    with service_of_another_version(own_address):
+    with service_of_another_version(own_address), service_of_another_version(own_address + ".8"):
         assert side.join({0: RankMemory(None, None)}, connect, joined.append, heard.append) == ""
         assert side._control is None and heard[0].startswith("VersionError: "), heard
         assert "kvmarket/0" in heard[0] and "one version" in heard[0]

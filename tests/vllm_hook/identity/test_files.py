@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvmarket import counters
+from kvmarket.registry import address
 from vllm_hook.identity import files
 from vllm_hook.identity.files import ChangedError, WeightFile, digest_of
 
@@ -22,9 +23,9 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A runtime directory of the test's own; files need not be old to have settled."""
     directory = tmp_path / "run"
     directory.mkdir()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    monkeypatch.setattr(address, "_HOME", directory)
     monkeypatch.setattr(files, "_TICK", 0.005)
-    return directory / "kvmarket"
+    return directory / f"kvmarket-{os.geteuid()}"
 
 
 @pytest.fixture
