@@ -166,6 +166,24 @@ def test_a_hit_that_is_no_more_is_not_loaded():
     assert load.hit is None, "it ends at once"
 
 
+def test_local_hits_in_front_of_a_load_stay_on_offer():
+    side, control = joined()
+    admit(side, request("a", 4), [1])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1], 0, 4)})).step))
+    control.found = 3
+    assert admit(side, request("b", 13), [1, 2, 3], local=BLOCK) == 2 * BLOCK
+    assert control.live() == {1: prefix(1)}
+
+
+def test_outputs_in_which_no_load_ends():
+    side, _, running, own = overlapping()
+    output = back(running)
+    output.finished_recving = None
+    side.returned(output)
+    assert output.finished_recving == set()
+    assert heard(side, own, "a") == {"a"}
+
+
 def test_a_hit_within_a_block_is_left_to_vllm():
     side, control = joined()
     control.found = 2

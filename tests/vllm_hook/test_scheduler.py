@@ -52,6 +52,15 @@ def test_async_steps_that_run_past_the_stop_offer_only_known_tokens():
     assert control.live() == {1: prefix(1)}
 
 
+def test_of_several_blocks_those_are_offered_whose_tokens_are_known():
+    side, control = joined()
+    one = request("a", 11)
+    admit(side, one, [1, 2, 3])
+    step = side.dispatch(step_of(new={"a": ([1, 2, 3], 0, 12)}))  # preempted with its last token on the way
+    side.returned(back(step.step))
+    assert control.live() == {1: prefix(1), 2: prefix(2)}
+
+
 def test_page_reused_before_its_offer_goes_out():
     side, control = joined()
     admit(side, request("a", 8), [1, 2])

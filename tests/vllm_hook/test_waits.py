@@ -69,6 +69,12 @@ def test_nobody_waits_where_it_is_switched_off(clock):
     assert control.promises == {}
 
 
+def test_nobody_waits_where_it_is_switched_off_though_imports_have_a_minimum(clock):
+    side, control = waiting(0, min_tokens=2 * BLOCK)
+    control.coming = 4
+    assert side.match(request("a", 4 * BLOCK + 1), 0) == (0, False)
+
+
 def test_who_offers_nothing_more_is_not_waited_for(clock):
     (side, control), before = waiting(), given_up(waits.STALLED)
     one = request("a", 4 * BLOCK + 1)
@@ -196,6 +202,13 @@ def test_what_is_promised_is_promised_once():
     admit(side, one, [1, 2, 3])
     admit(side, one, [4, 5, 6])  # preempted meanwhile; the market is not asked
     assert control.log.count("promise") == 1
+
+
+def test_what_is_left_behind_an_import_is_promised():
+    side, control = waiting()
+    control.found = 2
+    assert admit(side, request("a", 4 * BLOCK), [1, 2]) == 2 * BLOCK
+    assert [len(tokens) for tokens, _ in control.promises.values()] == [4 * BLOCK]
 
 
 def test_a_prompt_of_just_enough_is_promised():
