@@ -6,7 +6,12 @@ import errno
 import os
 
 ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC)
-_TEXTS = ("out of memory", "can't start new thread", *(os.strerror(number).lower() for number in ERRNOS))
+_TEXTS = (
+    "out of memory",
+    "mapping of buffer object failed",  # CUDA, where it has no room for one more mapping
+    "can't start new thread",
+    *(os.strerror(number).lower() for number in ERRNOS),
+)
 
 
 def is_transient(error: BaseException) -> bool:

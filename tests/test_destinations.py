@@ -110,6 +110,7 @@ def test_a_fetch_that_could_not_be_launched_brought_nothing(pair, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(reader.market._data.mover, "start", fail)
         assert reader.market.fetch(hit, [4, 5, 6, 7]).wait() == 0
+    assert counters.snapshot()["fetch_failed{the copy could not be launched: RuntimeError}"]
     with pytest.raises(SlotError, match="block id 4 holds no block"):
         reader.market.publish(tokens, [4, 5, 6, 7])
     assert reader.take(tokens, [4, 5, 6, 7]) == 4, "another fetch brings it"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from kvmarket import counters
+from kvmarket.data import FLYING
 from kvmarket.ways import cpu
-from tests.model_engine import BLOCK, SLOTS, ModelEngine, matched, prompt
+from tests.model_engine import BLOCK, SLOTS, ModelEngine, matched, prompt, until
 
+CUT = "fetch_cut{a block was retired before it could be fetched}"
 STAGING = 4 * 2 * 2 * BLOCK * 24 * 2
 
 
@@ -139,18 +142,57 @@ def test_a_block_that_is_dead_at_fetch_ends_it(pair, staged, dead, monkeypatch):
     assert len(copied) == dead, "nothing is copied that cannot count"
 
 
-def test_a_dead_block_in_the_first_of_two_pools_ends_the_fetch_of_both(pair, market_address):
+@pytest.fixture
+def in_two_pools(pair, market_address):
+    """A hit whose first two blocks are in one pool, and whose others are in another one; and who owns the first."""
     owner, reader = pair
-    tokens = prompt(16, 720)
-    owner.publish(tokens[: 2 * BLOCK], [0, 1])
-    second = ModelEngine(market_address)
+    tokens, second = prompt(16, 720), ModelEngine(market_address)
     second.publish(tokens, [0, 1, 2, 3])
-    matched(reader, tokens)
-    hit = next(hit for hit in iter(lambda: reader.market.match(tokens), None) if hit.blocks == 4)
-    first_pool = hit.runs[0].pool
-    mine = owner if first_pool == owner.market._control.pool.id else second
-    mine.market.retire([1])
-    moved = reader.market.fetch(hit, [4, 5, 6, 7])
-    assert moved.wait() == 1
-    assert moved.valid.tolist() == [True, False, False, False]
+    second.market.retire([0, 1])
+    owner.publish(tokens[: 2 * BLOCK], [0, 1])
+    hit = matched(reader, tokens)
+    assert [len(run) for run in hit.runs] == [2, 2]
+    yield reader, owner, second, hit, tokens
     second.close()
+
+
+def test_blocks_of_two_pools_go_where_they_belong(in_two_pools):
+    reader, _, _, hit, tokens = in_two_pools
+    assert reader.market.fetch(hit, [7, 6, 5, 4]).wait() == 4
+    assert all(reader.holds(7 - block, tokens[: (block + 1) * BLOCK]) for block in range(4))
+    assert reader.market.fetch(hit, [8, 9], first=1).wait() == 2
+    assert all(reader.holds(7 + block, tokens[: (block + 1) * BLOCK]) for block in (1, 2))
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_block_in_the_first_of_two_pools_ends_the_fetch_of_both(in_two_pools, dead):
+    reader, owner, _, hit, _ = in_two_pools
+    before = counters.snapshot().get(CUT, 0)
+    owner.market.retire([dead])
+    moved = reader.market.fetch(hit, [4, 5, 6, 7])
+    assert moved.wait() == dead
+    assert moved.valid.tolist() == [block < dead for block in range(4)]
+    assert counters.snapshot()[CUT] == before + 1
+
+
+def test_a_dead_block_in_the_second_of_two_pools_ends_the_fetch_there(in_two_pools):
+    reader, _, second, hit, _ = in_two_pools
+    second.market.retire([2])
+    moved = reader.market.fetch(hit, [4, 5, 6, 7])
+    assert moved.wait() == 2
+    assert moved.valid.tolist() == [True, True, False, False]
+
+
+def test_a_pool_that_cannot_be_mapped_ends_the_fetch_of_what_follows(in_two_pools, monkeypatch):
+    reader, owner, _, hit, _ = in_two_pools
+    data, real = reader.market._data, reader.market._data._map
+    monkeypatch.setattr(data, "_map", lambda pool: None if pool.pool == owner.market._control.pool.id else real(pool))
+    assert reader.market.fetch(hit, [4, 5, 6, 7]).wait() == 0
+
+
+def test_fetches_that_nobody_waits_for_do_not_pile_up(in_two_pools):
+    reader, _, _, hit, _ = in_two_pools
+    for _ in range(5 * FLYING):
+        moved = reader.market.fetch(hit, [4, 5, 6, 7])
+        until(lambda moved=moved: moved._started is None or moved._started.query())
+    assert len(reader.market._data._flying) <= FLYING

@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from kvmarket import PagedCache, counters, process_watch
+from kvmarket.avoided import AT_ONCE
 from kvmarket.data import DataHalf
+from kvmarket.errors import SlotError
 from kvmarket.process_watch import ProcessWatch
 from kvmarket.shared_file import Process, pid_namespace, start_time
 from kvmarket.ways import cpu
@@ -260,9 +263,33 @@ def test_a_copy_in_flight_keeps_its_mapping_until_it_is_done(market_address, wor
     until(lambda: not worker._mapped)
     time.sleep(0.1)
     assert mapped(hit)
+    with pytest.raises(SlotError, match=r"block id 2 is still being fetched.*wait\(\)"):
+        worker.check_landed(np.array([7, 2]))
+    worker.check_landed(np.array([4, 7]))
     let_on.set()
     until(lambda: not mapped(hit))  # though nobody asked whether it is done
+    worker.check_landed(np.array([2]))
     assert moved.wait() == 4, "its generations still say that the bytes count"
+
+
+def test_closed_it_watches_nobody_and_holds_nothing(market_address, worker):
+    peer = Peer(market_address)
+    hit = found_by(market_address, peer, 304)
+    before = descriptors()
+    assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
+    until(threads)
+    worker.close()
+    assert not threads() and descriptors() <= before and not mapped(hit)
+    worker.close()
+    peer.kill()
+
+
+def test_a_pool_that_is_gone_is_not_passed_over_for_what_it_was(worker):
+    for _ in range(AT_ONCE + 1):
+        worker._resting.for_now("a")
+    assert "a" in worker._resting.now()
+    worker.forget(["a"])
+    assert "a" not in worker._resting.now()
 
 
 @pytest.mark.parametrize("which", ["generations", "memory"])

@@ -21,6 +21,7 @@ PASSING = [
     *(OSError(number, "") for number in ERRNOS),
     MemoryError(),
     RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: mapping of buffer object failed"),
     RuntimeError("unable to open shared memory object </torch_1_2_3> in read-write mode: Too many open files (24)"),
     RuntimeError("can't start new thread"),
 ]
