@@ -1,10 +1,10 @@
 """The KV connector for stock vLLM: `KVMarketConnector`.
 
-Scheduler side: scheduler.py (tracks.py, outputs.py, steps.py, imports.py, drafts.py, waits.py, chores.py); worker side:
-worker.py (pages.py). connector.py delegates to them, guarded by guard.py. facts.py says what must agree, limits.py what
-is refused, compat.py what differs between versions. An engine whose weights change (changes.py hears of it, weights.py
-names them) joins the market anew: rejoin.py. summary.py is the line in the log, metrics.py what is on vLLM's page,
-which stats.py collects and prom.py registers.
+Scheduler side: scheduler.py (tracks.py, outputs.py, steps.py, imports.py, drafts.py, waits.py, chores.py); worker
+side: worker.py (pages.py). connector.py delegates to them, guarded by guard.py. facts.py says what must agree,
+identity/ looks it up; limits.py what is refused, compat.py what differs between versions. An engine whose weights
+change (changes.py hears of it, weights.py names them) joins the market anew: rejoin.py. summary.py is the line in the
+log, metrics.py what is on vLLM's page, which stats.py collects and prom.py registers.
 """
 
 from __future__ import annotations

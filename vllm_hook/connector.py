@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvmarket import counters
 from kvmarket.control import ControlHalf
-from kvmarket.fingerprint import Fingerprint
 from vllm_hook import compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
@@ -55,7 +55,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._refusal = reason or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        self._others: Fingerprint | None = None  # of all but its weights
+        self._compared: Mapping[str, object] = {}  # all of its fingerprint but the weights, once they are known
         compat.keep_joint_lookup()  # whether this takes part or not
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
@@ -172,8 +172,10 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
         """Make the control half for the memory of all ranks."""
-        self._others = self._others or facts.without_weights(self._vllm_config, ranks, self._settings.any_gpu)
-        fingerprint = facts.with_weights(self._others, facts.weights_now(ranks))
+        self._compared = self._compared or facts.compared(self._vllm_config, ranks, self._settings.any_gpu)
+        weights = facts.weights_now(ranks)
+        _log.debug("kvmarket compares %s", json.dumps({**self._compared, "weights": weights}, sort_keys=True))
+        fingerprint = facts.with_weights(self._compared, weights)
         tenant = self._settings.tenant
         address = self._settings.address
         return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
