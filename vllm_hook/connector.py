@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._refusal = reason or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        self._others: Fingerprint | None = None  # of all but its weights
+        self._compared: Mapping[str, object] = {}  # all of its fingerprint but the weights, once they are known
         compat.keep_joint_lookup()  # whether this takes part or not
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
@@ -178,7 +179,9 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
         Raises what `ControlHalf` raises.
         """
-        fingerprint = facts.with_weights(self._but_weights(ranks), facts.weights_now(ranks))
+        compared, weights = self._compared_with(ranks), facts.weights_now(ranks)
+        _log.debug("kvmarket compares %s", json.dumps({**compared, "weights": weights}, sort_keys=True))
+        fingerprint = facts.with_weights(compared, weights)
         tenant = self._settings.tenant
         address = self._settings.address
         return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
@@ -260,17 +263,16 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._worker:
             self._worker.close()
 
-    def _but_weights(self, ranks: Sequence[RankMemory]) -> Fingerprint:
-        """The fingerprint of all but the weights of the engine."""
-        if self._others is None:
-            self._others = facts.without_weights(self._vllm_config, ranks, self._settings.any_gpu)
-        return self._others
+    def _compared_with(self, ranks: Sequence[RankMemory]) -> Mapping[str, object]:
+        """All of the engine's fingerprint but the weights."""
+        self._compared = self._compared or facts.compared(self._vllm_config, ranks, self._settings.any_gpu)
+        return self._compared
 
     def _unfit(self, ranks: Sequence[RankMemory]) -> str:
         """Why this engine can never join, whatever becomes of the market; empty when it can."""
         try:
             facts.stages_of(ranks)
-            check_identity(self._but_weights(ranks), self._settings.tenant)
+            check_identity(Fingerprint.of(**self._compared_with(ranks)), self._settings.tenant)
         except MisuseError as error:
             return str(error)
         reason = tenant_refusal(self._settings.tenant, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,25 +63,25 @@ def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], weights: Weights,
 
     With `any_gpu` GPUs of different compute capability do not differ; with and without it never agree.
     """
-    return with_weights(without_weights(vllm_config, ranks, any_gpu), weights)
+    return with_weights(compared(vllm_config, ranks, any_gpu), weights)
 
 
-def without_weights(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> Fingerprint:
-    """The same, but for the weights and the code of the model."""
+def compared(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> dict[str, object]:
+    """Everything that must agree but the weights and the code of the model, as plain values."""
     stages = {rank.stage: _of_rank(rank, any_gpu) for rank in ranks}
-    return Fingerprint.of(
-        vllm=compat.version(),
-        configuration=configuration(vllm_config),
-        environment=environment(),
-        tensor_parallel=len(ranks) // len(stages),
-        pipeline_parallel=len(stages),
-        stages=list(stages.values()),
-    )
+    return {
+        "vllm": compat.version(),
+        "configuration": configuration(vllm_config),
+        "environment": environment(),
+        "tensor_parallel": len(ranks) // len(stages),
+        "pipeline_parallel": len(stages),
+        "stages": list(stages.values()),
+    }
 
 
-def with_weights(others: Fingerprint, weights: Weights) -> Fingerprint:
+def with_weights(others: Mapping[str, object], weights: Weights) -> Fingerprint:
     """The fingerprint of an engine that has these weights, and `others` for everything else."""
-    return Fingerprint.of(others=others.hex, weights=weights.name, code=weights.code)
+    return Fingerprint.of(**others, weights=weights.name, code=weights.code)
 
 
 def weights_now(ranks: Sequence[RankMemory]) -> Weights:

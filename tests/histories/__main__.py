@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import sys
 import time
 
-from tests.histories.node import run
-
-CHUNK = 50
-
-
-def _runs(job: tuple[int, int, int]) -> list[str]:
-    """What was wrong in these histories."""
-    logging.disable(logging.CRITICAL)
-    first, steps, engines = job
-    found = []
-    for seed in range(first, first + CHUNK):
-        try:
-            run(seed, steps, engines)
-        except AssertionError as error:
-            found.append(f"seed {seed}: {error}")
-    return found
+from tests.histories.node import CHUNK, run_chunk
 
 
 def main() -> int:
@@ -38,7 +22,7 @@ def main() -> int:
     jobs = [(options.seed + at, options.steps, options.engines) for at in range(0, options.runs, CHUNK)]
     start, wrong, done = time.monotonic(), 0, 0
     with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=200) as pool:
-        for found in pool.imap_unordered(_runs, jobs):
+        for found in pool.imap_unordered(run_chunk, jobs):
             wrong, done = wrong + len(found), done + CHUNK
             for each in found:
                 print(each, flush=True)

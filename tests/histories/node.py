@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import uuid
@@ -253,3 +254,19 @@ def run(seed: int, steps: int = 40, engines: int = 2, *, settle: bool = True) ->
         raise AssertionError(f"{type(error).__name__}: {error}") from error
     finally:
         node.close()
+
+
+CHUNK = 50  # histories of one `run_chunk`
+
+
+def run_chunk(job: tuple[int, int, int]) -> list[str]:
+    """What is wrong in `CHUNK` histories, by the first seed, their steps and their engines; in a process of a pool."""
+    logging.disable(logging.CRITICAL)
+    first, steps, engines = job
+    found = []
+    for seed in range(first, first + CHUNK):
+        try:
+            run(seed, steps, engines)
+        except AssertionError as error:
+            found.append(f"seed {seed}: {error}")
+    return found

@@ -10,7 +10,6 @@ import pytest
 
 from kvmarket import counters
 from kvmarket.errors import AddressError, LayoutError
-from kvmarket.fingerprint import Fingerprint
 from tests.vllm_hook.fakes import BLOCK, FakeControl
 from vllm_hook import facts
 from vllm_hook.limits import Settings
@@ -32,7 +31,7 @@ class Connector(KVMarketConnector):
         self._settings = Settings(tenant=tenant)
         self._scheduler = SchedulerSide(BLOCK, 1, tenant=tenant)
         self._worker = None
-        self._others = Fingerprint.of(model="m")
+        self._compared = {"model": "m"}
         self.closed: Exception | None = None
 
     def connect(self, ranks: Any) -> Any:

@@ -22,6 +22,7 @@ _SCRATCH = re.compile(
 )
 _CLOSED = ("torch", "transformers", "vllm.compilation", "vllm.config", "vllm.distributed", "vllm.lora", "vllm.v1")
 _OF_TORCH = ("_parameters", "_buffers", "_modules")
+_LEAVES = frozenset({str, int, float, bool, bytes, type(None), torch.dtype, torch.device, torch.Size})
 _DEEPEST = 8
 
 
@@ -64,7 +65,7 @@ def _inside(value: object, name: str, seen: set[int], depth: int) -> Iterator[tu
     if isinstance(value, torch.Tensor):
         yield from _plain(name, value)
         return
-    if depth > _DEEPEST or id(value) in seen:
+    if type(value) in _LEAVES or depth > _DEEPEST or id(value) in seen:
         return
     seen.add(id(value))
     for key, item in _items(value):
@@ -74,7 +75,7 @@ def _inside(value: object, name: str, seen: set[int], depth: int) -> Iterator[tu
 
 def _items(value: object) -> Iterable[tuple[str, Any]]:
     """What an object refers to, by name; nothing where it has no weights of the model that holds it."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [(str(key), item) for key, item in value.items()]
     if isinstance(value, list | tuple):
         return [(str(number), item) for number, item in enumerate(value)]
