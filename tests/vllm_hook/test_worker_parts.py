@@ -95,6 +95,31 @@ def test_it_lets_go_once():
     side.close()
     side.close()
     assert closed == [1]
+    failed = failures()
     side.start_now(load("a", HIT, 4))
-    side.start(StepMetadata(1, (load("a", HIT, 4),)))
+    side.start(StepMetadata(1, (load("a", HIT, 4),), ("gone",)))
     assert side.take_finished() == {"a"} and side.take_bad() == {4}, "a load ends all the same"
+    assert failures() == failed
+
+
+def failures() -> int:
+    return sum(n for key, n in counters.snapshot().items() if key.startswith("vllm_hook_failed"))
+
+
+def test_a_load_without_a_hit_is_not_started_ahead():
+    side, data = worker()
+    side.start_now(load("a", None, 4))
+    assert data.moved == []
+
+
+def test_its_data_half_is_that_of_its_rank(monkeypatch: pytest.MonkeyPatch):
+    made: dict[str, Any] = {}
+    monkeypatch.setattr(
+        worker_module, "DataHalf", lambda cache, rank, **more: made.update(more, cache=cache, rank=rank)
+    )
+    monkeypatch.setattr(facts, "rank_of", lambda: 5)
+    side = WorkerSide(None, None, programs=7)
+    side.make_data_half(SimpleNamespace(cache="its cache"))  # type: ignore[arg-type]
+    made.pop("on_unreachable")("a pool")
+    assert made == {"cache": "its cache", "rank": 5, "programs": 7}
+    assert side.take_unreachable() == ("a pool",) and side._rank == 5
