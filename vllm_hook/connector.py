@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,8 @@ from vllm_hook.scheduler import SchedulerSide
 from vllm_hook.stats import OF_PROCESS, MarketStats
 from vllm_hook.tracks import tenant_refusal
 from vllm_hook.worker import WorkerSide
+
+_log = logging.getLogger("vllm.kvmarket")
 
 KVConnectorMetadata.register(StepMetadata)
 KVConnectorWorkerMetadata.register(StepDone)

@@ -41,6 +41,15 @@ def test_plan_copies_every_byte_once(way: str, data: st.DataObject):
     assert bool((np.diff(plan.source_offset)[np.diff(plan.source_segment) == 0] > 0).all()), "ascending in the source"
 
 
+def test_items_apart_are_no_run_though_they_are_as_many_as_their_bytes():
+    shape = Shape("kv", 8, 3, 2)
+    source, destination = (make(name, shape, 1, 2).array for name in ("interleaved", "nhd_pair"))
+    expected = clone(destination)
+    copy_by_plan(fragments(source.layout, destination.layout), source, 1, destination, 0)
+    pull_reference(source, torch.tensor([1]), expected, torch.tensor([0]))
+    assert_bitwise(destination, expected)
+
+
 def layout(name: str, shape: Shape, layers: int = 4, slots: int = 3) -> Layout:
     return make(name, shape, layers, slots).cache.layout
 

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 
 from tests.mutants.change import Change, Place, without
-from tests.mutants.skipped import is_text, name_of
+from tests.mutants.skipped import is_skipped, name_of
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq,
@@ -119,5 +119,5 @@ def _call(node: ast.Call) -> Found:
             Change(node, "__dict__", {**node.__dict__, "func": ast.Name(FUNCTIONS[name]), "keywords": fitting}),
         )
     for i, keyword in enumerate(node.keywords):
-        if not is_text(node, keyword):
+        if not is_skipped(node, keyword):
             yield "keyword", without(node, i, "keywords")

@@ -8,6 +8,7 @@ FUNCTIONS = {"_check", "__repr__", "__str__"}
 STATEMENTS = (ast.Import, ast.ImportFrom, ast.Assert, ast.Global, ast.Nonlocal, ast.Pass)
 LOGGERS = {"_log", "log", "logger", "logging", "warnings"}
 TEXT_ARGUMENTS = {"reason", "detail", "help"}
+ASSERTING_ARGUMENTS = {"strict"}  # of zip: the lengths are the same
 GENERICS = {"list", "tuple", "dict", "set", "Callable", "Annotated"}  # what is indexed so is a type
 THREAD_ARGUMENTS = {"name", "daemon"}
 
@@ -35,10 +36,10 @@ def is_count(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and name_of(node.func) == "counters.add"
 
 
-def is_text(call: ast.Call, keyword: ast.keyword) -> bool:
-    """Whether the argument is a text for people, or says how a thread is called."""
+def is_skipped(call: ast.Call, keyword: ast.keyword) -> bool:
+    """Whether the argument is a text for people, asserts something, or says how a thread is called."""
     threads = name_of(call.func).endswith("Thread")
-    return keyword.arg in TEXT_ARGUMENTS or (threads and keyword.arg in THREAD_ARGUMENTS)
+    return keyword.arg in TEXT_ARGUMENTS | ASSERTING_ARGUMENTS or (threads and keyword.arg in THREAD_ARGUMENTS)
 
 
 def statement(node: ast.stmt) -> bool:
@@ -68,7 +69,7 @@ def expression(node: ast.AST, owner: ast.AST, field: str) -> bool:
     if field in ("decorator_list", "keywords") and isinstance(owner, ast.ClassDef | ast.FunctionDef):
         return True
     if isinstance(owner, ast.Call) and isinstance(node, ast.keyword):
-        return is_text(owner, node)
+        return is_skipped(owner, node)
     return isinstance(owner, ast.Raise) or isinstance(node, ast.JoinedStr | ast.pattern) or is_log(node)
 
 

@@ -96,6 +96,8 @@ def _may_matter(first: ast.stmt, second: ast.stmt, function: ast.FunctionDef | a
     if all(isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) for t in node.targets) for node in pair):
         return False  # two local variables
     private = function.name == "__init__"  # what is set there nobody sees yet
+    if private and all(isinstance(node, ast.Assign | ast.AnnAssign) for node in pair):
+        return False
     if not all(_has_effect(node, private) for node in pair) or not any(_calls(node) for node in pair):
         return False
     bound = {n.id for n in ast.walk(first) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}

@@ -134,6 +134,7 @@ def test_what_is_skipped():
     assert found == {("removal", "pass")}
     found = made_of("def f(a):\n    counters.add('name', reason='a' + b, detail=1 + 1)")
     assert found == {("removal", "pass")}
+    assert made_of("a = zip(b, c, strict=True)") == set()
     found = made_of("a = Thread(target=f, name='kvmarket' + b, daemon=True)")
     assert found == {("keyword", "a = Thread(name='kvmarket' + b, daemon=True)")}
 
