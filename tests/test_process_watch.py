@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
-from kvmarket import PagedCache, counters, process_watch
-from kvmarket.avoided import AT_ONCE
-from kvmarket.data import DataHalf
-from kvmarket.errors import SlotError
+from kvmarket import counters, process_watch
 from kvmarket.process_watch import ProcessWatch
-from kvmarket.shared_file import Process, pid_namespace, start_time
-from kvmarket.ways import cpu
-from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
+from kvmarket.shared_file import Process, pid_namespace
+from tests.model_engine import until
 from tests.scarcity import descriptors, no_descriptors
-
-
-class Sleeper:
-    """A process of its own, which does nothing."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        self.known = Process(self._process.pid, start_time(self._process.pid), pid_namespace())
-
-    def kill(self, reap: bool = True) -> None:
-        self._process.kill()
-        if reap:
-            self._process.wait()
+from tests.sleepers import Sleeper, watching
 
 
 @pytest.fixture
@@ -67,10 +47,6 @@ class Heir:
         return set().union(*self.calls)
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "kvmarket-peers"]
-
-
 @pytest.mark.parametrize("reap", [True, False], ids=["reaped", "zombie"])
 def test_a_death_is_told_of_within_some_ms(sleepers, reap):
     heir = Heir()
@@ -86,7 +62,7 @@ def test_a_death_is_told_of_within_some_ms(sleepers, reap):
     sleepers[1].kill(reap)
     until(lambda: heir.dead == {sleepers[0].known, sleepers[1].known})
     watch.close()
-    assert not threads()
+    assert not watching()
 
 
 def test_who_is_dead_already_is_told_of(sleepers):
@@ -110,7 +86,7 @@ def test_who_is_watched_no_more_is_not_told_of(sleepers):
     time.sleep(0.1)
     assert not heir.calls
     watch.watch([])
-    until(lambda: descriptors() == before and not threads())
+    until(lambda: descriptors() == before and not watching())
     watch.watch([sleepers[1].known])
     sleepers[1].kill()
     until(lambda: heir.calls == [{sleepers[1].known}])
@@ -131,7 +107,7 @@ def test_whoever_has_not_finished_is_called_again(sleepers):
     calls = len(heir.calls)
     until(lambda: len(heir.calls) > calls + 1)
     heir.finished = True
-    until(lambda: not threads())
+    until(lambda: not watching())
     watch.close()
 
 
@@ -170,7 +146,7 @@ def test_it_uses_no_cpu_while_nobody_dies(sleepers):
     heir = Heir()
     watch = ProcessWatch(heir.heed)
     watch.watch([sleeper.known for sleeper in sleepers])
-    until(threads)
+    until(watching)
     time.sleep(0.1)
     (native,) = {thread.native_id for thread in threading.enumerate() if thread.name == "kvmarket-peers"}
     stat = Path(f"/proc/self/task/{native}/status")
@@ -184,10 +160,10 @@ def test_dropping_it_ends_the_thread(sleepers):
     heir, before = Heir(), descriptors()
     watch = ProcessWatch(heir.heed)
     watch.watch([sleepers[0].known])
-    until(lambda: threads() and descriptors() == before + 2)
+    until(lambda: watching() and descriptors() == before + 2)
     del watch
     gc.collect()
-    until(lambda: not threads() and descriptors() == before)
+    until(lambda: not watching() and descriptors() == before)
 
 
 def test_no_thread_for_a_moment(sleepers, monkeypatch):
@@ -204,106 +180,3 @@ def test_no_thread_for_a_moment(sleepers, monkeypatch):
     sleepers[0].kill()
     until(lambda: heir.calls)
     watch.close()
-
-
-# ---- a data half by itself, as a worker has it: nobody tells it of deaths
-
-
-def mapped(hit) -> bool:
-    """Whether this process has the memory of the hit's pools mapped."""
-    inodes = {str(file.inode) for pool in hit.pools.values() for file in pool.stages[0].ranks[0].files}
-    rows = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
-    return any(row[4] in inodes and "torch_" in row[-1] for row in rows)
-
-
-@pytest.fixture
-def worker():
-    layers = [torch.zeros(8, 2, BLOCK, 24, dtype=torch.int16) for _ in range(2)]
-    half = DataHalf(PagedCache(layers, block_size=BLOCK))
-    yield half
-    half.close()
-
-
-def found_by(market_address: str, peer: Peer, seed: int):
-    """A hit on what a peer offers; whoever matched it has left again."""
-    scout, tokens = ModelEngine(market_address), prompt(16, seed)
-    peer.publish(tokens, [0, 1, 2, 3])
-    hit = matched(scout, tokens)
-    scout.close()
-    return hit
-
-
-def test_an_idle_worker_drops_a_dead_engines_memory_by_itself(market_address, worker):
-    peers = [Peer(market_address) for _ in range(2)]
-    hits = [found_by(market_address, peer, 300 + number) for number, peer in enumerate(peers)]
-    before = descriptors()
-    for hit in hits:
-        assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
-    assert mapped(hits[0]) and mapped(hits[1])
-    peers[0].kill()
-    assert until(lambda: not mapped(hits[0])) < 1
-    assert mapped(hits[1]), "its owner lives"
-    assert worker.fetch(hits[1], [0, 1, 2, 3]).wait() == 4
-    peers[1].kill()
-    assert until(lambda: not mapped(hits[1])) < 1
-    until(lambda: descriptors() <= before and not threads())
-
-
-def test_a_copy_in_flight_keeps_its_mapping_until_it_is_done(market_address, worker, monkeypatch):
-    peer, let_on, real = Peer(market_address), threading.Event(), cpu.copy_blocks
-    hit = found_by(market_address, peer, 302)
-
-    def copy(*arguments, **options):
-        assert let_on.wait(20)
-        real(*arguments, **options)
-
-    monkeypatch.setattr(cpu, "copy_blocks", copy)
-    moved = worker.fetch(hit, [0, 1, 2, 3])
-    peer.kill()
-    until(lambda: not worker._mapped)
-    time.sleep(0.1)
-    assert mapped(hit)
-    with pytest.raises(SlotError, match=r"block id 2 is still being fetched.*wait\(\)"):
-        worker.check_landed(np.array([7, 2]))
-    worker.check_landed(np.array([4, 7]))
-    let_on.set()
-    until(lambda: not mapped(hit))  # though nobody asked whether it is done
-    worker.check_landed(np.array([2]))
-    assert moved.wait() == 4, "its generations still say that the bytes count"
-
-
-def test_closed_it_watches_nobody_and_holds_nothing(market_address, worker):
-    peer = Peer(market_address)
-    hit = found_by(market_address, peer, 304)
-    before = descriptors()
-    assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
-    until(threads)
-    worker.close()
-    assert not threads() and descriptors() <= before and not mapped(hit)
-    worker.close()
-    peer.kill()
-
-
-def test_a_pool_that_is_gone_is_not_passed_over_for_what_it_was(worker):
-    for _ in range(AT_ONCE + 1):
-        worker._resting.for_now("a")
-    assert "a" in worker._resting.now()
-    worker.forget(["a"])
-    assert "a" not in worker._resting.now()
-
-
-@pytest.mark.parametrize("which", ["generations", "memory"])
-def test_either_owner_of_a_pool_counts(market_address, worker, sleepers, which):
-    """Of a tensor-parallel engine the scheduler owns the generations, a worker the memory."""
-    owner = ModelEngine(market_address)
-    owner.publish(prompt(16, 303), [0, 1, 2, 3])
-    hit = matched(owner, prompt(16, 303))
-    (name,) = hit.pools
-    assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
-    pool = worker._mapped[name]
-    owners = (sleepers[0].known, pool.owners[1]) if which == "generations" else (pool.owners[0], sleepers[0].known)
-    worker._mapped[name] = type(pool)(pool.slots, pool.generations, owners)
-    worker._watch_owners()
-    sleepers[0].kill()
-    until(lambda: name not in worker._mapped)
-    owner.close()
