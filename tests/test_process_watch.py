@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,22 +13,10 @@ import pytest
 
 from kvmarket import counters, process_watch
 from kvmarket.process_watch import ProcessWatch
-from kvmarket.shared_file import Process, pid_namespace, start_time
+from kvmarket.shared_file import Process, pid_namespace
 from tests.model_engine import until
 from tests.scarcity import descriptors, no_descriptors
-
-
-class Sleeper:
-    """A process of its own, which does nothing."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-        self.known = Process(self._process.pid, start_time(self._process.pid), pid_namespace())
-
-    def kill(self, reap: bool = True) -> None:
-        self._process.kill()
-        if reap:
-            self._process.wait()
+from tests.sleepers import Sleeper, watching
 
 
 @pytest.fixture
@@ -61,10 +47,6 @@ class Heir:
         return set().union(*self.calls)
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "kvmarket-peers"]
-
-
 @pytest.mark.parametrize("reap", [True, False], ids=["reaped", "zombie"])
 def test_a_death_is_told_of_within_some_ms(sleepers, reap):
     heir = Heir()
@@ -80,7 +62,7 @@ def test_a_death_is_told_of_within_some_ms(sleepers, reap):
     sleepers[1].kill(reap)
     until(lambda: heir.dead == {sleepers[0].known, sleepers[1].known})
     watch.close()
-    assert not threads()
+    assert not watching()
 
 
 def test_who_is_dead_already_is_told_of(sleepers):
@@ -104,7 +86,7 @@ def test_who_is_watched_no_more_is_not_told_of(sleepers):
     time.sleep(0.1)
     assert not heir.calls
     watch.watch([])
-    until(lambda: descriptors() == before and not threads())
+    until(lambda: descriptors() == before and not watching())
     watch.watch([sleepers[1].known])
     sleepers[1].kill()
     until(lambda: heir.calls == [{sleepers[1].known}])
@@ -125,7 +107,7 @@ def test_whoever_has_not_finished_is_called_again(sleepers):
     calls = len(heir.calls)
     until(lambda: len(heir.calls) > calls + 1)
     heir.finished = True
-    until(lambda: not threads())
+    until(lambda: not watching())
     watch.close()
 
 
@@ -164,7 +146,7 @@ def test_it_uses_no_cpu_while_nobody_dies(sleepers):
     heir = Heir()
     watch = ProcessWatch(heir.heed)
     watch.watch([sleeper.known for sleeper in sleepers])
-    until(threads)
+    until(watching)
     time.sleep(0.1)
     (native,) = {thread.native_id for thread in threading.enumerate() if thread.name == "kvmarket-peers"}
     stat = Path(f"/proc/self/task/{native}/status")
@@ -178,10 +160,10 @@ def test_dropping_it_ends_the_thread(sleepers):
     heir, before = Heir(), descriptors()
     watch = ProcessWatch(heir.heed)
     watch.watch([sleepers[0].known])
-    until(lambda: threads() and descriptors() == before + 2)
+    until(lambda: watching() and descriptors() == before + 2)
     del watch
     gc.collect()
-    until(lambda: not threads() and descriptors() == before)
+    until(lambda: not watching() and descriptors() == before)
 
 
 def test_no_thread_for_a_moment(sleepers, monkeypatch):
@@ -198,13 +180,3 @@ def test_no_thread_for_a_moment(sleepers, monkeypatch):
     sleepers[0].kill()
     until(lambda: heir.calls)
     watch.close()
-
-
-# ---- a data half by itself, as a worker has it: nobody tells it of deaths
-
-
-def mapped(hit) -> bool:
-    """Whether this process has the memory of the hit's pools mapped."""
-    inodes = {str(file.inode) for pool in hit.pools.values() for file in pool.stages[0].ranks[0].files}
-    rows = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
-    return any(row[4] in inodes and "torch_" in row[-1] for row in rows)

@@ -107,3 +107,18 @@ def test_a_hit_of_another_market(pair, market_address, change):
     same = ModelEngine(market_address)
     assert same.market.fetch(hit, [4, 5, 6, 7]).wait() == 4, "another engine of the same ones may"
     same.close()
+
+
+def test_a_hit_of_another_geometry(pair, own_address):
+    """Of the same fingerprint, in a market of its own, where nobody compared the two."""
+    _, reader = pair
+    layers = [torch.zeros(8, 2, BLOCK, 26, dtype=torch.int16) for _ in range(2)]
+    cache, tokens = kvmarket.PagedCache(layers, block_size=BLOCK), prompt(8, 424)
+    with kvmarket.connect(cache, kvmarket.Fingerprint.of(**FACTS), address=own_address) as elsewhere:
+        elsewhere.publish(tokens, [0, 1])
+        hit = elsewhere.match(tokens)
+        assert hit.blocks == 2
+        before = reader.market._control.generations([4, 5]).tolist()
+        with pytest.raises(SlotError, match="another geometry"):
+            reader.market.fetch(hit, [4, 5])
+        assert reader.market._control.generations([4, 5]).tolist() == before

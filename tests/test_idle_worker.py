@@ -1,9 +1,10 @@
-"""A data half hears by itself that the owners of what it has mapped have died."""
+"""A data half by itself, as a worker of an engine has it: nobody tells it of deaths, nor calls it when idle."""
 
 from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,14 @@ from kvmarket.errors import SlotError
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 from tests.scarcity import descriptors
-from tests.test_process_watch import mapped, sleepers, threads
+from tests.sleepers import Sleeper, watching
 
-__all__ = ["sleepers"]
+
+def mapped(hit) -> bool:
+    """Whether this process has the memory of the hit's pools mapped."""
+    inodes = {str(file.inode) for pool in hit.pools.values() for file in pool.stages[0].ranks[0].files}
+    rows = (line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(row[4] in inodes and "torch_" in row[-1] for row in rows)
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_an_idle_worker_drops_a_dead_engines_memory_by_itself(market_address, wo
     assert worker.fetch(hits[1], [0, 1, 2, 3]).wait() == 4
     peers[1].kill()
     assert until(lambda: not mapped(hits[1])) < 1
-    until(lambda: descriptors() <= before and not threads())
+    until(lambda: descriptors() <= before and not watching())
 
 
 def test_a_copy_in_flight_keeps_its_mapping_until_it_is_done(market_address, worker, monkeypatch):
@@ -82,9 +88,9 @@ def test_closed_it_watches_nobody_and_holds_nothing(market_address, worker):
     hit = found_by(market_address, peer, 304)
     before = descriptors()
     assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
-    until(threads)
+    until(watching)
     worker.close()
-    assert not threads() and descriptors() <= before and not mapped(hit)
+    assert not watching() and descriptors() <= before and not mapped(hit)
     worker.close()
     peer.kill()
 
@@ -98,7 +104,7 @@ def test_a_pool_that_is_gone_is_not_passed_over_for_what_it_was(worker):
 
 
 @pytest.mark.parametrize("which", ["generations", "memory"])
-def test_either_owner_of_a_pool_counts(market_address, worker, sleepers, which):
+def test_either_owner_of_a_pool_counts(market_address, worker, which):
     """Of a tensor-parallel engine the scheduler owns the generations, a worker the memory."""
     owner = ModelEngine(market_address)
     owner.publish(prompt(16, 303), [0, 1, 2, 3])
@@ -106,9 +112,10 @@ def test_either_owner_of_a_pool_counts(market_address, worker, sleepers, which):
     (name,) = hit.pools
     assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
     pool = worker._mapped[name]
-    owners = (sleepers[0].known, pool.owners[1]) if which == "generations" else (pool.owners[0], sleepers[0].known)
+    other = Sleeper()
+    owners = (other.known, pool.owners[1]) if which == "generations" else (pool.owners[0], other.known)
     worker._mapped[name] = type(pool)(pool.slots, pool.generations, owners)
     worker._watch_owners()
-    sleepers[0].kill()
+    other.kill()
     until(lambda: name not in worker._mapped)
     owner.close()
