@@ -22,6 +22,7 @@ from kvmarket.errors import MisuseError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from vllm_hook import compat, facts, limits, summary
 from vllm_hook.guard import Guard
+from vllm_hook.identity import loads
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 from vllm_hook.prom import MarketProm
 from vllm_hook.scheduler import SchedulerSide
@@ -34,6 +35,7 @@ _log = logging.getLogger("vllm.kvmarket")
 KVConnectorMetadata.register(StepMetadata)
 KVConnectorWorkerMetadata.register(StepDone)
 KVConnectorHandshakeMetadata.register(RankMemory)
+loads.watch()  # a process that makes the engine's configuration imports this; others load the plugin, which does it too
 
 
 class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
