@@ -8,7 +8,12 @@ import torch
 
 from kvmarket import PagedCache
 from kvmarket.errors import MisuseError
-from kvmarket.pool.owners import acquire, release
+from kvmarket.pool import Generations, owners
+from kvmarket.pool.owners import release
+
+
+def acquire(cache: PagedCache) -> Generations:
+    return owners.acquire(cache).generations
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from kvmarket.errors import AddressError, VersionError
 from kvmarket.registry import address as address_module
 from kvmarket.registry import messages
 from kvmarket.registry.address import Address
+from kvmarket.registry.line import join_service
 from kvmarket.registry.wire import Door, Wire
 from tests.model_engine import FACTS, ModelEngine
-from tests.registry.test_strangers import as_nobody, refusal_of
+from tests.registry.test_strangers import as_nobody, joining_with, refusal_of
 
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
@@ -149,7 +150,7 @@ def test_a_socket_that_cannot_be_made(own_address):
         Service(place)
 
 
-def test_a_service_of_another_version(engine, own_address):
+def test_a_service_of_another_version(own_address):
     """Something holds the lock and answers in another protocol."""
     place = Address(own_address)
     lock = place.take_lock()
@@ -166,14 +167,14 @@ def test_a_service_of_another_version(engine, own_address):
     thread = threading.Thread(target=answer)
     thread.start()
     with pytest.raises(VersionError, match="kvmarket/999"):
-        kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
+        join_service(place, *joining_with(), threading.Event())
     thread.join()
     wires[0].close()
     door.close()
     os.close(lock)
 
 
-def test_a_service_that_speaks_another_way(engine, own_address):
+def test_a_service_that_speaks_another_way(own_address):
     """An older one, whose socket is a stream."""
     place = Address(own_address)
     lock = place.take_lock()
@@ -182,7 +183,7 @@ def test_a_service_that_speaks_another_way(engine, own_address):
         other.bind(str(place.socket))
         other.listen()
         with pytest.raises(VersionError, match="one version of kvmarket"):
-            kvmarket.connect(engine.cache, FINGERPRINT, address=own_address)
+            join_service(place, *joining_with(), threading.Event())
     os.close(lock)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from kvmarket.errors import MessageError
-from kvmarket.registry.messages import Promise, Retire, Settle
+from kvmarket.registry.messages import News, Promise, Retire, Settle
 from kvmarket.registry.news import put_in
 from kvmarket.registry.promises import PROMISES_PER_POOL, Promises
+from kvmarket.registry.space import Space
 from tests.model_engine import BLOCK, ModelEngine, Peer, prompt, until
 from tests.registry.test_space import SIZE, made
 
@@ -50,21 +51,27 @@ def test_there_is_a_bound():
     assert [each.number for each in promises] == list(range(10, PROMISES_PER_POOL + 10))
 
 
+def put(space: Space, news: News) -> None:
+    """Do all that `news` says."""
+    for _ in put_in(space, news):
+        pass
+
+
 def test_a_space_takes_them_from_its_pools_only():
     space = made("pa", "pb")
-    put_in(space, promise("pa", 1, [1, 2, 3, 4]))
+    put(space, promise("pa", 1, [1, 2, 3, 4]))
     with pytest.raises(MessageError, match="not known"):
-        put_in(space, promise("other", 1, [1, 2]))
+        put(space, promise("other", 1, [1, 2]))
     with pytest.raises(MessageError, match="whole number"):
-        put_in(space, Promise("pa", "", b"12345", 2))
+        put(space, Promise("pa", "", b"12345", 2))
     tokens = np.array([1, 2, 3, 4, 5, 6], np.int32)
     assert space.promises.blocks(tokens, "", ()) == 2
-    assert promise("pa", 1, [1, 2, 3, 4]) in list(space.changes()), "who joins later hears of it"
-    put_in(space, Settle("pa", 1))
-    put_in(space, Settle("pa", 77))
+    assert promise("pa", 1, [1, 2, 3, 4]) in list(space.promises), "who joins later hears of it"
+    put(space, Settle("pa", 1))
+    put(space, Settle("pa", 77))
     assert space.promises.blocks(tokens, "", ()) == 0
-    for end in (lambda: put_in(space, Retire("pa", None)), lambda: space.drop_pool("pa")):
-        put_in(space, promise("pa", 3, [1, 2]))
+    for end in (lambda: put(space, Retire("pa", None)), lambda: space.drop_pool("pa")):
+        put(space, promise("pa", 3, [1, 2]))
         end()
         assert list(space.promises) == []
 
