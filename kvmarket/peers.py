@@ -54,7 +54,10 @@ class Peers:
             peer = _meet(record)
         except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError, OSError, MemoryError) as error:
             scarce = is_transient(error)
-            counters.add("pool_passed_over" if scarce else "pool_unreachable", reason=type(error).__name__)
+            if scarce:
+                counters.add("pool_passed_over", reason=type(error).__name__)
+            else:
+                counters.add("pool_unreachable", reason=type(error).__name__)
             (self._on_scarce if scarce else self._on_unreadable)(record.pool)
             return None
         with self._turn:
