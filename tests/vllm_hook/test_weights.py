@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.vllm_hook.worker_fakes import worker as worker_of_a_side
 from vllm_hook import changes
 from vllm_hook import weights as weights_module
 from vllm_hook.identity.naming import Weights
@@ -65,6 +66,14 @@ def test_a_model_that_cannot_be_named_keeps_the_engine_going():
     weights = RankWeights()
     weights.ready(NoWorker())
     assert not weights.loaded.name
+
+
+def test_a_worker_whose_weights_nobody_knows_takes_no_part():
+    side, _ = worker_of_a_side()
+    side._vllm_config = SimpleNamespace(model_config=SimpleNamespace(model="org/model"))
+    side._weights.loaded = Weights("", "nobody saw what was read; do this")
+    refused = side.handshake()
+    assert "org/model" in refused.refusal and "do this" in refused.refusal and refused.memory is None
 
 
 class NoWorker:

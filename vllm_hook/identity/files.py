@@ -114,7 +114,7 @@ class Kept:
         except (OSError, msgspec.DecodeError) as error:
             counters.add("vllm_weight_digests_lost", reason=type(error).__name__, detail=str(path))
             return
-        self._digests = dict(pairs[-_KEPT:])
+        self._digests = dict(pairs)
 
     def get(self, stamp: Stamp) -> str | None:
         """The digest of the file of this stamp."""

@@ -48,15 +48,16 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
     The KV cache is none of them, nor is what a step writes and reads again.
     """
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        found.update(_plain(name, tensor))
+    registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {part: tensor for name, whole in registered.items() for part, tensor in _plain(name, whole)}
     kept = {id(tensor) for tensor in found.values()}
+    holders = [(name, vars(tensor)) for name, tensor in registered.items()]  # scales of bitsandbytes, say
     for prefix, module in model.named_modules():
-        values = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+        holders.append((prefix, {name: value for name, value in vars(module).items() if name not in _OF_TORCH}))
+    for prefix, values in holders:
         for name, tensor in _inside(values, prefix, set(), 0):
             if id(tensor) not in kept:
-                found[f"{name} of the module"] = tensor
+                found[f"{name} beside them"] = tensor
     return found
 
 
@@ -84,7 +85,8 @@ def _items(value: object) -> Iterable[tuple[str, Any]]:
         return [(name, cell.cell_contents) for name, cell in cells if _filled(cell)]
     if isinstance(value, type | ModuleType | torch.nn.Module) or type(value).__module__.startswith(_CLOSED):
         return ()
-    return getattr(value, "__dict__", {}).items()
+    slots = [(name, getattr(value, name, None)) for name in getattr(type(value), "__slots__", ())]
+    return [*slots, *getattr(value, "__dict__", {}).items()]
 
 
 def _filled(cell: Any) -> bool:

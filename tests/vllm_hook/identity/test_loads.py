@@ -129,6 +129,21 @@ def test_files_replaced_while_they_were_loaded_have_no_name(loader: ModuleType, 
     assert load.digest() == "" and load.problem == CHANGED
 
 
+def test_a_link_that_moves_on_while_files_are_loaded_leaves_them_without_a_name(
+    loader: ModuleType, weights: Path, tmp_path: Path
+):
+    """Some may have been opened here, and some there."""
+    (newer := tmp_path / "newer").mkdir()
+    for path in weights.iterdir():
+        (newer / path.name).write_bytes(b"newer")
+    current, following = tmp_path / "current", tmp_path / "following"
+    current.symlink_to("weights")
+    following.symlink_to("newer")
+    load = seen(loader.DefaultModelLoader(during=lambda: following.replace(current)), current)
+    assert load.digest() == "" and load.problem == CHANGED
+    assert seen(loader.DefaultModelLoader(), current).digest() == digest(newer)
+
+
 def test_files_that_go_away_once_they_were_loaded_keep_their_name(loader: ModuleType, weights: Path):
     """As when a link to the newest checkpoint moves on, and the old one is removed."""
     expected = digest(weights)

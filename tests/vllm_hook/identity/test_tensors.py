@@ -54,6 +54,13 @@ def test_weights_are_told_apart_by_name_place_and_form():
     assert checksum_of(Model(a=one.clone(), b=two.clone())) == checksum_of(models[0])
 
 
+class Slotted:
+    __slots__ = ("packed",)
+
+    def __init__(self, packed: torch.Tensor) -> None:
+        self.packed = packed
+
+
 def kept(where: str, tensor: torch.Tensor) -> Model:
     """A model that keeps a tensor somewhere else than among its parameters."""
     model = Model(a=torch.ones(2))
@@ -69,6 +76,10 @@ def kept(where: str, tensor: torch.Tensor) -> Model:
         model.quant_method = SimpleNamespace(kernel=SimpleNamespace(w13_weight=tensor, model=model))
     elif where == "closure":
         model.gemm = lambda x: x @ tensor
+    elif where == "slot":
+        model.kernel = Slotted(tensor)
+    elif where == "parameter":
+        model.a.quant_state = {0: SimpleNamespace(absmax=tensor)}
     elif where == "layer":
         model.layer = Model(b=tensor)
     else:
@@ -76,7 +87,9 @@ def kept(where: str, tensor: torch.Tensor) -> Model:
     return model
 
 
-@pytest.mark.parametrize("where", ["buffer", "buffer of no state", "attribute", "list", "object", "closure", "layer"])
+@pytest.mark.parametrize(
+    "where", ["buffer", "buffer of no state", "attribute", "list", "object", "slot", "parameter", "closure", "layer"]
+)
 def test_weights_are_found_wherever_a_layer_keeps_them(where: str):
     """Kernels of mixtures of experts keep repacked weights in objects of their own, and delete the parameters."""
     one, other, none = kept(where, torch.ones(2)), kept(where, torch.zeros(2)), Model(a=torch.ones(2))
