@@ -53,10 +53,10 @@ class WorkerSide:
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
+        if any(cache.device.type == "cpu" for cache in kv_caches.values()):
+            compat.prepare_cpu_worker()
         if self._refusal:
             return
-        if next(iter(kv_caches.values())).device.type == "cpu":
-            compat.prepare_cpu_worker()
         self._pages = Pages(kv_caches, self._kv_cache_config)
         self._data = self.make_data_half(self._pages)
         self._in_lockstep = self._vllm_config.parallel_config.data_parallel_size > 1

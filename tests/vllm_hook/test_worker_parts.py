@@ -12,6 +12,7 @@ from kvmarket import counters
 from tests.vllm_hook.worker_fakes import HIT, FakeData, load, worker
 from vllm_hook import changes, compat, facts
 from vllm_hook import worker as worker_module
+from vllm_hook.identity.naming import Weights
 from vllm_hook.metadata import StepMetadata
 from vllm_hook.worker import GONE, WorkerSide
 
@@ -21,7 +22,9 @@ class Side(WorkerSide):
 
     def __init__(self, refusal: str = "", data_parallel: int = 1) -> None:
         parallel = SimpleNamespace(data_parallel_size=data_parallel)
-        super().__init__(SimpleNamespace(parallel_config=parallel), None, refusal, programs=7)
+        config = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(model="a model"))
+        super().__init__(config, None, refusal, programs=7)
+        self._weights.loaded = Weights("its weights")
         self.data: Any = FakeData()
 
     def make_data_half(self, pages: Any) -> Any:
@@ -51,6 +54,7 @@ def test_pages_are_shared_and_told(called: list[str]):
     said = side.handshake()
     assert (said.memory, said.layout, said.facts) == ("its memory", "its layout", (("pages", "p"),))
     assert (said.stage, said.ways, said.refusal, said.worker()) == (3, "by hand", "", None)
+    assert said.loaded == Weights("its weights")
     side.alone = True
     assert side.handshake().worker() is side
 
@@ -62,6 +66,15 @@ def test_who_is_refused_shares_nothing(called: list[str]):
     assert side.handshake().refusal == "not served" and side._data is None
     side.refuse("another reason")
     assert side.handshake().refusal == "not served", "the first one stays"
+
+
+def test_weights_that_nothing_names_share_nothing(called: list[str]):
+    side = Side()
+    side.register({"layer": torch.zeros(1)})
+    side._weights.loaded = Weights("", "nobody saw them")
+    said = side.handshake()
+    assert said.refusal == "it is not known which weights a model has: nobody saw them" and said.memory is None
+    assert side._data is None, "and no import writes into its pages"
 
 
 def test_engines_in_lockstep_are_known(called: list[str]):
