@@ -87,7 +87,7 @@ def baselines(prompts: Prompts, count: int) -> tuple[float, float]:
 def measure(calls: int) -> list[dict[str, object]]:
     """Build the trie of a million blocks and time each kind of call."""
     prompts, chance = Prompts(), random.Random(1)
-    offers = np.random.default_rng(2).permutation(np.arange(2_000_000, dtype=np.int64)) << 20
+    offers = np.random.default_rng(2).permutation(np.arange(2_000_000, dtype=np.int64)) | 1 << 40  # as slots of a pool
     match_baseline, insert_baseline = baselines(prompts, 40)
     gc.collect()
 

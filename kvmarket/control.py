@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from itertools import count
 
 from kvmarket import counters
 from kvmarket.avoided import Avoided
-from kvmarket.errors import KVMarketError, TokenError
+from kvmarket.errors import TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.ledger import Ledger
 from kvmarket.offer import Hit, Stage, geometry_of
@@ -73,12 +74,11 @@ class ControlHalf:
             self.block_size,
             tuple(pool.record() for pool in self._pools),
         )
-        try:
-            with self._lock:  # the watching thread calls back, which needs the client
-                self._client = Client(Address(address), join, self._forget, self._snapshot, self._go_on, finds_own)
-        except KVMarketError:
-            self._pools.close()
-            raise
+        with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
+            undo.callback(self._pools.close)
+            undo.callback(self._peers.close)
+            self._client = Client(Address(address), join, self._forget, self._snapshot, self._go_on, finds_own)
+            undo.pop_all()
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:
         """The generations of `slots` now: capture them when the blocks are published, hand them to `offer`.

@@ -16,10 +16,10 @@ from typing import Annotated
 import msgspec
 
 from kvmarket.errors import NamespaceError, SharedMemoryError
-from kvmarket.transient import is_transient
+from kvmarket.transient import MORE, is_transient
 
 _SAME_USER = "owner and reader must belong to the same user"
-_MORE = "raise the limit of open files (ulimit -n) or free some memory; it is tried again"
+_MORE = f"{MORE}; it is tried again"
 
 
 class Process(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+MORE = "raise the limit of open files (ulimit -n) or free some memory"
 ERRNOS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC)
 _TEXTS = (
     "out of memory",

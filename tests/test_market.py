@@ -220,7 +220,8 @@ def test_a_connection_that_broke_is_made_again(market_address, peer, talks):
     engine = ModelEngine(market_address)
     engine.publish(tokens := prompt(16), [0, 1, 2, 3])
     line = engine.market._control._client._line
-    line.wire.send(bytes(MAX_MESSAGE_BYTES + 1))  # the service hangs up on who sends such a thing
+    with engine.market._control._client._lock:  # else the watching thread may say something in the middle of it
+        line.wire.send(bytes(MAX_MESSAGE_BYTES + 1))  # the service hangs up on who sends such a thing
     if talks:
         engine.publish(tokens := prompt(16, 1), [4, 5, 6, 7])
     until(lambda: engine.market._control._client._line is not line)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvmarket import counters, shared_file
-from kvmarket.errors import SharedMemoryError
+from kvmarket.errors import KVMarketError, SharedMemoryError
 from kvmarket.pool import Generations
 from kvmarket.shared_file import Process, SharedFile, start_time
 from tests.model_engine import ModelEngine, Peer, matched, prompt, until
@@ -151,3 +151,24 @@ def test_an_engine_joins_when_there_are_descriptors_again(market_address):
         ModelEngine(market_address)
     engine = ModelEngine(market_address)
     engine.close()
+
+
+def test_who_cannot_join_for_want_of_descriptors_is_told_and_leaks_none(own_address):
+    """Whichever is the one that is missing; the market is joined as soon as there are enough."""
+    other = ModelEngine(own_address)  # keeps the service alive
+    ModelEngine(own_address).close()  # what is imported or opened once is
+    before, joined = descriptors(), 0
+    for left in range(40):
+        try:
+            with no_descriptors(left):
+                engine = ModelEngine(own_address)
+            engine.close()
+            del engine
+            joined += 1
+        except KVMarketError as error:
+            assert "ulimit -n" in str(error), error
+        assert descriptors() <= before, f"with {left}"
+        if joined > 2:
+            other.close()
+            return
+    raise AssertionError("forty descriptors are not enough to join a market")

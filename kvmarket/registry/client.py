@@ -14,6 +14,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 
 from kvmarket import counters
 from kvmarket.errors import AddressError, KVMarketError
@@ -27,6 +28,7 @@ from kvmarket.registry.snapshot import SnapshotParts
 from kvmarket.registry.standing import Run
 from kvmarket.registry.tokens import Int32s, Int64s
 from kvmarket.supervised import survived
+from kvmarket.transient import MORE
 
 TURN_SECONDS = 500e-6  # so long at a time the watching thread holds the replica: what comes at once goes in at once
 TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
@@ -67,10 +69,17 @@ class Client:
         self._behind_since: float | None = None
         self._replica = Replica(join.block_size, join.pools)
         self._home = Home(address, join, self._replica, snapshot, self._closing)
-        self._line = self._first_line()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
-        self._thread.start()
+        with ExitStack() as undo:
+            try:
+                self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+                undo.callback(os.close, self._wake)
+                self._line = self._first_line()
+                undo.callback(self._line.close)
+                self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:
+                raise AddressError(f"this process cannot join a market now: {error}; {MORE}") from error
+            undo.pop_all()
 
     def offer(self, offering: Offering) -> None:
         """Offer these blocks; its arrays are copied.

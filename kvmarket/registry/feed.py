@@ -80,6 +80,10 @@ class Feed:
             self.begin()
         return True
 
+    def end(self) -> None:
+        """Nothing is told any more; let go of who makes the snapshots, which holds us."""
+        self._snapshot, self._under_way = _nothing, None
+
     def mark(self, now: float) -> None:
         """Tell the last number once more, where it is time for that; to be called every now and then."""
         if now >= self._mark_at and not self._lacking:
@@ -89,3 +93,7 @@ class Feed:
     def _send(self, changes: tuple[Change, ...], *, snapshot: bool = False) -> bool:
         self._mark_at = time.monotonic() + MARK_SECONDS
         return self._wire.send(pack_message(self._told.changes(changes, snapshot=snapshot)))
+
+
+def _nothing() -> SnapshotParts:
+    return SnapshotParts(())

@@ -104,6 +104,7 @@ class Line:
     def close(self) -> None:
         """Leave: the service takes down all that we offered. May be called twice."""
         self.wire.close()
+        self.feed.end()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

@@ -84,10 +84,9 @@ class Space:
             same = pool.same(slots, epoch, generations)
             if leading(same) == len(same):
                 pool.see(slots)
-                return
+                return  # else all of them go, also those that stand so: none is ever on two blocks
             if pool.newer(slots, epoch, generations).any():
                 raise MessageError("an offer older than the one that stands")
-            old = slots[~same & (pool.generations[slots] != 0)]
         place = self._place(pool, offering, offering.before) if offering.before is not None else None
         if pool.lates:
             old = np.concatenate((old, slots[pool.late[slots]]))
@@ -266,7 +265,7 @@ class Space:
     def _take_out(self, pool: Pool, slots: Int64s) -> None:
         """Take the offers of these slots out of the trie; nothing stands for them any more."""
         if len(slots):
-            self.trie.remove(slots | (pool.number << SLOT_BITS), single=True)
+            self.trie.remove(slots | (pool.number << SLOT_BITS))
             pool.generations[slots] = 0
             if pool.lates:
                 pool.lates -= int(np.count_nonzero(pool.late[slots]))
@@ -287,7 +286,8 @@ class Space:
             part = slice(begin, begin + (1 << 16))
             slots = np.flatnonzero((generations[part] != 0) | late[part]) + begin
             for start in range(0, len(slots), FEW):
-                self.trie.remove(slots[start : start + FEW] | (number << SLOT_BITS), single=True)
+                self.trie.remove(slots[start : start + FEW] | (number << SLOT_BITS))
                 yield
+        self.trie.forget(number << SLOT_BITS, len(generations))
         self._leaving.discard(number)
         self._free.append(number)

@@ -13,8 +13,6 @@ from kvmarket.registry.offer_index import OfferIndex
 from kvmarket.registry.tokens import Int64s
 
 Place: TypeAlias = tuple[Node, int]  # a node, and one of its blocks
-_PART = 1 << 14  # offers that are put into the index at a time
-SPARE_ENTRIES = 1 << 10  # of the index, of offers that are no more, before it is built anew
 
 
 class Tree:
@@ -25,15 +23,15 @@ class Tree:
 
     width     bytes of a block of tokens
     nodes     by number; None where a number is free, the root at 0
-    index     from offers to node numbers
+    index     from an offer to the number of the node that has it
     cold      the leaves by age; None where nothing is ever evicted
     clock     stamp of the latest call; the trie counts it up
     stored    blocks, holes included
     held      blocks with an offer
     pairs     offers, over all blocks
 
-    A node has at most `node_blocks` blocks, a leaf ends in a block with an offer, and an only child is one that did not
-    fit into its parent. `grow` and `split` leave the joining to their caller.
+    An offer is on one block at most. A node has at most `node_blocks` blocks, a leaf ends in a block with an offer, and
+    an only child is one that did not fit into its parent. `grow` and `split` leave the joining to their caller.
     """
 
     def __init__(self, width: int, node_blocks: int, *, evicts: bool) -> None:
@@ -60,15 +58,13 @@ class Tree:
 
     def find(self, offer: int) -> Place | None:
         """The node that has an offer, and at which of its blocks; None if none has. Cost: some us, O(node's offers)."""
-        for number in self.index.nodes(offer):
-            node = self.nodes[number]
-            if node is not None and node.size:
-                if offer in node.offers[:, -1].tolist():  # where a conversation goes on
-                    return node, node.size - 1
-                places = np.flatnonzero((node.offers == offer).any(axis=0))
-                if places.size:
-                    return node, int(places[0])
-        return None
+        node = self.nodes[self.index.node(offer)]
+        if node is None or not node.size:
+            return None
+        if offer in node.offers[:, -1].tolist():  # where a conversation goes on
+            return node, node.size - 1
+        places = np.flatnonzero((node.offers == offer).any(axis=0))
+        return (node, int(places[0])) if places.size else None
 
     def touch(self, node: Node | None) -> None:
         """Stamp a node and all above it with the clock. Cost: O(blocks), by memset."""
@@ -117,8 +113,7 @@ class Tree:
         self.stored += len(heads)
         self.held += len(heads)
         self.pairs += len(heads)
-        if not self.index.add(offers, numbers):
-            self._reindex()
+        self.index.add(offers, numbers)
 
     def lengthen(self, node: Node, data: bytes, row: Int64s) -> bool:
         """Append all blocks of `data` to a leaf; False, and nothing done, where it is none or has no room for them."""
@@ -171,35 +166,25 @@ class Tree:
         if self.cold is not None:
             self.cold.push(node)
 
-    def remove(self, offers: Int64s, *, single: bool) -> int:
-        """Take offers down wherever they are; returns how many were found. As PrefixTrie.remove."""
-        near = self._remove_near(offers) if single and offers.size else 0
-        if near and near == offers.size:
-            return near
-        known, numbers = self.index.find(offers)
-        order = np.argsort(numbers, kind="stable")  # ten times as fast: they come in runs
-        known, numbers = known[order], numbers[order]
-        edges = np.flatnonzero(np.diff(numbers, prepend=NONE)).tolist()
-        touched, removed = [], 0
-        for start, end in zip(edges, [*edges[1:], numbers.size], strict=False):
-            node, count = self._withdraw(int(numbers[start]), known[start:end])
-            if node is not None:
-                removed += count
-                touched.append(node)
+    def remove(self, offers: Int64s) -> int:
+        """Take offers down; returns how many were found. As PrefixTrie.remove."""
+        if not offers.size:
+            return 0
+        node, removed = self._withdraw(self.index.node(int(offers[0])), offers)  # mostly one node has all of them
+        touched = [] if node is None else [node]
+        if removed < offers.size:
+            numbers = self.index.find(offers)
+            order = np.argsort(numbers, kind="stable")  # ten times as fast: they come in runs
+            offers, numbers = offers[order], numbers[order]
+            edges = np.flatnonzero(np.diff(numbers, prepend=NONE)).tolist()
+            for start, end in zip(edges, [*edges[1:], numbers.size], strict=False):
+                node, count = self._withdraw(int(numbers[start]), offers[start:end])
+                if node is not None:
+                    removed += count
+                    touched.append(node)
         for node in touched:
             self._tidy(node)
-        if len(self.index) > 4 * self.pairs + SPARE_ENTRIES:
-            self._reindex()
-        return near + removed
-
-    def _remove_near(self, offers: Int64s) -> int:
-        """Take down those offers that share a node with the first one; how many. Cost: O(offers of the node)."""
-        for number in self.index.nodes(int(offers[0])):
-            node, count = self._withdraw(number, offers)
-            if node is not None:
-                self._tidy(node)
-                return count
-        return 0
+        return removed
 
     def _withdraw(self, number: int, offers: Int64s) -> tuple[Node | None, int]:
         """Take offers off the node of this number, which the caller then tidies: it, and how many; None if it had none.
@@ -207,7 +192,7 @@ class Tree:
         Cost: O(offers of the node).
         """
         node = self.nodes[number]
-        if node is None:
+        if node is None or not node.size:
             return None, 0
         holes, count = node.holes, node.withdraw(offers)
         self.held -= node.holes - holes
@@ -256,25 +241,8 @@ class Tree:
 
     def _note(self, offers: Int64s, node: Node) -> None:
         """Tell the index that a node holds these offers (it does already)."""
-        if offers.size and not self.index.add(offers, node.number):
-            self._reindex()
-
-    def _reindex(self) -> None:
-        """Build the index anew from the nodes, a part at a time to save memory. Cost: O(nodes + offers)."""
-        self.index.reset(self.pairs)
-        alive = [node for node in self.nodes[1:] if node is not None]
-        start = size = 0
-        for end, node in enumerate(alive, 1):
-            size += node.offers.size
-            if size >= _PART or end == len(alive):
-                part = alive[start:end]
-                offers = np.concatenate([each.offers.ravel() for each in part])
-                numbers = np.repeat(
-                    np.array([each.number for each in part], np.int32), [each.offers.size for each in part]
-                )
-                fits = self.index.add(offers[offers >= 0], numbers[offers >= 0])
-                assert fits, "a reset makes room for all offers"
-                start, size = end, 0
+        if offers.size:
+            self.index.add(offers, node.number)
 
     def _enter(self, node: Node) -> None:
         """Give a node a number."""

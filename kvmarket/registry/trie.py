@@ -17,15 +17,16 @@ from kvmarket.registry.trie_check import check
 class PrefixTrie:
     """Finds the longest offered prefix of a prompt, in whole blocks of `block_size` tokens.
 
-    An offer is an opaque int, 0 <= offer < 2**63. A block is named by all tokens up to its end, and holds up to
-    OFFERS_PER_BLOCK offers, newest first. Tokens are compared exactly, as bytes. Blocks that nothing branches off share
-    one node of up to NODE_BLOCKS blocks, so cost goes with memory compared, not with objects visited.
+    An offer is an int, 0 <= offer < 2**63, and is on one block at most: it must be taken down before it is put on
+    another one. A block is named by all tokens up to its end, and holds up to OFFERS_PER_BLOCK offers, newest first.
+    Tokens are compared exactly, as bytes. Blocks that nothing branches off share one node of up to NODE_BLOCKS blocks,
+    so cost goes with memory compared, not with objects visited.
 
     max_blocks bounds the blocks stored, holes included; beyond it the leaf block that was matched (or inserted) longest
     ago goes, and goes on going. None: no bound.
 
-    Memory: 4 bytes a token, and for each block 8 bytes an offer, some 16 to 24 bytes to find it again (and 8 if
-    max_blocks is given), and some 500 bytes a node. Not thread-safe.
+    Memory: 4 bytes a token, and for each block 8 bytes an offer, 4 to find it again where offers are consecutive
+    numbers (see OfferIndex), 8 if max_blocks is given, and some 500 bytes a node. Not thread-safe.
 
     >>> trie = PrefixTrie(block_size=2)
     >>> trie.insert([1, 2, 3, 4, 5], offers=[10, 11])
@@ -62,8 +63,7 @@ class PrefixTrie:
         two tenants have nothing in common, whatever their tokens are.
 
         Raises TokenError, and MisuseError for offers that are too few, too many or out of range; nothing changed then.
-        Cost: O(tokens), by memcmp and memcpy, and O(offers); every so often (amortized O(1) an offer) the index is
-        built anew.
+        Cost: O(tokens), by memcmp and memcpy, and O(offers).
         """
         array, fresh = as_tokens(tokens), as_offers(offers)
         count = array.size // self.block_size
@@ -85,10 +85,9 @@ class PrefixTrie:
     def extend(self, offer: int, tokens: Integers, offers: Integers, place: Place | None = None) -> bool:
         """Put one offer on each block of `tokens`, which go on behind the block that has `offer`; False if none has.
 
-        tokens: whole blocks. As `insert` of the whole prefix, without having to tell or compare it: `offer` must be on
-        one block only. `place`: where that is, if known. Raises TokenError, and MisuseError for offers that are too
-        few, too many or out of range; nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens) of the node
-        that has `offer`.
+        tokens: whole blocks. As `insert` of the whole prefix, without having to tell or compare it. `place`: where that
+        is, if known. Raises TokenError, and MisuseError for offers that are too few, too many or out of range; nothing
+        changed then. Cost: O(tokens), O(nodes above), and O(tokens) of the node that has `offer`.
         """
         array, fresh = as_tokens(tokens), as_offers(offers)
         if array.size != fresh.size * self.block_size:
@@ -206,16 +205,22 @@ class PrefixTrie:
                 yield node.offers[:, first:blocks]
             first = max(0, first - blocks)
 
-    def remove(self, offers: Iterable[int], *, single: bool = False) -> int:
-        """Take these offers down, wherever they are; returns how many were found, over all blocks.
+    def remove(self, offers: Iterable[int]) -> int:
+        """Take these offers down; returns how many were found.
 
         Unknown offers are ignored. A block that is left without offers stays as a hole while there are blocks below it.
-        `single`: the caller knows that none of them is on more than one block, nor given twice.
 
         Raises MisuseError for what cannot be an offer. Cost: O(offers given), and O(tokens) of each node (at most
-        NODE_BLOCKS blocks) that held one; with `single` half of that where one node held all.
+        NODE_BLOCKS blocks) that held one; half of that where one node held all.
         """
-        return self._tree.remove(as_offers(offers), single=single)
+        return self._tree.remove(as_offers(offers))
+
+    def forget(self, first: int, count: int) -> None:
+        """Give back the memory of finding offers `first` .. `first + count` again, none of which is on a block.
+
+        Nor is any other offer that shares its upper bits, all but `offer_index.PAGE_BITS`, with one of them.
+        """
+        self._tree.index.forget(first, count)
 
     def items(self) -> Iterator[tuple[Int32s, list[tuple[int, ...]]]]:
         """Yield (tokens, offers) for runs of blocks without holes, each block once, of all tenants.

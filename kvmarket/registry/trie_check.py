@@ -27,8 +27,7 @@ def check(tree: Tree) -> None:
 def dump(tree: Tree) -> str:
     """Return the whole trie as text, one node a line."""
     lines = [
-        f"trie: {tree.held} held, {tree.stored} stored, {tree.pairs} pairs, clock {tree.clock}, "
-        f"{len(tree.index)} index entries"
+        f"trie: {tree.held} held, {tree.stored} stored, {tree.pairs} pairs, clock {tree.clock}",
     ]
     waiting = [(tree.root, 0)]
     while waiting:
@@ -86,9 +85,11 @@ def _check_tree(tree: Tree) -> None:
 
 
 def _check_index(tree: Tree) -> None:
-    pairs = {(offer, node.number) for node in _nodes(tree) for offer in node.offers.ravel().tolist() if offer >= 0}
-    offers, numbers = tree.index.find(np.array(sorted({offer for offer, _ in pairs}), np.int64))
-    assert pairs <= set(zip(offers.tolist(), numbers.tolist(), strict=True)), "the index knows where every offer is"
+    pairs = [(offer, node.number) for node in _nodes(tree) for offer in node.offers.ravel().tolist() if offer >= 0]
+    offers = np.array([offer for offer, _ in pairs], np.int64)
+    assert len(np.unique(offers)) == len(offers), "an offer is on one block"
+    assert tree.index.find(offers).tolist() == [number for _, number in pairs], "the index knows where every offer is"
+    assert [tree.index.node(offer) for offer, _ in pairs] == tree.index.find(offers).tolist(), "asked one by one too"
 
 
 def _check_cold(tree: Tree) -> None:

@@ -6,6 +6,7 @@ import os
 
 from kvmarket.errors import NamespaceError, RefusedError
 from kvmarket.shared_file import Process, pid_namespace
+from kvmarket.transient import MORE, is_transient
 
 
 def watch(process: Process, who: str = "process") -> int:
@@ -22,7 +23,8 @@ def watch(process: Process, who: str = "process") -> int:
     try:
         pidfd = os.pidfd_open(process.pid)
     except OSError as error:
-        raise RefusedError(f"{name} cannot be watched: {error.strerror}; is it still alive?") from error
+        advice = MORE if is_transient(error) else "is it still alive?"
+        raise RefusedError(f"{name} cannot be watched: {error.strerror}; {advice}") from error
     try:
         if process.alive():
             return pidfd

@@ -29,6 +29,7 @@ from tests.chaos.result import Result
 TICK_SECONDS = 0.01
 SERVICE_EXIT_SECONDS = 3.0  # what a service outlives its last engine by
 LEAVE_SECONDS = 3.0
+CROWDED = 0.9  # of the crowd's offers a service has, before what it holds is compared with later
 
 
 class Driver:
@@ -207,8 +208,10 @@ class Driver:
         if time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + 5
             with suppress(RegistryError):
-                pid = ask_status(self._address).service.pid
-                self._samples.setdefault(pid, leaks.Samples(f"service {pid}"))
+                status = ask_status(self._address)
+                pid = status.service.pid
+                if status.blocks >= CROWDED * (self.plan.branches + self.plan.tenants):  # it has heard of them again
+                    self._samples.setdefault(pid, leaks.Samples(f"service {pid}"))
             found = self.result
             wrong = found.done["wrong"] + sum(engine.tally["wrong"] for engine in self._engines)
             self._progress(

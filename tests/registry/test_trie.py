@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import doctest
 import random
+from itertools import count
 
 import numpy as np
 import pytest
 
 from kvmarket.errors import MisuseError, TokenError
-from kvmarket.registry import offer_index, trie
+from kvmarket.registry import trie
 from kvmarket.registry.node import OFFERS_PER_BLOCK
+from kvmarket.registry.offer_index import PAGE_BITS
 from kvmarket.registry.trie import PrefixTrie
 from tests.registry.dict_trie import SmallNodes, contents
 
@@ -87,13 +89,28 @@ def test_a_removed_block_is_a_hole_while_there_are_blocks_below_it():
     held._check()
 
 
-def test_one_offer_at_several_places_goes_everywhere():
-    held = PrefixTrie(1)
-    held.insert([1, 2, 3], [5, 6, 5])
-    held.insert([4, 2, 3], [7, 5, 8])
-    assert held.remove([5]) == 3
+def test_an_offer_that_was_taken_down_may_go_on_another_block():
+    held = SmallNodes(1)
+    held.insert([1, 2, 3, 4], [5, 6, 7, 8])
+    assert held.remove([7, 8, 7]) == 2 and held.remove([7]) == 0
+    held.insert([4, 2, 3], [8, 9, 7])
     held._check()
-    assert held.match([1, 2]) == [] and held.match([4, 2]) == [7] and len(held) == 3
+    assert held.remove([7, 6]) == 2
+    held._check()
+    assert held.match([1, 2]) == [5] and held.match([4, 2, 3]) == [8, 9] and len(held) == 3
+
+
+def test_what_is_forgotten_may_be_offered_again():
+    held = PrefixTrie(1)
+    held.insert([1, 2], [7 << 40, 7 << 40 | 1])
+    held.insert([3], [8 << 40])
+    held.remove([7 << 40, 7 << 40 | 1])
+    held.forget(7 << 40, 2)
+    held._check()
+    assert list(held._tree.index._pages) == [8 << 40 - PAGE_BITS], "the memory of the others is given back"
+    held.insert([4, 5], [7 << 40, 7 << 40 | 1])
+    held._check()
+    assert held.match([4, 5]) == [7 << 40, 7 << 40 | 1]
 
 
 def test_removing_everything_leaves_nothing():
@@ -124,18 +141,18 @@ def test_the_least_recently_matched_leaf_blocks_go_first():
     held.insert([7, 8], [7, 8])  # room for two: 3 is older than 6, 2 is not
     held._check()
     assert held.match([1, 2, 3]) == [1, 2] and held.match([4, 5, 6]) == [4, 5] and held.match([7, 8]) == [7, 8]
-    held.insert(range(20), range(20))
+    held.insert(range(20), range(100, 120))
     held._check()
-    assert len(held) == 6 and held.match(range(20)) == list(range(6))
+    assert len(held) == 6 and held.match(range(20)) == list(range(100, 106))
 
 
 def test_items_build_an_equal_trie():
     chance = random.Random(5)
-    held, again = SmallNodes(2), PrefixTrie(2)
+    held, again, numbers = SmallNodes(2), PrefixTrie(2), count()
     for _ in range(30):
         prompt = [chance.randrange(2) for _ in range(chance.randrange(2, 20))]
-        held.insert(prompt, [chance.randrange(100) for _ in range(len(prompt) // 2)])
-    held.remove(range(0, 100, 4))
+        held.insert(prompt, [next(numbers) for _ in range(len(prompt) // 2)])
+    held.remove(range(0, next(numbers), 4))
     for prompt, offers in held.items():
         assert prompt.dtype == np.int32
         first = len(prompt) // 2 - len(offers)
@@ -274,8 +291,3 @@ def test_extend_is_as_inserting_the_whole_prefix():
 
 def grown_offers(trie):
     return {offer for _, offers in trie.items() for each in offers for offer in each}
-
-
-def test_one_offer_is_hashed_as_many_are():
-    offers = np.array([0, 1, 77 << 40 | 5, 2**63 - 1], np.int64)
-    assert [offer_index._hash_one(offer) for offer in offers.tolist()] == offer_index._hash(offers).tolist()
