@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from kvmarket.registry.tokens import Int64s
 
-PAGE_BITS = 18  # a page is of so many offers, 1 MiB at most: few pages for a large pool, little to copy where one grows
-_LEAST = 1 << 12  # offers of a new page
+PAGE_BITS = 22  # a page is of so many offers, 16 MiB at most: one page for a pool, but for the very largest
+_LEAST = 1 << 8  # offers of a new page
 _LOW = (1 << PAGE_BITS) - 1
 
 
@@ -17,15 +17,21 @@ class OfferIndex:
 
     Of an offer that no node has any more it may say anything: whoever asks looks into the node whether it is there.
 
-    4 bytes an offer, in pages of consecutive offers that come and double as offers do; so it is lean where offers are
-    consecutive numbers, as the slots of a pool are, and takes a page for each that is far from all others. It is never
-    built anew: no call costs more than its own offers, but for the copy of a page that grows (0.1 ms at most).
+    4 bytes an offer, in pages of consecutive offers that come and double as offers do, unless they are expected; so it
+    is lean where offers are consecutive numbers, as the slots of a pool are, and takes a page for each that is far from
+    all others. It is never built anew: no call costs more than its own offers, but for the copy of a page that grows.
     """
 
     __slots__ = ("_pages",)
 
     def __init__(self) -> None:
         self._pages: dict[int, NDArray[np.int32]] = {}
+
+    def expect(self, first: int, count: int) -> None:
+        """Offers `first` .. `first + count` will come: their pages need not grow then. Memory is taken as they do."""
+        last = first + count - 1
+        for high in range(first >> PAGE_BITS, (last >> PAGE_BITS) + 1):
+            self._page(high, min(last, high << PAGE_BITS | _LOW) & _LOW)
 
     def add(self, offers: Int64s, numbers: NDArray[np.int32] | int) -> None:
         """Note in which node (or nodes, one for each) these offers are now. Cost: O(n), some 5 us a page."""

@@ -57,7 +57,7 @@ class Space:
         """A pool whose slots may be offered; nothing happens where it is known. Costs nothing until they are."""
         pool = self.pools.get(record.pool)
         if pool is None:
-            pool = self.pools[record.pool] = Pool(self._number(), record)
+            pool = self.pools[record.pool] = Pool(self._number(record.slots), record)
             self.by_number[pool.number] = pool
         return pool
 
@@ -128,7 +128,7 @@ class Space:
         if slots is None:
             self.promises.drop(name)
             self._leave(pool)
-            pool.anew(self._number())
+            pool.anew(self._number(pool.record.slots))
             self.by_number[pool.number] = pool
         elif len(gone) <= FEW:
             self._take_out(pool, gone)
@@ -253,8 +253,11 @@ class Space:
             raise MessageError(f"pool {name} is not known here")
         return pool
 
-    def _number(self) -> int:
-        return self._free.pop() if self._free else next(self._numbers)
+    def _number(self, slots: int) -> int:
+        """A number for a pool of so many slots, or for what is offered of it from now on."""
+        number = self._free.pop() if self._free else next(self._numbers)
+        self.trie.expect(number << SLOT_BITS, slots)
+        return number
 
     def _leave(self, pool: Pool) -> None:
         """All offers under the pool's number stand no longer; the number is free when the trie has none of them."""

@@ -215,6 +215,10 @@ class PrefixTrie:
         """
         return self._tree.remove(as_offers(offers))
 
+    def expect(self, first: int, count: int) -> None:
+        """Offers `first` .. `first + count` will come, which makes finding them again cheaper to set up."""
+        self._tree.index.expect(first, count)
+
     def forget(self, first: int, count: int) -> None:
         """Give back the memory of finding offers `first` .. `first + count` again, none of which is on a block.
 

@@ -63,12 +63,26 @@ def test_slots_that_are_used_again_and_again_take_no_more_memory_nor_time():
         trie.insert([turn % 97, turn], offers[turn % 64 : turn % 64 + 1], first=1)
     trie._check()
     (page,) = trie._tree.index._pages.values()
-    assert page.nbytes <= 1 << 14
+    assert page.nbytes == 1 << 10
 
 
-def test_a_page_is_as_large_as_what_is_in_it():
+def test_a_page_is_as_large_as_what_is_in_it_or_expected():
     index = OfferIndex()
     index.add(np.array([7 << 40], np.int64), 1)
-    assert sum(page.nbytes for page in index._pages.values()) == 1 << 14
+    assert sum(page.nbytes for page in index._pages.values()) == 1 << 10
     index.add(np.arange(300_000, dtype=np.int64) | 7 << 40, 2)
-    assert sum(page.nbytes for page in index._pages.values()) <= 2 * (4 << offer_index.PAGE_BITS)
+    assert sum(page.nbytes for page in index._pages.values()) == 4 << 19
+    assert index.node(7 << 40) == index.node(7 << 40 | 299_999) == 2 and index.node(7 << 40 | 300_000) == 0
+
+
+def test_what_is_expected_needs_no_page_to_grow(small):
+    index = OfferIndex()
+    index.expect(32, 45)
+    assert {high: page.size for high, page in index._pages.items()} == {2: 16, 3: 16, 4: 16}
+    pages = dict(index._pages)
+    index.add(np.arange(32, 77, dtype=np.int64), 3)
+    assert all(index._pages[high] is page for high, page in pages.items())
+    index.expect(32, 0)
+    index.expect(96, 1)
+    assert index.find(np.arange(30, 79, dtype=np.int64)).tolist() == [0, 0, *[3] * 45, 0, 0]
+    assert index._pages[6].size == 2
