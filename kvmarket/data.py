@@ -24,6 +24,7 @@ from kvmarket.offer import Hit, Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader, Slots, as_slots
 from kvmarket.pool.landings import Landing
 from kvmarket.process_watch import ProcessWatch
+from kvmarket.sets import common
 from kvmarket.shared_file import Process
 from kvmarket.transient import is_transient
 from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
@@ -145,7 +146,7 @@ class DataHalf:
         flying = [slots for _, slots in self._flying]
         if not flying:
             return
-        for slot in np.intersect1d(np.concatenate(flying), block_ids):
+        for slot in common(np.concatenate(flying), block_ids):
             raise SlotError(f"block id {slot} is still being fetched; call wait() on that fetch before you publish it")
 
     def forget(self, pools: Sequence[str]) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kvmarket.sets import distinct
+
 if TYPE_CHECKING:
     from kvmarket.layout import Layout, Part
 
@@ -85,7 +87,7 @@ def _clash(owner: Ints, start: Ints, length: Ints, stride: int, slots: int) -> t
     low = np.concatenate([low, np.zeros(len(over), np.int64)])
     high = np.concatenate([np.minimum(high, stride), high[over] - stride])
 
-    cuts = np.unique(np.concatenate([low, high]))
+    cuts = distinct(np.concatenate([low, high]))
     first = np.searchsorted(cuts, low)
     count = np.searchsorted(cuts, high) - first
     run = np.repeat(np.arange(len(owner)), count)

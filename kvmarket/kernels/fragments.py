@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kvmarket.errors import LayoutError
 from kvmarket.layout import Layout
+from kvmarket.sets import distinct
 
 Ints = npt.NDArray[np.int64]
 
@@ -51,7 +52,7 @@ def fragments(source: Layout, destination: Layout) -> Fragments:
             "give both engines the same model, dtype and block size, and pass views of the same logical shape"
         )
     first, second = _runs(source), _runs(destination)
-    cuts = np.union1d(_starts(first), _starts(second))
+    cuts = distinct(np.concatenate((_starts(first), _starts(second))))
     length = np.diff(cuts, append=source.slot_bytes)
     here, there = _at(first, cuts), _at(second, cuts)
 

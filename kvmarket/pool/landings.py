@@ -20,6 +20,7 @@ from kvmarket.layout import SlotArray
 from kvmarket.pool.generations import Generations
 from kvmarket.pool.marks import Marks
 from kvmarket.pool.slots import Slots, UInt64s
+from kvmarket.sets import common, distinct
 
 Int32s = npt.NDArray[np.int32]
 FEW = 1024  # purposes that are kept before those are looked for that no slot has any more
@@ -136,7 +137,7 @@ class Landings:
         intact = landing.slots[landing.intact()]
         self._since[ours] = self.generations.read(ours)
         self._state[ours] = _UPSET
-        empty = np.intersect1d(ours, np.intersect1d(intact, landing.slots[~brought]))
+        empty = common(ours, common(intact, landing.slots[~brought]))
         self._state[empty] = self._mark(empty)
 
     def _mark(self, slots: Slots) -> int:
@@ -165,7 +166,7 @@ class Landings:
                 "failed; call wait() on the fetch, retire the slot and write it before",
             )
             fetched = np.flatnonzero(as_then & (states == _BROUGHT))
-            for number in np.unique(self._of[slots[fetched]]).tolist():
+            for number in distinct(self._of[slots[fetched]]).tolist():
                 self._check_tokens(number, slots, fetched[self._of[slots[fetched]] == number], tokens)
             doubtful = slots[states == _EMPTY]
             return self._look(slots, doubtful) if len(doubtful) else None
@@ -206,6 +207,6 @@ class Landings:
 
     def _forget(self) -> None:
         """Forget the purposes of fetches whose blocks have all been replaced."""
-        live = set(np.unique(self._of[self._state == _BROUGHT]).tolist())
+        live = set(distinct(self._of[self._state == _BROUGHT]).tolist())
         self._brought = {number: each for number, each in self._brought.items() if number in live}
         self._most = max(FEW, 2 * len(self._brought))

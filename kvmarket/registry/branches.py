@@ -16,6 +16,7 @@ from kvmarket.registry.offering import UInt64s
 from kvmarket.registry.space import SLOT_BITS, SLOT_MASK, Space
 from kvmarket.registry.standing import Pool
 from kvmarket.registry.tokens import Int64s
+from kvmarket.sets import distinct
 
 RUN, OFFER = 4, 5  # integers of each, see `Snapshot`
 
@@ -68,7 +69,7 @@ class Writer:
         tenant = self._tenants.setdefault(leaves.tenant.decode(), len(self._tenants))
         numbers, slots = leaves.offers >> SLOT_BITS, leaves.offers & SLOT_MASK
         self._flush()
-        for number in np.unique(numbers).tolist():
+        for number in distinct(numbers).tolist():
             pool = self._space.by_number.get(number)
             if pool is None or pool.record.pool in self._without:
                 continue
@@ -86,7 +87,7 @@ class Writer:
         """Add the offers of consecutive blocks, the first of which is number `at` of its run; how many were added."""
         added = 0
         for row in offers[::-1]:
-            for number in (int(row[0]) >> SLOT_BITS,) if len(row) == 1 else np.unique(row >> SLOT_BITS).tolist():
+            for number in (int(row[0]) >> SLOT_BITS,) if len(row) == 1 else distinct(row >> SLOT_BITS).tolist():
                 pool = self._space.by_number.get(number)
                 if pool is not None and pool.record.pool not in self._without:
                     name = self._pools.setdefault(pool.record.pool, len(self._pools))

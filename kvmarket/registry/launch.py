@@ -14,7 +14,8 @@ from kvmarket.child import command, environment
 from kvmarket.errors import AddressError
 from kvmarket.registry.address import Address
 
-WAIT_SECONDS = 0.05
+WAIT_SECONDS = 0.01  # between two looks whether somebody else has started it
+AWAY_SECONDS = 1.0  # without a look, after which the waiting begins anew
 PATIENCE = 10.0  # seconds for which somebody else is waited for: he may be stopped, or hang
 _starting: dict[tuple[int, str], object] = {}  # process and log -> whose turn it is among the threads
 _waits: dict[str, tuple[float, float]] = {}  # log -> when this process first and last found somebody starting it
@@ -53,7 +54,7 @@ def _waited(address: Address) -> float:
     """Seconds for which this process has waited for somebody else to start the service, without having been away."""
     now, log = time.monotonic(), str(address.log)
     since, last = _waits.get(log, (now, now))
-    since = now if now > last + 20 * WAIT_SECONDS else since
+    since = now if now > last + AWAY_SECONDS else since
     _waits[log] = (since, now)
     return now - since
 

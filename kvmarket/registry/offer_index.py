@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmarket.registry.tokens import Int64s
+from kvmarket.sets import distinct
 
 PAGE_BITS = 22  # a page is of so many offers, 16 MiB at most: one page for a pool, but for the very largest
 _LEAST = 1 << 8  # offers of a new page
@@ -76,7 +77,7 @@ class OfferIndex:
         if int((offers ^ first).max()) <= _LOW:  # mostly so
             return [(first >> PAGE_BITS, None)]
         highs = offers >> PAGE_BITS
-        return [(high, np.flatnonzero(highs == high)) for high in np.unique(highs).tolist()]
+        return [(high, np.flatnonzero(highs == high)) for high in distinct(highs).tolist()]
 
     def _page(self, high: int, low: int) -> NDArray[np.int32]:
         """The page of this number, with room for its offer `low`."""

@@ -16,7 +16,8 @@ from kvmarket.registry.branches import OFFER, RUN
 from kvmarket.registry.messages import Before, Snapshot
 from kvmarket.registry.offering import Offering, array_of
 from kvmarket.registry.space import Space
-from kvmarket.registry.standing import Pool, distinct
+from kvmarket.registry.standing import Pool
+from kvmarket.sets import distinct
 
 STEP_OFFERINGS, STEP_LEAVES = 8, 32  # put up in one step
 

@@ -17,10 +17,11 @@ from kvmarket.registry.messages import Before, PoolRecord, Promise
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from kvmarket.registry.offering import Offering, array_of
 from kvmarket.registry.promises import Promises
-from kvmarket.registry.standing import Pool, Run, distinct
+from kvmarket.registry.standing import Pool, Run
 from kvmarket.registry.tokens import Int32s, Int64s
 from kvmarket.registry.tree import Place
 from kvmarket.registry.trie import PrefixTrie
+from kvmarket.sets import distinct
 
 SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
 SLOT_MASK = (1 << SLOT_BITS) - 1

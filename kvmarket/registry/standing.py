@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvmarket.errors import MessageError
-from kvmarket.flags import Flags, leading
+from kvmarket.flags import Flags
 from kvmarket.registry.messages import Before, PoolRecord
 from kvmarket.registry.offering import UInt64s
 from kvmarket.registry.tokens import Int64s
@@ -127,12 +127,3 @@ class Pool:
             sums = checksums[start:end] if checksums[start:end].any() else None
             found.append(Run(self.record.pool, int(epochs[start]), slots[start:end], generations[start:end], sums))
         return found
-
-
-def distinct(slots: Int64s) -> Int64s:
-    """The slots, each once, in order. Costs some us."""
-    if leading(slots[1:] > slots[:-1]) >= len(slots) - 1:  # mostly so
-        return slots
-    ordered: Int64s = np.sort(slots)
-    new = ordered[1:] != ordered[:-1]
-    return ordered if leading(new) == len(new) else ordered[np.concatenate([[True], new])]

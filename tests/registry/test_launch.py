@@ -110,7 +110,7 @@ def test_who_hangs_while_he_starts_it_is_not_waited_for_long(place, monkeypatch,
 
 
 def test_patience_begins_anew_each_time(place, monkeypatch):
-    monkeypatch.setattr(launch, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(launch, "AWAY_SECONDS", 0.2)
     assert launch._waited(place) == 0
     time.sleep(0.1)
     assert launch._waited(place) >= 0.1
