@@ -223,18 +223,29 @@ class Client:
             counters.add("service_lost", reason="the service of the market died; joining again")
         elif self._line.wire.closed:
             counters.add("membership_lost", reason="the connection to the service broke; joining again")
-            self._closing.wait(AGAIN_SECONDS)
         elif not self._home.free(time.monotonic()):
             return False
         return True
 
     def _died_meanwhile(self, poll: select.poll) -> bool:
-        """Wait until something has come, or for a while; whether the service has died."""
-        if self._line.wire.closed:  # who is killed closes its connections a moment before it is dead
-            poll.unregister(self._line.wire)
-        else:
-            poll.register(self._line.wire, self._line.wire.events)
-        ready = dict(poll.poll(WATCH_SECONDS * 1000))
+        """Wait until something has come, or for a while; whether the service has died.
+
+        Where the connection has ended, for `AGAIN_SECONDS`: who is killed closes it some moments before he is dead, and
+        one that broke may break again and again.
+        """
+        line, end = self._line, time.monotonic() + AGAIN_SECONDS
+        if line.wire.closed:
+            poll.unregister(line.wire)
+            while not self._closing.is_set() and (left := end - time.monotonic()) > 0:
+                if self._dies(poll, left):
+                    return True
+            return False
+        poll.register(line.wire, line.wire.events)
+        return self._dies(poll, WATCH_SECONDS)
+
+    def _dies(self, poll: select.poll, seconds: float) -> bool:
+        """Wait until something has come, at most so long; whether that was the service's death."""
+        ready = dict(poll.poll(1000 * seconds))
         if self._wake in ready:
             os.eventfd_read(self._wake)
         return self._line.pidfd in ready

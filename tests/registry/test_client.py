@@ -1,0 +1,56 @@
+"""The watching thread of an engine: what it makes of a connection that ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from kvmarket.registry import client
+from kvmarket.registry.client import Client
+from kvmarket.registry.wire import Wire
+
+
+@pytest.fixture
+def watching() -> Iterator[SimpleNamespace]:
+    """A client whose connection has ended, without a service; writing to `death` is its service's end."""
+    made: Client = Client.__new__(Client)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wire, (dead, death) = Wire(ours), os.pipe()
+    theirs.close()
+    assert wire.receive() is None and wire.closed
+    made._closing, made._wake = threading.Event(), os.eventfd(0, os.EFD_NONBLOCK)
+    made._line = SimpleNamespace(wire=wire, pidfd=dead)
+    yield SimpleNamespace(client=made, death=death, wake=made._wake)
+    wire.close()
+    for descriptor in (dead, death, made._wake):
+        os.close(descriptor)
+
+
+def test_who_closes_its_connection_and_is_dead_a_moment_later_has_died(watching):
+    """The kernel closes the descriptors of a killed process before it is gone; on a busy machine 0.1 s before."""
+    os.eventfd_write(watching.wake, 1)  # whoever has something to tell meanwhile
+    threading.Timer(0.3, os.write, (watching.death, b"x")).start()
+    start = time.monotonic()
+    assert watching.client._died_meanwhile(watching.client._watched())
+    assert 0.2 < time.monotonic() - start < client.AGAIN_SECONDS
+
+
+def test_a_connection_that_broke_is_not_made_again_at_once(watching, monkeypatch):
+    monkeypatch.setattr(client, "AGAIN_SECONDS", 0.3)
+    os.eventfd_write(watching.wake, 1)
+    start = time.monotonic()
+    assert not watching.client._died_meanwhile(watching.client._watched())
+    assert time.monotonic() - start > 0.29
+
+
+def test_who_leaves_meanwhile_waits_no_longer(watching):
+    watching.client._closing.set()
+    start = time.monotonic()
+    assert not watching.client._died_meanwhile(watching.client._watched())
+    assert time.monotonic() - start < 0.5
