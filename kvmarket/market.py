@@ -272,7 +272,7 @@ class Market:
             try:
                 offer()
             except KVMarketError as error:
-                counters.add("offer_dropped", reason=f"{type(error).__name__}: {error}")
+                counters.add("offer_dropped", reason=f"it was refused: {type(error).__name__}", detail=error)
 
         self._pending.add(ready, commit)
 

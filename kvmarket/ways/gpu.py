@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -27,6 +28,7 @@ from kvmarket.ways.pull_way import PullJob
 from kvmarket.ways.rooms import Rooms
 from kvmarket.ways.staged_way import Ring, StagedJob
 
+RING_SECONDS = 10.0  # until one is tried again, for which there was no memory
 STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
 Job = PullJob | CopyJob | StagedJob
 T = TypeVar("T")
@@ -65,7 +67,7 @@ class GpuMover:
         self._ring: Ring | None = None
         self._rooms = Rooms(own.device)
         self._events: list[torch.cuda.Event] = []  # free to be recorded again
-        self._no_ring = False
+        self._ring_at = 0.0  # the moment from which it may be allocated
         self._closed = False
         self.prepare(own)
         self._thread = LaunchThread()
@@ -166,20 +168,27 @@ class GpuMover:
             flat = flat and not copy.summed  # the copy engine sums nothing
             choice, length = self.choice or link.choice, link.table.length
             busy = not copy_engine.idle(self._streams[0].cuda_stream)
-            way = choice.way(nbytes, length, contiguous=flat, packed=packed and not self._no_ring, busy=busy)
+            way = choice.way(nbytes, length, contiguous=flat, packed=packed and self._has_ring(), busy=busy)
         if way == "copy":
             return CopyJob(copy, own, self._streams)
         if way == "staged" and (ring := self._ring or self._new_ring()):
             return StagedJob(copy, own, self._streams, ring, self.programs)
         return PullJob(copy, own, link.run, self._streams[0], self.programs, self._rooms)
 
+    def _has_ring(self) -> bool:
+        """Whether there is a ring, or one may be allocated."""
+        return self._ring is not None or time.monotonic() >= self._ring_at
+
     def _new_ring(self) -> Ring | None:
-        """The ring, allocated now; None, counted, where there is no memory for it: then packed slots are pulled."""
+        """The ring, allocated now.
+
+        None, counted, where there is no memory for it: then packed slots are pulled, for `RING_SECONDS`.
+        """
         try:
             self._ring = Ring(self._own, self._streams[1])
         except RuntimeError as error:
-            self._no_ring = True
-            counters.add("staged_unavailable", reason=f"no memory for its buffers: {error}")
+            self._ring_at = time.monotonic() + RING_SECONDS
+            counters.add("staged_unavailable", reason="there is no memory for its buffers", detail=error)
         return self._ring
 
     def _launch_there(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
