@@ -30,14 +30,14 @@ class Peer(NamedTuple):
 class Peers:
     """Pools by id, met when an offer of theirs is first found. Thread-safe."""
 
-    def __init__(self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None] | None = None) -> None:
+    def __init__(self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None]) -> None:
         """None yet.
 
         `on_unreadable` hears of pools that cannot be met, `on_scarce` of those that could not be met for want of a
         descriptor, or of memory: these may be tried again.
         """
         self._on_unreadable = on_unreadable
-        self._on_scarce = on_scarce or _nobody
+        self._on_scarce = on_scarce
         self._peers: dict[str, Peer] = {}
         self._turn = threading.Lock()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from kvmarket import counters
+from kvmarket.errors import SlotError
 from kvmarket.registry import client
 from kvmarket.registry.node import OFFERS_PER_BLOCK
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
@@ -91,4 +93,33 @@ def test_offers_and_retirements_are_counted(market_address):
     for _ in range(2):
         control.retire([0, 1, 5])
     assert counted() == (offered + 4, retired + 2)
+    control.offer(np.array(tokens, np.int32), [0, 1, 2, 3], control.generations([0, 1, 2, 3]))
+    assert counted() == (offered + 8, retired + 2), "0 is news, and what follows it"
+    more = np.array(tokens + prompt(2 * BLOCK, 63), np.int32)
+    control.offer(more, [0, 1, 2, 3, 6, 7], control.generations([0, 1, 2, 3, 6, 7]))
+    assert counted() == (offered + 10, retired + 2), "only what is new"
     engine.close()
+
+
+def test_what_would_be_refused_later_is_refused_before(market_address):
+    engine = ModelEngine(market_address)
+    control, slots = engine.market._control, np.array([0, 1])
+    control.offer(np.array(prompt(2 * BLOCK, 64), np.int32), slots, control.generations(slots))
+    control.check_news(prompt(2 * BLOCK, 64), slots, control.generations(slots))
+    with pytest.raises(SlotError, match="still on offer for other tokens"):
+        control.check_news(prompt(2 * BLOCK, 65), slots, control.generations(slots))
+    control.retire([0, 1])
+    control.check_news(prompt(2 * BLOCK, 65), slots, control.generations(slots))
+    assert control.match(prompt(2 * BLOCK, 65)).blocks == 0, "nothing was offered"
+    engine.close()
+
+
+def test_pools_that_have_gone_are_told_once(own_address):
+    one, child = ModelEngine(own_address), Peer(own_address)
+    child.publish(prompt(BLOCK, 66), [0])
+    (pool,) = matched(one, prompt(BLOCK, 66)).pools
+    child.kill()
+    gone: list[str] = []
+    until(lambda: gone.extend(one.market._control.take_gone()) or gone)
+    assert gone == [pool] and one.market._control.take_gone() == []
+    one.close()

@@ -138,6 +138,16 @@ def test_received_layout_that_lies_is_refused(lie: Callable[[Layout], dict[str, 
         msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=Layout)
 
 
+def test_received_layers_that_are_not_the_parts_are_refused():
+    """Though they have as many elements: a geometry is told by the layers, and bytes move by the parts."""
+    layout = PagedCache([strided(3, 16, 2, 4), strided(3, 16, 2, 4)]).layout
+    fields = msgspec.structs.asdict(layout)
+    Layout(**fields)
+    for layers in (((16, 4, 2), (16, 2, 4)), ((16, 2, 4), (128,)), ((2, 16, 4), (16, 2, 4))):
+        with pytest.raises(LayoutError, match="no layers"):
+            Layout(**{**fields, "layers": layers})
+
+
 def strided(*sizes: int) -> torch.Tensor:
     return torch.zeros(*sizes, dtype=torch.bfloat16)
 

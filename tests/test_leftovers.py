@@ -36,6 +36,24 @@ def test_what_the_killed_left_goes_and_nothing_else(folder, namespace):
     assert names(folder) == others, "whoever has its number elsewhere may have made the other file"
 
 
+def test_a_file_of_another_file_system_is_another_file(folder):
+    """Numbers of inodes are those of one device."""
+    (folder / "memory").touch()
+    status = (folder / "memory").stat()
+    line = [marks.FILE, str(status.st_dev), str(status.st_ino), "memory"]
+    assert leftovers._named(line) == folder / "memory"
+    assert leftovers._named([marks.FILE, str(status.st_dev + 1), str(status.st_ino), "memory"]) is None
+    assert leftovers._named([marks.FILE, str(status.st_dev), str(status.st_ino + 1), "memory"]) is None
+
+
+def test_a_folder_that_cannot_be_listed_is_swept_another_time(folder, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "glob", refuse)
+    leftovers.sweep()
+
+
 @pytest.mark.parametrize("nbytes", [0, BYTES])
 @pytest.mark.parametrize("namespace", [None, ELSEWHERE])
 def test_what_was_being_allocated_goes(folder, namespace, nbytes):

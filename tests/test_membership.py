@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kvmarket
-from kvmarket import counters, membership
+from kvmarket import counters, data, membership
 from kvmarket.errors import ClosedError, LayoutError, MisuseError
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, FACTS, SLOTS, ModelEngine, matched, prompt, until
@@ -65,6 +65,15 @@ def test_without_the_collector_too(market_address):
         assert kept.over
     finally:
         gc.enable()
+
+
+def test_what_others_of_the_process_read_directly_goes_with_it(market_address):
+    engine = ModelEngine(market_address, staging_bytes=1 << 16)
+    control = engine.market._control
+    pools = {control.pool.id, control.staging.id}
+    assert pools <= data._own_arrays.keys()
+    engine.close()
+    assert not pools & data._own_arrays.keys()
 
 
 def test_one_that_was_closed_is_not_counted_as_dropped(market_address):

@@ -127,7 +127,7 @@ def test_want_of_descriptors_is_told_apart(owners, peers, told):
 
 
 def test_nobody_need_hear_of_it(owners):
-    peers = Peers(lambda _pool: None)
+    peers = Peers(lambda _pool: None, lambda _pool: None)
     with no_descriptors():
         assert peers.of(owners[0].record) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -140,6 +141,24 @@ def test_without_descriptors_it_looks_now_and_then(sleepers, monkeypatch):
     assert until(lambda: heir.dead == {sleepers[0].known, sleepers[1].known}) < 1
     watch.close()
     assert descriptors() == before
+
+
+def test_who_dies_unreaped_while_there_is_no_descriptor_for_it(sleepers, monkeypatch):
+    """Its number is still taken; what tells is /proc."""
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
+
+    def refuse(pid: int) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    heir = Heir()
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleeper.known for sleeper in sleepers])
+    time.sleep(0.2)
+    assert not heir.calls
+    sleepers[0].kill(reap=False)
+    until(lambda: heir.calls == [{sleepers[0].known}])
+    watch.close()
 
 
 def test_it_uses_no_cpu_while_nobody_dies(sleepers):

@@ -50,7 +50,7 @@ class Client:
         on_gone: Callable[[Sequence[str]], None],
         snapshot: Callable[[], SnapshotParts],
         go_on: Callable[[], bool],
-        finds_own: bool = True,
+        finds_own: bool,
     ) -> None:
         """Join the market at `address`, starting its service if nobody has; know what it knows, within some seconds.
 

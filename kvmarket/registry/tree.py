@@ -127,8 +127,6 @@ class Tree:
         self.held += fresh
         self.pairs += fresh
         self._note(row if fresh == row.size else row[row >= 0], node)
-        if self.cold is not None:
-            self.cold.push(node)
         return True
 
     def split(self, node: Node, blocks: int) -> Node:

@@ -17,7 +17,7 @@ import kvmarket
 from kvmarket.errors import AddressError, VersionError
 from kvmarket.registry import address as address_module
 from kvmarket.registry import messages
-from kvmarket.registry.address import Address
+from kvmarket.registry.address import _MAX_SOCKET_PATH, Address
 from kvmarket.registry.line import join_service
 from kvmarket.registry.wire import Door, Wire
 from tests.model_engine import FACTS, ModelEngine
@@ -36,6 +36,10 @@ def engine(market_address):
 def test_addresses_that_cannot_be(tmp_path):
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / ("x" * 120))
+    longest = "x" * (_MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))  # its lock has the longer name
+    Address(tmp_path / longest)
+    with pytest.raises(AddressError, match="too long"):
+        Address(tmp_path / f"{longest}x")
     with pytest.raises(AddressError, match="names no Unix socket"):
         Address("tcp://127.0.0.1:5555")
     (tmp_path / "file").touch()

@@ -80,8 +80,9 @@ def test_retire_and_leave(book):
     space = book.members["b"].space
     while space.collecting:
         space.collect()
-    assert book.blocks == 0
+    assert book.blocks == 0 and book.spaces == {"s": space}, "who is left goes on in it"
     book.leave("b")
+    assert book.spaces == {}
     book.join("d", joining("pa", geometry="another"))
 
 

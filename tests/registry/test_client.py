@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvmarket.errors import AddressError
 from kvmarket.registry import client
 from kvmarket.registry.client import Client
 from kvmarket.registry.wire import Wire
@@ -47,6 +48,38 @@ def test_a_connection_that_broke_is_not_made_again_at_once(watching, monkeypatch
     start = time.monotonic()
     assert not watching.client._died_meanwhile(watching.client._watched())
     assert time.monotonic() - start > 0.29
+
+
+def rejoining(monkeypatch, watching, service: str, *, fails: int = 0) -> tuple[list[float], list[str]]:
+    """What `_rejoin` does where joining fails so often, and then leads to this service: when it tried, what it said."""
+    tries, said = [], []
+    made = watching.client
+
+    def join() -> SimpleNamespace:
+        tries.append(time.monotonic())
+        if len(tries) <= fails:
+            raise AddressError("a test")
+        return SimpleNamespace(service=service)
+
+    made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
+    made._line.service, made._line.close = "a", lambda: said.append("closed")
+    made._replica = SimpleNamespace(rejoin=lambda now: said.append("rejoined"))
+    assert made._rejoin() is True
+    assert made._line.service == service
+    return tries, said
+
+
+def test_a_replica_hears_of_a_new_service_and_of_no_other(watching, monkeypatch):
+    """Of a service that goes on, all that stands stands; with a dead one engines may have died, unseen."""
+    wire, pidfd = watching.client._line.wire, watching.client._line.pidfd
+    assert rejoining(monkeypatch, watching, "b")[1] == ["closed", "rejoined"]
+    watching.client._line = SimpleNamespace(wire=wire, pidfd=pidfd)
+    assert rejoining(monkeypatch, watching, "a")[1] == ["closed"]
+
+
+def test_who_cannot_join_again_waits_before_it_tries_once_more(watching, monkeypatch):
+    tries, _ = rejoining(monkeypatch, watching, "b", fails=2)
+    assert len(tries) == 3 and min(tries[1] - tries[0], tries[2] - tries[1]) > 0.3
 
 
 def test_who_leaves_meanwhile_waits_no_longer(watching):

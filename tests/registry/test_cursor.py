@@ -43,6 +43,32 @@ def test_every_block_once_and_those_above_first():
         assert len(path) == 8 or (tenant, path[:-8]) in seen[: seen.index((tenant, path))]
 
 
+def test_leaves_side_by_side_come_together():
+    trie = PrefixTrie(1)
+    trie.insert([7, 8], [1, 2])
+    for leaf in range(5):
+        trie.insert([7, 8, 20 + leaf], [10 + leaf], first=2)
+    trie.insert([7, 8, 30, 31], [20, 21], first=2)
+    cursor = trie.cursor()
+    stem = cursor.next()
+    assert stem is not None and stem.depth == 0 and stem.offers.shape[1] == 2
+    assert cursor.leaves(3, lambda depth, above: False) is None, "nobody wants them"
+    seen: list[int] = []
+    while len(seen) < 5:
+        leaves = cursor.leaves(3, lambda depth, above: (depth, above) == (2, stem.node))
+        if leaves is None:
+            assert cursor.next() is not None  # the one that has two blocks
+            continue
+        assert (leaves.tenant, leaves.depth, leaves.above) == (b"", 2, stem.node) and 1 <= len(leaves.tokens) <= 3
+        for tokens, offer in zip(leaves.tokens, leaves.offers.tolist(), strict=True):
+            assert np.frombuffer(tokens, np.int32).tolist() == [10 + offer]
+        seen += leaves.offers.tolist()
+    assert sorted(seen) == [10, 11, 12, 13, 14]
+    while cursor.next() is not None:
+        pass
+    assert cursor.leaves(3, lambda depth, above: True) is None, "at the end"
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_changes_on_the_way(seed):
     """A listener puts in each visit and each change in order. At the end he has what there is."""

@@ -130,6 +130,7 @@ def test_join_status_leave(place):
         assert line.hear() == Changes(1, (SnapshotEnd(()),), snapshot=True)
         status = line.ask_status()
         assert [member.pid for member in status.members] == [os.getpid()]
+        assert status.counters["Join"] == 1
         with Line(place) as other:
             line.wire.close()
             deadline = time.monotonic() + 10
@@ -182,9 +183,29 @@ def test_the_last_message_lost_is_seen_by_the_number_told_again(place):
 
 
 @pytest.mark.parametrize("message", [Again(0), Changes(1, (offer_of("pool", 0),), snapshot=True)])
-def test_a_stranger_is_not_heard(place, message):
+def test_a_stranger_is_not_heard(place, message, caplog):
     with Line(place) as line:
         assert line.ask(pack_message(message)).kind == "NotJoinedError"
+        assert line.ask_status().counters["NotJoinedError"] == 1
+    assert [record.getMessage() for record in caplog.records if "NotJoinedError" in record.getMessage()]
+
+
+def test_a_service_rests_after_a_failure_and_at_no_other_time(monkeypatch):
+    """A turn that always raises would keep a core busy; one that does not must not wait."""
+    naps, turns = [], []
+    made = Service.__new__(Service)
+    made._stopped = False
+
+    def turn() -> None:
+        turns.append(len(turns))
+        made._stopped = len(turns) == 4
+        if len(turns) == 2:
+            raise RuntimeError("a test")
+
+    monkeypatch.setattr(made, "_turn", turn)
+    monkeypatch.setattr("kvmarket.registry.service.time.sleep", naps.append)
+    made.run()
+    assert len(turns) == 4 and len(naps) == 1
 
 
 def test_an_engine_says_nothing_that_only_the_service_says(place):

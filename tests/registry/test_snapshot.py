@@ -13,7 +13,7 @@ from kvmarket.registry.messages import Changes as ChangesMessage
 from kvmarket.registry.messages import Promise, Snapshot, SnapshotEnd, pack_message
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.put_branches import put_branches
-from kvmarket.registry.snapshot import SnapshotParts
+from kvmarket.registry.snapshot import PART_BYTES, SnapshotParts
 from kvmarket.registry.space import Space
 from tests.registry.test_space import SIZE, found, made, offer, record, tell
 
@@ -137,6 +137,26 @@ def test_many_branches_behind_a_long_prompt_are_told_in_linear_size():
     copy.trie._check()
 
 
+def test_branches_of_branches_are_told_in_linear_size_and_in_parts_that_are_bounded():
+    """Whatever hangs below something that was told in the same part is told without what is above it."""
+    stem, twigs, leaf = 200, 40, 100  # blocks, branches of two branches each, blocks of each of those
+    space, slot = Space(SIZE), stem
+    space.add_pool(record("pa", 1 << 15))
+    space.add_pool(record("pb", 1))
+    head = list(range(SIZE * stem))
+    offer(space, "pa", head, list(range(stem)))
+    for twig in range(twigs):
+        for side in range(2):
+            tokens = [*head, -twig, -1, *(-1000 - side - at for at in range(SIZE * leaf))]
+            count = 1 + leaf if not side else leaf
+            offer(space, "pa", tokens, list(range(slot, slot + count)), first=stem + 1 + leaf - count)
+            slot += count
+    parts = parts_of(space)
+    sizes = [len(pack_message(ChangesMessage(1, (part,)))) for part in parts]
+    assert max(sizes) < 2 * PART_BYTES
+    assert len(parts) > 4 and sum(sizes) < 1.3 * slot * (4 * SIZE + 8 * 6)
+
+
 def test_promises_come_before_the_end():
     space = made("pa", "pb")
     promise = Promise("pa", "", np.array([1, 2], np.int32).tobytes(), 3)
@@ -255,6 +275,27 @@ def test_leaves_side_by_side_are_put_up_together():
         copy.trie._check()
         offer(space, "pa", [3, 3], [11], generation=generation + 1)
     assert len(found(copy, [1, 2, 7, 7, 8, 8])) == 3
+
+
+def test_leaves_go_up_at_once_where_they_are_of_one_pool_and_epoch(monkeypatch):
+    fans: list[int] = []
+    fan = Space.fan
+    monkeypatch.setattr(Space, "fan", lambda space, offering: fans.append(len(offering.slots)) or fan(space, offering))
+    for epochs in ((1, 1), (1, 2)):
+        space, copy = made("pa"), made("pa")
+        offer(space, "pa", [1, 2], [99])
+        for leaf in range(12):
+            tokens, slots = np.array([1, 2, leaf, leaf], np.int32), np.array([leaf])
+            epoch = epochs[leaf % 2]
+            space.offer(Offering("pa", "", tokens, 1, slots, epoch, np.array([leaf + 1], np.uint64), None))
+        fans.clear()
+        (message,) = parts_of(space)
+        put(copy, message)
+        copy.trie._check()
+        assert sum(fans) == (11 if epochs[0] == epochs[1] else 0), "the first one is put up by itself"
+        pool = copy.pools["pa"]
+        assert pool.epochs[:12].tolist() == [epochs[leaf % 2] for leaf in range(12)]
+        assert pool.generations[:12].tolist() == list(range(1, 13))
 
 
 @pytest.mark.parametrize("twice", [False, True])

@@ -19,6 +19,7 @@ from kvmarket.errors import AddressError, NamespaceError, RefusedError, SharedMe
 from kvmarket.pool import GenerationReader, Generations
 from kvmarket.registry import line, wire
 from kvmarket.registry.address import Address
+from kvmarket.registry.deaths import open_pidfds
 from kvmarket.registry.line import join_service
 from kvmarket.registry.messages import PROTOCOL, Joined, pack_message
 from kvmarket.registry.replica import Replica
@@ -27,6 +28,7 @@ from kvmarket.registry.watching import watch
 from kvmarket.registry.wire import Door, Wire, dial
 from kvmarket.shared_file import Process, SharedFile, pid_namespace, start_time
 from tests.registry.test_service import join_message
+from tests.scarcity import descriptors
 
 NOBODY = 65534
 root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -261,3 +263,13 @@ def test_a_truncated_pool_is_refused_when_it_is_mapped():
     with pytest.raises(SharedMemoryError, match="100 bytes where 4096"):
         file.map()
     os.close(fd)
+
+
+def test_who_cannot_be_watched_costs_no_descriptor():
+    """One of an engine's processes is dead: those that were opened for the others are closed."""
+    before = descriptors()
+    dead = Process(os.getpid(), 1, pid_namespace())
+    for _ in range(3):
+        with pytest.raises(RefusedError, match="has died"):
+            open_pidfds([Process.current(), Process.current(), dead])
+    assert descriptors() == before

@@ -6,9 +6,22 @@ import math
 import time
 from collections.abc import Hashable
 
+import pytest
+
 from kvmarket.registry import stream as stream_module
-from kvmarket.registry.messages import Change, OfferBlocks, PoolGone, Retire
+from kvmarket.registry.messages import (
+    Change,
+    OfferBlocks,
+    PoolGone,
+    PoolJoined,
+    PoolRecord,
+    Promise,
+    Retire,
+    Settle,
+    Snapshot,
+)
 from kvmarket.registry.stream import CHANGES_BYTES, Stream
+from kvmarket.shared_file import Process
 
 
 class Listener:
@@ -76,3 +89,27 @@ def test_much_is_told_in_several_messages():
         stream.add(each)
     stream.flush()
     assert listeners["one"].take() == [(each,) for each in offers]
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        OfferBlocks("p", "", bytes(CHANGES_BYTES), 0, bytes(8), 1, bytes(8)),
+        OfferBlocks("p", "", b"", 0, bytes(CHANGES_BYTES // 3 + 1), 1, b""),
+        Snapshot((), (), bytes(CHANGES_BYTES), b"", b""),
+        Snapshot((), (), b"", bytes(CHANGES_BYTES), b""),
+        Snapshot((), (), b"", b"", bytes(CHANGES_BYTES)),
+        Snapshot((), (), b"", b"", b"", bytes(CHANGES_BYTES)),
+        Promise("p", "", bytes(CHANGES_BYTES), 1),
+        Retire("p", bytes(CHANGES_BYTES)),
+        PoolJoined(PoolRecord("p", 1, (Process(1, 1, 1),), bytes(CHANGES_BYTES))),
+    ],
+    ids=lambda change: type(change).__name__,
+)
+def test_what_is_long_fills_a_message(long):
+    stream, listeners = listened("one")
+    few = (Settle("p", 1), Retire("p", None))
+    for change in (*few, long, *few):
+        stream.add(change)
+    stream.flush()
+    assert listeners["one"].take() == [(*few, long), few]

@@ -113,6 +113,15 @@ def test_what_is_forgotten_may_be_offered_again():
     assert held.match([4, 5]) == [7 << 40, 7 << 40 | 1]
 
 
+def test_offer_zero_is_an_offer():
+    held = PrefixTrie(1)
+    held.insert([1, 2, 3], [5, 6, 0])
+    assert held.remove([6]) == 1
+    held._check()
+    held.insert([1, 2], [5, 7])
+    assert held.match([1, 2, 3]) == [5, 7, 0]
+
+
 def test_removing_everything_leaves_nothing():
     held = SmallNodes(2)
     held.insert(range(40), range(20))
@@ -259,6 +268,35 @@ def test_extend_goes_on_from_an_offered_block():
     for tokens, offers in (([1], [1]), ([1, 2], [1, 2]), ([1, 2], [-1])):
         with pytest.raises(MisuseError):
             trie.extend(11, tokens, offers)
+
+
+def test_a_fan_is_as_one_block_after_the_other():
+    """Many blocks behind the same one, at once; where it cannot be at once nothing is done."""
+    chance = random.Random(4)
+    for _ in range(50):
+        at_once, one_by_one = PrefixTrie(2, max_blocks=12), PrefixTrie(2, max_blocks=12)
+        stem, numbers = [chance.randrange(3) for _ in range(2 * chance.randint(1, 3))], count(100)
+        tails = [[chance.randrange(3), chance.randrange(3)] for _ in range(chance.randint(1, 5))]
+        longer = chance.random() < 0.2  # something goes on in the same node
+        for each in (at_once, one_by_one):
+            each.insert([9, 9, 9, 9], [1, 2])
+            each.insert(stem, range(10, 10 + len(stem) // 2))
+            if longer:
+                each.insert([*stem, 7, 7], [50], first=len(stem) // 2)
+        last = 9 + len(stem) // 2
+        heads, offers = [np.array(tail, np.int32).tobytes() for tail in tails], [next(numbers) for _ in tails]
+        place = at_once.place(last)
+        before = contents(at_once)
+        done = at_once.fan(place, heads, np.array(offers, np.int64))
+        at_once._check()
+        assert done == (len(tails) > 1 and len(set(heads)) == len(tails) and not longer)
+        if not done:
+            assert contents(at_once) == before
+            continue
+        for tail, offer in zip(tails, offers, strict=True):
+            one_by_one.extend(last, tail, [offer])
+        one_by_one._check()
+        assert contents(at_once) == contents(one_by_one)
 
 
 def test_extend_is_as_inserting_the_whole_prefix():

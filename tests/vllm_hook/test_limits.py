@@ -28,6 +28,26 @@ def test_policy_must_be_recompute_unless_forced():
     assert limits.settings_of(transfer(address="/tmp/s", tenant="t")).tenant == "t"
 
 
+@pytest.mark.parametrize(
+    ("tokens", "mla", "extra", "asks"),
+    [
+        (16, False, {}, True),
+        (64, False, {}, True),
+        (65, False, {}, False),
+        (16, True, {}, False),
+        (16, None, {}, False),
+        (16, False, {"block_outermost": False}, False),
+        (16, False, {"block_outermost": True}, True),
+    ],
+)
+def test_the_layout_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tokens: int, mla: bool | None, extra, asks):
+    monkeypatch.setattr(compat, "block_outermost_layout", lambda: "a layout")
+    model = None if mla is None else SimpleNamespace(use_mla=mla)
+    cache = SimpleNamespace(block_size=tokens)
+    config = SimpleNamespace(cache_config=cache, model_config=model, kv_transfer_config=transfer(**extra))
+    assert limits.layout_asked_for(config) == ("a layout" if asks else None)
+
+
 @pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}, {"any_gpu": 1}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
     with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, min_tokens, any_gpu"):

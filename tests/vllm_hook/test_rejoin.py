@@ -199,6 +199,21 @@ def test_joining_that_another_change_overtakes():
     assert made[0].closed and rejoin.take() is None, "in the market under weights that it has no more"
 
 
+def test_who_is_closed_joins_no_more():
+    asked: list[Any] = []
+    rejoin = Rejoin([RankMemory(None, None)], asked.append)  # type: ignore[arg-type]
+    assert rejoin.changed(1, NEW)
+    rejoin.leave(None, 1, NEW)
+    end = time.monotonic() + 5
+    while not asked and time.monotonic() < end:
+        time.sleep(0.001)
+    assert len(asked) == 1
+    rejoin.close()
+    rejoin.leave(None, 2, NEWER)
+    time.sleep(0.05)
+    assert len(asked) == 1
+
+
 def test_what_was_mapped_in_a_market_that_is_left_is_forgotten():
     """Who has left hears no more of the end of those whose memory is mapped."""
     market = Market()

@@ -43,6 +43,14 @@ def test_tokens_of_prompt_and_answer():
     assert late.tokens(12).tolist() == [*range(10), 7, 8], "asked first when it has answered already"
 
 
+def test_pages_are_new_once():
+    track = track_of(request("a", 10), "")
+    assert track.whole([3, 4]) == [3, 4] and track.whole([3, 4]) == []
+    assert track.more([5]) == [5] and track.whole([3, 4, 5, 6]) == [6]
+    track.restart(1)
+    assert track.slots == [] and track.whole([7, 8, 9]) == [8, 9], "the first one is a hit in its own cache"
+
+
 def test_a_request_that_is_refused_has_no_tokens_to_share():
     track = track_of(request("a", 10), "")
     assert len(track.tokens(8)) == 8

@@ -103,7 +103,10 @@ def test_what_is_kept_may_be_broken(tmp_path: Path, runtime: Path, reads: list[s
 def test_nothing_is_kept_where_there_is_no_place(tmp_path: Path, runtime: Path, reads: list[str]):
     (path,) = folder(tmp_path / "m", a=b"1")
     runtime.write_text("no directory")
+    before = sum(n for name, n in counters.snapshot().items() if name.startswith("vllm_weight_digests_lost"))
     assert digest(path) == digest(path) and len(reads) == 2
+    after = sum(n for name, n in counters.snapshot().items() if name.startswith("vllm_weight_digests_lost"))
+    assert after == before + 2
 
 
 def test_no_more_is_kept_than_fits(tmp_path: Path, runtime: Path, reads: list[str], monkeypatch: pytest.MonkeyPatch):

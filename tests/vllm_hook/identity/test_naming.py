@@ -96,3 +96,17 @@ def test_code_of_the_operators_own_goes_with_the_weights():
 def test_experts_that_are_spread_over_ranks_are_named_together(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(naming, "name_of_group", lambda own, config: f"all of {own}")
     assert name_as_loaded(shown(), worker()).name.startswith("all of ")
+
+
+def test_a_file_that_changes_while_it_is_read_names_nothing(monkeypatch: pytest.MonkeyPatch, weights: Path):
+    """For whoever has no engine that loaded them."""
+
+    def changes(files: Any) -> str:
+        raise ChangedError("model.safetensors was changed")
+
+    model = SimpleNamespace(model=str(weights), seed=0)
+    config = SimpleNamespace(model_config=model, load_config=SimpleNamespace(load_format="auto"))
+    monkeypatch.setattr(naming.compat, "weight_files", lambda path, load_format: [str(weights)])
+    assert naming.weights_of(config).name.startswith("files ")
+    monkeypatch.setattr(naming, "digest_of", changes)
+    assert naming.weights_of(config) == Weights("", "model.safetensors was changed")
