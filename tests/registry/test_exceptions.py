@@ -85,3 +85,21 @@ def test_of_the_service_in_its_own_affairs(engine, peer, fails, of, name):
     until(lambda: len(raised) == 2)
     until(lambda: peer.take(tokens, [4, 5, 6, 7]) == 4)
     assert survived("the service") == before + 2
+
+
+def test_a_service_rests_after_a_failure_and_at_no_other_time(monkeypatch):
+    """A turn that always raises would keep a core busy; one that does not must not wait."""
+    naps, turns = [], []
+    made = Service.__new__(Service)
+    made._stopped = False
+
+    def turn() -> None:
+        turns.append(len(turns))
+        made._stopped = len(turns) == 4
+        if len(turns) == 2:
+            raise RuntimeError("a test")
+
+    monkeypatch.setattr(made, "_turn", turn)
+    monkeypatch.setattr("kvmarket.registry.service.time.sleep", naps.append)
+    made.run()
+    assert len(turns) == 4 and len(naps) == 1

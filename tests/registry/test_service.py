@@ -190,24 +190,6 @@ def test_a_stranger_is_not_heard(place, message, caplog):
     assert [record.getMessage() for record in caplog.records if "NotJoinedError" in record.getMessage()]
 
 
-def test_a_service_rests_after_a_failure_and_at_no_other_time(monkeypatch):
-    """A turn that always raises would keep a core busy; one that does not must not wait."""
-    naps, turns = [], []
-    made = Service.__new__(Service)
-    made._stopped = False
-
-    def turn() -> None:
-        turns.append(len(turns))
-        made._stopped = len(turns) == 4
-        if len(turns) == 2:
-            raise RuntimeError("a test")
-
-    monkeypatch.setattr(made, "_turn", turn)
-    monkeypatch.setattr("kvmarket.registry.service.time.sleep", naps.append)
-    made.run()
-    assert len(turns) == 4 and len(naps) == 1
-
-
 def test_an_engine_says_nothing_that_only_the_service_says(place):
     with Line(place) as line:
         begin(line)

@@ -1,0 +1,70 @@
+"""Putting branches up that do not stand yet: one by one, and many at once where they hang side by side."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from kvmarket.registry.offering import Offering
+from kvmarket.registry.space import Space
+from tests.registry.test_snapshot import parts_of, put
+from tests.registry.test_space import SIZE, found, made, offer, tell
+
+
+def test_leaves_side_by_side_are_put_up_together():
+    """Of several pools, some there already, some in a slot that holds something else, in another tenant too."""
+    space, copy = made("pa", "pb"), made("pa", "pb")
+    for leaf in range(60):
+        offer(space, ("pa", "pb")[leaf % 3 == 0], [1, 2, leaf, leaf], [99, leaf], generation=2)
+    offer(space, "pa", [1, 2, 7, 7, 8, 8], [99, 7, 80], generation=2)
+    offer(space, "pb", [1, 2, 9, 9], [99, 61], generation=2)
+    offer(copy, "pa", [1, 2, 4, 4], [99, 4], generation=2)
+    offer(copy, "pa", [5, 5], [10])
+    copy.retire("pa", np.arange(20, 40))
+    for generation in (1, 2):
+        tell(space, copy)
+        for leaf in range(60):
+            assert found(copy, [1, 2, leaf, leaf]) == found(space, [1, 2, leaf, leaf]), leaf
+        copy.trie._check()
+        offer(space, "pa", [3, 3], [11], generation=generation + 1)
+    assert len(found(copy, [1, 2, 7, 7, 8, 8])) == 3
+
+
+def test_leaves_go_up_at_once_where_they_are_of_one_pool_and_epoch(monkeypatch):
+    fans: list[int] = []
+    fan = Space.fan
+    monkeypatch.setattr(Space, "fan", lambda space, offering: fans.append(len(offering.slots)) or fan(space, offering))
+    for epochs in ((1, 1), (1, 2)):
+        space, copy = made("pa"), made("pa")
+        offer(space, "pa", [1, 2], [99])
+        for leaf in range(12):
+            tokens, slots = np.array([1, 2, leaf, leaf], np.int32), np.array([leaf])
+            epoch = epochs[leaf % 2]
+            space.offer(Offering("pa", "", tokens, 1, slots, epoch, np.array([leaf + 1], np.uint64), None))
+        fans.clear()
+        (message,) = parts_of(space)
+        put(copy, message)
+        copy.trie._check()
+        assert sum(fans) == (11 if epochs[0] == epochs[1] else 0), "the first one is put up by itself"
+        pool = copy.pools["pa"]
+        assert pool.epochs[:12].tolist() == [epochs[leaf % 2] for leaf in range(12)]
+        assert pool.generations[:12].tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_leaves_that_begin_alike_are_put_up_one_by_one(twice):
+    """As no cursor tells them: the second offer of a block joins the first."""
+    space = made("pa")
+    offer(space, "pa", [1, 2], [9])
+    for leaf in range(6):
+        offer(space, "pa", [1, 2, leaf, leaf], [9, leaf])
+    (message,) = parts_of(space)
+    tokens = np.frombuffer(message.tokens, np.int32).copy()
+    if twice:
+        tokens[-SIZE:] = tokens[-2 * SIZE : -SIZE]
+    copy = made("pa")
+    put(copy, msgspec.structs.replace(message, tokens=tokens.tobytes()))
+    copy.trie._check()
+    assert len(found(copy, [1, 2, 4, 4])) == 2
+    assert copy.blocks == (6 if twice else 7)
