@@ -36,8 +36,7 @@ def engine(market_address):
 def test_addresses_that_cannot_be(tmp_path):
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / ("x" * 120))
-    longest = "x" * (_MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))  # its lock has the longer name
-    Address(tmp_path / longest)
+    Address(tmp_path / (longest := "x" * (_MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))))  # its lock has a longer name
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / f"{longest}x")
     with pytest.raises(AddressError, match="names no Unix socket"):
