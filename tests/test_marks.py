@@ -96,6 +96,20 @@ def test_a_file_is_noted_once(folder):
     assert os.pread(marks._marks[folder], 1000, 0).count(b"file") == 1
 
 
+def test_lines_of_a_mark_follow_each_other_without_a_gap(folder):
+    """Though what was being created is taken back: whoever sweeps reads line by line."""
+    marks.mark()
+    for number in range(3):
+        with marks.creating(number):
+            pass
+        (folder / f"file {number}").touch()
+        marks.created(f"file {number}")
+    (path,) = folder.glob(f"{marks.PREFIX}*")
+    lines = path.read_bytes().decode().splitlines()
+    assert lines[0] == marks.LOCKED and [line.split(" ", 3)[0] for line in lines[1:]] == [marks.FILE] * 3
+    assert [line.split(" ", 3)[3] for line in lines[1:]] == ["file 0", "file 1", "file 2"]
+
+
 def test_a_mark_lasts_as_long_as_its_process(folder):
     leftovers.mark()
     leftovers.mark()

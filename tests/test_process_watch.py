@@ -147,10 +147,11 @@ def test_who_dies_unreaped_while_there_is_no_descriptor_for_it(sleepers, monkeyp
     """Its number is still taken; what tells is /proc."""
     monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
 
-    def refuse(pid: int) -> int:
+    def refuse(*_: int) -> int:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     monkeypatch.setattr(os, "pidfd_open", refuse)
+    monkeypatch.setattr(os, "eventfd", refuse)
     heir = Heir()
     watch = ProcessWatch(heir.heed)
     watch.watch([sleeper.known for sleeper in sleepers])

@@ -11,7 +11,7 @@ import pytest
 from kvmarket import shared_file
 from kvmarket.errors import NamespaceError, SharedMemoryError
 from kvmarket.shared_file import Process, SharedFile, pid_namespace, start_time
-from tests.scarcity import descriptors
+from tests.scarcity import descriptors, no_descriptors
 from tests.sleepers import Sleeper
 
 
@@ -45,6 +45,12 @@ def test_a_process_is_alive_until_it_is_killed(sleeper):
     assert start_time(sleeper.known.pid) == 0
     with pytest.raises(SharedMemoryError, match="is gone"):
         sleeper.known.check_alive()
+
+
+def test_who_is_dead_is_so_without_a_descriptor_too(sleeper):
+    sleeper.kill()
+    with no_descriptors():
+        assert not sleeper.known.alive()
 
 
 @pytest.mark.parametrize("later", [-1, 1])

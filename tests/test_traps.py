@@ -109,6 +109,17 @@ def test_a_hit_of_another_market(pair, market_address, change):
     same.close()
 
 
+def test_a_hit_of_an_engine_with_fewer_ranks(pair):
+    owner, reader = pair
+    owner.publish(tokens := prompt(16, 425), [0, 1, 2, 3])
+    hit = matched(reader, tokens)
+    reader.market._data._rank = 1
+    with pytest.raises(SlotError, match="another geometry"):
+        reader.market.fetch(hit, [4, 5, 6, 7])
+    reader.market._data._rank = 0
+    assert reader.market.fetch(hit, [4, 5, 6, 7]).wait() == 4
+
+
 def test_a_hit_of_another_geometry(pair, own_address):
     """Of the same fingerprint, in a market of its own, where nobody compared the two."""
     _, reader = pair

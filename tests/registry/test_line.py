@@ -64,6 +64,13 @@ def test_one_look_takes_in_all_that_has_come(pair):
     assert not [message for message in heard(pair) if isinstance(message, Again)], "nothing was missed"
 
 
+def test_what_cannot_be_read_keeps_nothing_back(pair):
+    assert pair.service.send(b"kvmarket/8\nnonsense")
+    tell(pair, 1, SnapshotEnd(()), snapshot=True)
+    assert pair.line.drain(time.perf_counter() + 5) == (True, [])
+    assert pair.replica.whole
+
+
 def test_a_look_ends_when_its_time_is_over(pair):
     for number in range(1, 6):
         tell(pair, number, SnapshotEnd(()), snapshot=True)

@@ -35,8 +35,10 @@ def test_leaves_go_up_at_once_where_they_are_of_one_pool_and_epoch(monkeypatch):
     fans: list[int] = []
     fan = Space.fan
     monkeypatch.setattr(Space, "fan", lambda space, offering: fans.append(len(offering.slots)) or fan(space, offering))
-    for epochs in ((1, 1), (1, 2)):
+    for epochs in ((1, 1), (1, 2), (2, 2)):
         space, copy = made("pa"), made("pa")
+        if epochs == (2, 2):  # one of the slots still holds something else there
+            offer(copy, "pa", [5, 5], [7])
         offer(space, "pa", [1, 2], [99])
         for leaf in range(12):
             tokens, slots = np.array([1, 2, leaf, leaf], np.int32), np.array([leaf])
@@ -47,6 +49,7 @@ def test_leaves_go_up_at_once_where_they_are_of_one_pool_and_epoch(monkeypatch):
         put(copy, message)
         copy.trie._check()
         assert sum(fans) == (11 if epochs[0] == epochs[1] else 0), "the first one is put up by itself"
+        assert found(copy, [5, 5]) == [] and len(found(copy, [1, 2, 7, 7])) == 2
         pool = copy.pools["pa"]
         assert pool.epochs[:12].tolist() == [epochs[leaf % 2] for leaf in range(12)]
         assert pool.generations[:12].tolist() == list(range(1, 13))

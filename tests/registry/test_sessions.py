@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
+from types import SimpleNamespace
 
 from kvmarket import counters
 from kvmarket.registry.address import Address
+from kvmarket.registry.exchange import Exchange
 from kvmarket.registry.messages import AskStatus, Changes, Joined, Status, pack_message
 from kvmarket.registry.service import Service
 from tests.registry.test_service import NOT_LET_IN, Line, join_message
@@ -36,3 +39,11 @@ def test_a_service_without_descriptors_serves_who_is_in(own_address, monkeypatch
                 assert isinstance(late.hear(), Status)
     thread.join(timeout=30)
     assert not thread.is_alive()
+
+
+def test_the_first_space_that_is_due_counts():
+    exchange = Exchange()
+    assert exchange.due() == math.inf
+    for name, due in (("a", 0.7), ("b", 0.2), ("c", math.inf)):
+        exchange._streams[name] = SimpleNamespace(due=lambda due=due: due)
+    assert exchange.due() == 0.2

@@ -209,7 +209,9 @@ def test_who_is_closed_joins_no_more():
         time.sleep(0.001)
     assert len(asked) == 1
     rejoin.close()
+    assert rejoin.changed(2, NEWER)
     rejoin.leave(None, 2, NEWER)
+    assert not rejoin.changed(3, NEWER)
     time.sleep(0.05)
     assert len(asked) == 1
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import xxhash
 
 from kvmarket import counters
 from kvmarket.registry import address
@@ -70,6 +71,16 @@ def test_only_content_counts(tmp_path: Path):
     others = [{"a": b"2", "b": b"1" * 3_000_000}, {"a": b"1" * 3_000_000}, {"a": b"1" * 2_999_999 + b"0", "b": b"2"}]
     named = {digest(*folder(tmp_path / f"other{at}", **other)) for at, other in enumerate(others)}
     assert len(named | {digest(*one)}) == 4
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 8, 50])
+def test_each_byte_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int):
+    monkeypatch.setattr(files, "_READ_BYTES", 7)
+    content = os.urandom(size)
+    (tmp_path / "weights").write_bytes(content)
+    file = WeightFile(tmp_path / "weights")
+    assert file.digest() == file.digest() == xxhash.xxh3_128_hexdigest(content)
+    file.close()
 
 
 def test_a_second_start_reads_nothing(tmp_path: Path, reads: list[str]):
