@@ -9,7 +9,7 @@ import pytest
 from kvmarket.registry.offering import Offering
 from kvmarket.registry.space import Space
 from tests.registry.test_snapshot import parts_of, put
-from tests.registry.test_space import SIZE, found, made, offer, tell
+from tests.registry.test_space import SIZE, found, made, offer, record, tell
 
 
 def test_leaves_side_by_side_are_put_up_together():
@@ -31,28 +31,34 @@ def test_leaves_side_by_side_are_put_up_together():
     assert len(found(copy, [1, 2, 7, 7, 8, 8])) == 3
 
 
-def test_leaves_go_up_at_once_where_they_are_of_one_pool_and_epoch(monkeypatch):
-    fans: list[int] = []
+@pytest.mark.parametrize("epochs", [(1, 1), (1, 2), (2, 2)])
+def test_leaves_go_up_at_once_where_they_are_of_one_pool_and_epoch(monkeypatch, epochs):
+    """All but those of the first message: while there is one alone, it is one node with what is above it."""
+    done: list[int] = []
     fan = Space.fan
-    monkeypatch.setattr(Space, "fan", lambda space, offering: fans.append(len(offering.slots)) or fan(space, offering))
-    for epochs in ((1, 1), (1, 2), (2, 2)):
-        space, copy = made("pa"), made("pa")
-        if epochs == (2, 2):  # one of the slots still holds something else there
-            offer(copy, "pa", [5, 5], [7])
-        offer(space, "pa", [1, 2], [99])
-        for leaf in range(12):
-            tokens, slots = np.array([1, 2, leaf, leaf], np.int32), np.array([leaf])
-            epoch = epochs[leaf % 2]
-            space.offer(Offering("pa", "", tokens, 1, slots, epoch, np.array([leaf + 1], np.uint64), None))
-        fans.clear()
-        (message,) = parts_of(space)
+
+    def counted(space: Space, offering: Offering) -> bool:
+        whole = fan(space, offering)
+        done.extend(offering.slots.tolist() if whole else [])
+        return whole
+
+    monkeypatch.setattr(Space, "fan", counted)
+    leaves, stands, (space, copy) = 390, 300, (Space(SIZE), Space(SIZE))
+    for each in (space, copy):
+        each.add_pool(record("pa", leaves + 1))
+    offer(copy, "pa", [5, 5], [stands])  # one of the slots still holds something else there
+    offer(space, "pa", [1, 2], [leaves])
+    for leaf in range(leaves):
+        tokens, generations = np.array([1, 2, leaf, leaf], np.int32), np.array([leaf + 1], np.uint64)
+        space.offer(Offering("pa", "", tokens, 1, np.array([leaf]), epochs[leaf % 2], generations, None))
+    for message in parts_of(space):
         put(copy, message)
         copy.trie._check()
-        assert sum(fans) == (11 if epochs[0] == epochs[1] else 0), "the first one is put up by itself"
-        assert found(copy, [5, 5]) == [] and len(found(copy, [1, 2, 7, 7])) == 2
-        pool = copy.pools["pa"]
-        assert pool.epochs[:12].tolist() == [epochs[leaf % 2] for leaf in range(12)]
-        assert pool.generations[:12].tolist() == list(range(1, 13))
+    assert (len(done) > leaves / 2) == (epochs[0] == epochs[1]) and stands not in done
+    assert found(copy, [5, 5]) == [] and len(found(copy, [1, 2, stands, stands])) == 2
+    pool = copy.pools["pa"]
+    assert pool.epochs[:leaves].tolist() == [epochs[leaf % 2] for leaf in range(leaves)]
+    assert pool.generations[:leaves].tolist() == list(range(1, leaves + 1))
 
 
 @pytest.mark.parametrize("twice", [False, True])
