@@ -91,7 +91,7 @@ test: $(FULL) ## all tests that this machine can run; says what it skipped and w
 	$(PY) -m pytest -rs
 
 test-vllm: $(FULL) $(VERSIONS:%=.vllm/%/.full) ## the engine tests with each of VERSIONS; results go to bench/results/
-	$(PY) -m tests.vllm_hook.versions --machine $(MACHINE) $(foreach v,$(VERSIONS),$(v)=$(CURDIR)/.vllm/$(v)/bin/python)
+	$(PY) -m tests.vllm_hook.engines.versions --machine $(MACHINE) $(foreach v,$(VERSIONS),$(v)=$(CURDIR)/.vllm/$(v)/bin/python)
 
 check: $(FULL) ## ruff, mypy --strict, the lints of this house
 	$(PY) -m ruff check

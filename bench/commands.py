@@ -1,6 +1,7 @@
 """What the benchmarks have engine processes do: each public function is a command and gets the engine first.
 
-See tests/vllm_hook/engine.py. Prompts are named by parts, ``[seed, tokens]`` each, so that every process can make them.
+See tests/vllm_hook/engines/engine.py. Prompts are named by parts, ``[seed, tokens]`` each, so that every process can
+make them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tests.vllm_hook.engine import Engine
+    from tests.vllm_hook.engines.engine import Engine
 
 ANSWER = 4  # tokens of the answers whose first one is timed
 FIRST, LAST = 1000, 120_000  # of the token ids that occur in prompts
@@ -33,7 +34,7 @@ def prompt_of(parts: Parts) -> list[int]:
 
 
 def _sampling(tokens: int) -> Any:
-    from tests.vllm_hook.engine import streamed  # here: it sets up the process for an engine
+    from tests.vllm_hook.engines.engine import streamed  # here: it sets up the process for an engine
 
     return streamed(tokens)
 

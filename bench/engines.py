@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 import kvmarket
-from kvmarket.control import ControlHalf
-from kvmarket.offer import Stage
+from kvmarket.market.control import ControlHalf
+from kvmarket.market.offer import Stage
 from kvmarket.transport import export
 
 BLOCK = 16
@@ -58,7 +58,7 @@ class Child:
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "kvmarket.market"])
+        context.set_forkserver_preload([__name__, "kvmarket.market.facade"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=target, args=(theirs, *arguments), daemon=True)
         self.process.start()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench.report import percentiles
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 Requests = list[dict[str, Any]]
 SECONDS = 400  # a replay that takes longer hangs

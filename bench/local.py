@@ -12,7 +12,7 @@ from bench import report
 from bench.peer import LAYERS, PAGE, SLOT, layers_of
 from kvmarket import PagedCache
 from kvmarket.kernels import copy_blocks
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 
 
 def on_device(call: Callable[[], object], count: int) -> list[float]:

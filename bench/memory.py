@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
-from kvmarket.registry.address import Address
+from kvmarket.registry.protocol.address import Address
 
 
 def service_memory(address: str) -> int:

@@ -27,8 +27,8 @@ from typing import Any
 from bench import load, report
 from bench.recover import service_of
 from bench.shapes import LLAMA_8B, MLA, Engines, await_up
-from kvmarket.registry.address import Address
-from tests.vllm_hook.processes import EngineProcess
+from kvmarket.registry.protocol.address import Address
+from tests.vllm_hook.engines.processes import EngineProcess
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 MODES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ import torch
 
 import kvmarket
 from bench.timing import Handle, sustained
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.ways.choice import Forced
 
 LAYERS, PAGE, BLOCK = 32, 65536, 16  # Llama-3.1-8B, 16 tokens: 2 MiB a block

@@ -26,7 +26,7 @@ from bench.engines import BLOCK, Child, Connection, await_all, join, market_addr
 from bench.visible import show
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
-from kvmarket.registry.address import Address
+from kvmarket.registry.protocol.address import Address
 
 BLOCKS, STEP, GIVE_UP = 64, 0.001, 60.0
 LOAD_EVERY = 8  # steps

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pynvml
 
-from kvmarket.cli.nvml import driver_version, library
+from kvmarket.cli.doctor.nvml import driver_version, library
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

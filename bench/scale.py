@@ -29,11 +29,11 @@ from bench.trie import resident
 from bench.visible import row, show
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
-from kvmarket.registry.address import Address
-from kvmarket.registry.messages import PoolRecord
-from kvmarket.registry.offering import Offering
-from kvmarket.registry.space import Space
-from kvmarket.shared_file import Process
+from kvmarket.processes.shared_file import Process
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.messages import PoolRecord
+from kvmarket.registry.protocol.offering import Offering
+from kvmarket.registry.space.space import Space
 
 HEAD, STEP, PROMPT = 1024, 0.005, 512  # blocks of the long prompt; seconds; blocks of other prompts
 GIVE_UP = 300.0

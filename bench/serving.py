@@ -27,7 +27,7 @@ from typing import Any
 
 from bench import load, report
 from bench.shapes import Engines, await_up
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 MODES: dict[str, dict[str, Any]] = {
     "hook on": {"hook": True},

@@ -14,7 +14,7 @@ from typing import Any
 
 import pynvml
 
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],

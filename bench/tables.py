@@ -155,7 +155,7 @@ def registry(path: Path) -> str:
 
 
 def versions(path: Path) -> str:
-    """What passed with each version of vLLM; `path` is written by tests/vllm_hook/versions.py."""
+    """What passed with each version of vLLM; `path` is written by tests/vllm_hook/engines/versions.py."""
     result = json.loads(path.read_text())
     columns = ["vLLM", "torch", "tests passed", "failed"]
     table = [[row["name"], row["versions"]["torch"], str(row["passed"]), str(row["failed"])] for row in result["rows"]]

@@ -16,7 +16,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.test_copy import DEVICE, timed
 from kvmarket import PagedCache
 from kvmarket.kernels import copy_blocks
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.transport import enable_peer_access
 from kvmarket.ways import copy_engine
 

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm")
 
 from kvmarket import counters
-from vllm_hook.stats import Interval, MarketStats
+from vllm_hook.metrics.stats import Interval, MarketStats
 
 NAMES = ("vllm_tokens_asked", "vllm_tokens_imported", "vllm_tokens_local", "bytes_fetched", "blocks_fetched")
 REASONS = ("fetch_stale", "vllm_blocks_lost", "vllm_import_refused", "offer_dropped", "failed_closed", "service_lost")

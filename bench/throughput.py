@@ -24,7 +24,7 @@ from typing import Any
 
 from bench import load, report
 from bench.shapes import Engines, await_up
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 WARM_UP = 20  # runs at most
 PACKAGES = ("torch", "triton", "vllm", "kvmarket")

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import report
-from kvmarket.registry.trie import PrefixTrie
-from tests.registry.dict_trie import DictTrie
+from kvmarket.registry.trie.prefix_trie import PrefixTrie
+from tests.registry.trie.dict_trie import DictTrie
 
 BLOCK, PROMPTS, HEADS, HEAD_BLOCKS, BLOCKS = 16, 10_000, 100, 416, 512
 TOKENS = BLOCK * BLOCKS

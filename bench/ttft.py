@@ -40,7 +40,7 @@ import torch
 from bench import load, report
 from bench.cores import Cores
 from bench.shapes import Engines, await_up
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
 LMCACHE = {"LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": str(HOST_GIB), "LMCACHE_CHUNK_SIZE": "256"}

@@ -23,7 +23,7 @@ from typing import Any
 from bench import load, report
 from bench.shapes import Engines, await_up
 from bench.spans import PHASES
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 PEER, OWN = "peer's pool", "own prefix cache"
 VISIBLE = 0.3  # seconds after which an offer has surely reached the other engine

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from bench import report
 from bench.engines import BLOCK, Child, Connection, await_all, join_as_scheduler, market_address, prompt, wait_until
-from kvmarket.offer import Hit
+from kvmarket.market.offer import Hit
 
 PROMPT_BLOCKS, TAIL, STEP = 512, 64, 0.001
 BASE = PROMPT_BLOCKS - TAIL

@@ -22,7 +22,7 @@ from typing import Any
 from bench import load, report
 from bench.serving import run, summary
 from bench.shapes import Engines, await_up
-from tests.vllm_hook.processes import EngineProcess
+from tests.vllm_hook.engines.processes import EngineProcess
 
 MODES = {"waits": 1, "does not": 0}  # wait_tokens: any prompt of a block, never
 ANSWER = 4

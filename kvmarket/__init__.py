@@ -14,21 +14,21 @@ from kvmarket.errors import KVMarketError
 if TYPE_CHECKING:
     from kvmarket import registry
     from kvmarket.fingerprint import Fingerprint
-    from kvmarket.layout import PagedCache
-    from kvmarket.market import Market, connect
-    from kvmarket.moved import Moved
-    from kvmarket.offer import Hit
+    from kvmarket.layout.paged import PagedCache
+    from kvmarket.market.facade import Market, connect
+    from kvmarket.market.fetch import Moved
+    from kvmarket.market.offer import Hit
 
 __version__ = "0.1.0"
 __all__ = ["Fingerprint", "Hit", "KVMarketError", "Market", "Moved", "PagedCache", "connect", "errors", "registry"]
 
 _HOMES = {
     "Fingerprint": "kvmarket.fingerprint",
-    "Hit": "kvmarket.offer",
-    "Market": "kvmarket.market",
-    "Moved": "kvmarket.moved",
-    "PagedCache": "kvmarket.layout",
-    "connect": "kvmarket.market",
+    "Hit": "kvmarket.market.offer",
+    "Market": "kvmarket.market.facade",
+    "Moved": "kvmarket.market.fetch",
+    "PagedCache": "kvmarket.layout.paged",
+    "connect": "kvmarket.market.facade",
 }
 
 

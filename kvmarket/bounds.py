@@ -5,8 +5,8 @@ from __future__ import annotations
 import xxhash
 
 from kvmarket.errors import LayoutError, MisuseError, TokenError
-from kvmarket.layout import Layout
-from kvmarket.registry.messages import MAX_BLOCK_SIZE, MAX_NAME, MAX_SLOTS, MAX_TOKENS
+from kvmarket.layout.layout import Layout
+from kvmarket.registry.protocol.messages import MAX_BLOCK_SIZE, MAX_NAME, MAX_SLOTS, MAX_TOKENS
 
 _SHOWN = 1000  # characters of a geometry that is too long to be sent whole
 

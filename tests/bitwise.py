@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from kvmarket.layout import Layout, SlotArray
+from kvmarket.layout.layout import Layout
+from kvmarket.layout.paged import SlotArray
 
 
 def assert_bitwise(actual: SlotArray, expected: SlotArray) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvmarket.registry.address import Address
-from kvmarket.registry.service import Service
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.service.service import Service
 
 CUDA = torch.cuda.is_available()
 if not CUDA:

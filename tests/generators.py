@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from kvmarket.layout import Layout, PagedCache, SlotArray
+from kvmarket.layout.layout import Layout
+from kvmarket.layout.paged import PagedCache, SlotArray
 
 
 @dataclass(frozen=True)

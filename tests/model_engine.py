@@ -137,7 +137,7 @@ class Peer:
 
     def __init__(self, address: str, **options: Any) -> None:
         context = multiprocessing.get_context("forkserver")  # forks of a process that has all imports, but no GPU
-        context.set_forkserver_preload(["tests.model_engine", "kvmarket.market"])
+        context.set_forkserver_preload(["tests.model_engine", "kvmarket.market.facade"])
         self._pipe, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(child, address, options), daemon=True)
         self.process.start()

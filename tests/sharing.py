@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmarket import leftovers, marks, shared_file
-from kvmarket.shared_file import Process
+from kvmarket.processes import leftovers, marks, shared_file
+from kvmarket.processes.shared_file import Process
 
 BYTES = 5000
 ELSEWHERE = 12345  # a PID namespace

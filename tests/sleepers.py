@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 
-from kvmarket.shared_file import Process, pid_namespace, start_time
+from kvmarket.processes.shared_file import Process, pid_namespace, start_time
 
 
 class Sleeper:

@@ -15,12 +15,12 @@ import pytest
 
 from kvmarket import child
 from kvmarket.cli.top import ask_status
-from kvmarket.registry.address import Address
+from kvmarket.registry.protocol.address import Address
 from tests.model_engine import until
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("msgspec", "numpy", "torch", "xxhash", "rich", "typer", "pynvml")
-START = "import sys; from kvmarket.registry.launch import *; start_service(Address(sys.argv[1]))"
+START = "import sys; from kvmarket.registry.client.launch import *; start_service(Address(sys.argv[1]))"
 SAY = "import sys, kvmarket, msgspec; print(kvmarket.__file__, sys.argv[1:])"
 ASK = "import subprocess; from kvmarket import child; raise SystemExit(subprocess.run(child.command('kvmarket.say', 'a'), env=child.environment()).returncode)"  # noqa: E501
 

@@ -18,17 +18,40 @@ SOURCES = LIBRARY + sorted(p for folder in ("tests", "bench", "examples") for p 
 TEXTS = SOURCES + sorted(p for pattern in ("*.md", "*.toml", "Makefile", ".ci/run") for p in ROOT.glob(pattern))
 
 MOST_LINES = 300
+MOST_MODULES = 12  # in one folder, its __init__ aside
 LONGER: dict[str, str] = {}  # path: why this one file may be longer
 
 # What the modules below a path may not import. A module stands above all that it imports.
-ABOVE = ("kvmarket.registry", "kvmarket.control", "kvmarket.data", "kvmarket.market")
+ABOVE = ("kvmarket.registry", "kvmarket.market")
 FORBIDDEN = {
     "kvmarket/": ("vllm", "vllm_hook", "pickle"),
-    "kvmarket/layout.py": ("kvmarket.pool", "kvmarket.transport", *ABOVE),
-    "kvmarket/kernels/": ("kvmarket.pool", "kvmarket.transport", *ABOVE),
-    "kvmarket/pool/": ABOVE,
-    "kvmarket/transport/": ABOVE,
-    "kvmarket/registry/": ("kvmarket.control", "kvmarket.data", "kvmarket.market", "torch", "triton"),
+    "kvmarket/support/": (*(f"kvmarket.{room}" for room in ("layout", "kernels", "pool", "transport", "ways")), *ABOVE),
+    "kvmarket/processes/": (
+        "torch",
+        *(f"kvmarket.{room}" for room in ("layout", "kernels", "pool", "transport", "ways")),
+        *ABOVE,
+    ),
+    "kvmarket/layout/": ("kvmarket.kernels", "kvmarket.pool", "kvmarket.transport", "kvmarket.ways", *ABOVE),
+    "kvmarket/kernels/": ("kvmarket.pool", "kvmarket.transport", "kvmarket.ways", *ABOVE),
+    "kvmarket/pool/": ("kvmarket.ways", *ABOVE),
+    "kvmarket/transport/": ("kvmarket.pool", "kvmarket.ways", *ABOVE),
+    "kvmarket/ways/": ABOVE,
+    "kvmarket/registry/": (
+        "kvmarket.layout",
+        "kvmarket.kernels",
+        "kvmarket.pool",
+        "kvmarket.market",
+        "torch",
+        "triton",
+    ),
+    "kvmarket/registry/trie/": tuple(
+        f"kvmarket.registry.{room}" for room in ("protocol", "space", "service", "client")
+    ),
+    "kvmarket/registry/protocol/": tuple(f"kvmarket.registry.{room}" for room in ("space", "service", "client")),
+    "kvmarket/registry/space/": tuple(f"kvmarket.registry.{room}" for room in ("service", "client")),
+    "kvmarket/registry/service/": ("kvmarket.registry.client",),
+    "kvmarket/registry/client/": ("kvmarket.registry.service",),
+    "kvmarket/market/": ("kvmarket.cli",),
     "vllm_hook/": ("pickle",),
 }
 MACHINE = re.compile(r"/(?:home|root|work|Users)/[\w.-]+")
@@ -97,6 +120,28 @@ def test_files_are_short():
     assert set(LONGER) <= {name_of(path) for path in SOURCES}
 
 
+def test_folders_hold_few_modules():
+    held: dict[Path, int] = {}
+    for path in LIBRARY:
+        held[path.parent] = held.get(path.parent, 0) + (path.name != "__init__.py")
+    assert not (full := {name_of(folder): count for folder, count in held.items() if count > MOST_MODULES}), full
+
+
+def test_no_module_imports_itself_through_others():
+    """A circle: whoever reads one of its modules has to know all of them."""
+    names = {name_of(path).removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in LIBRARY}
+    below: dict[str, set[str]] = {}
+    for name, path in names.items():
+        found: dict[ast.AST, set[str]] = {}
+        for node, other in imports(path):
+            found.setdefault(node, set()).update({other} & names.keys() - {name})
+        below[name] = {max(each, key=len) for each in found.values() if each}  # a module, where it is not its package
+    while free := [name for name, needed in below.items() if not needed & below.keys()]:
+        for name in free:
+            del below[name]
+    assert not below, {name: sorted(needed & below.keys()) for name, needed in below.items()}
+
+
 def test_no_print():
     def look(path: Path) -> Iterator[str]:
         yield from (at(path, call, "print") for call in calls(path) if ast.unparse(call.func) == "print")
@@ -135,7 +180,9 @@ def test_layers():
     assert not (found := found_in(LIBRARY, look)), found
 
 
-@pytest.mark.parametrize("module", ["kvmarket", "kvmarket.registry", "kvmarket.registry.service", "kvmarket.cli"])
+@pytest.mark.parametrize(
+    "module", ["kvmarket", "kvmarket.registry", "kvmarket.registry.service.service", "kvmarket.cli"]
+)
 def test_starts_without_torch(module: str):
     """What the service and the command line load, however indirectly."""
     code = f"import sys, {module}; print(*sorted({{'torch', 'triton', 'vllm'}} & set(sys.modules)))"

@@ -17,18 +17,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from kvmarket.control import ControlHalf
 from kvmarket.errors import MisuseError
 from kvmarket.fingerprint import Fingerprint, check_identity
-from vllm_hook import compat, facts, limits, summary
+from kvmarket.market.control import ControlHalf
+from vllm_hook.engine import compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.identity import loads
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
-from vllm_hook.prom import MarketProm
-from vllm_hook.scheduler import SchedulerSide
-from vllm_hook.stats import OF_PROCESS, MarketStats
-from vllm_hook.tracks import tenant_refusal
-from vllm_hook.worker import WorkerSide
+from vllm_hook.metrics import summary
+from vllm_hook.metrics.prom import MarketProm
+from vllm_hook.metrics.stats import OF_PROCESS, MarketStats
+from vllm_hook.scheduler.requests import tenant_refusal
+from vllm_hook.scheduler.side import SchedulerSide
+from vllm_hook.worker.side import WorkerSide
 
 _log = logging.getLogger("vllm.kvmarket")
 
@@ -258,7 +259,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         labelnames: Sequence[str],
         per_engine_labelvalues: Mapping[int, Sequence[object]],
     ) -> MarketProm:
-        """The metrics of `vllm_hook.metrics` on vLLM's page."""
+        """The metrics of `vllm_hook.metrics.metrics` on vLLM's page."""
         return MarketProm(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:

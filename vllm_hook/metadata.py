@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvmarket.layout import Layout
-from kvmarket.offer import Hit
+from kvmarket.layout.layout import Layout
+from kvmarket.market.offer import Hit
 from kvmarket.pool import Slots
 from kvmarket.transport import Memory
 from vllm_hook.identity.naming import UNKNOWN, Weights
-from vllm_hook.weights import Names
+from vllm_hook.worker.weights import Names
 
 
 @dataclass(frozen=True, eq=False)

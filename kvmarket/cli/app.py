@@ -44,7 +44,7 @@ def doctor(
 
     Exits 1 when something must be mended.
     """
-    from kvmarket.cli.doctor import doctor as run
+    from kvmarket.cli.doctor.doctor import doctor as run
 
     raise typer.Exit(run(as_json=json, measure=measure))
 

@@ -7,8 +7,8 @@ import signal
 
 from rich.console import Console
 
-from kvmarket.registry.address import Address
-from kvmarket.registry.service import Service
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.service.service import Service
 
 
 def serve(address: str | None) -> None:

@@ -9,10 +9,10 @@ from rich.live import Live
 from rich.table import Table
 
 from kvmarket.errors import AddressError, MessageError
-from kvmarket.registry.address import Address
-from kvmarket.registry.line import KNOCK_SECONDS
-from kvmarket.registry.messages import AskStatus, Status, pack_message, unpack_reply
-from kvmarket.registry.wire import dial
+from kvmarket.registry.client.connection import KNOCK_SECONDS
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.messages import AskStatus, Status, pack_message, unpack_reply
+from kvmarket.registry.protocol.packets import dial
 
 ANSWER_SECONDS = 2.0
 

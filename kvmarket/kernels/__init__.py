@@ -6,7 +6,7 @@ each in ``reference``; they are imported from there, so that a machine without T
 
 from __future__ import annotations
 
-from kvmarket.kernels.fragments import Fragments, fragments
+from kvmarket.kernels.addresses.fragments import Fragments, fragments
 from kvmarket.kernels.launch import can_sum, copy_blocks, prepare
 from kvmarket.kernels.reference import pack_reference, pull_reference, scatter_reference
 

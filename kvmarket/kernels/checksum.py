@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
 KEY_STEP = 0x3C6EF362

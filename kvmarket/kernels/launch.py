@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
+from kvmarket.kernels.addresses.slots import check_slots, check_sums, checksums_fit
+from kvmarket.kernels.addresses.tables import table_of
 from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.kernels.reference import pull_reference
-from kvmarket.kernels.slots import check_slots, check_sums, checksums_fit
-from kvmarket.kernels.tables import table_of
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 
 
 def copy_blocks(

@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 
 from kvmarket.errors import LayoutError
-from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.addresses.pairs import PairCache
 from kvmarket.kernels.shape import LOCAL, SMALL_LOCAL
 from kvmarket.kernels.tile import POINTERS, RUNTIME, Launcher, launch, move_tiles
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=POINTERS)  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""The kernel that reads tensors where they lie and sums up each MiB of them: see contents.py for what a sum is."""
+"""The kernel that reads tensors where they lie and sums up each MiB of them: see pieces.py for what a sum is."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
-from kvmarket.kernels import checksum, contents
+from kvmarket.kernels import checksum, pieces
 from kvmarket.kernels.checksum import UInt64s
-from kvmarket.kernels.contents import PIECE_BYTES
+from kvmarket.kernels.pieces import PIECE_BYTES
 
 STEP_WORDS, WARPS = 4096, 8  # of a program: what it reads at a time, and with how many threads
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
-FIRST_MIXER, SECOND_MIXER = tl.constexpr(contents.MIXERS[0]), tl.constexpr(contents.MIXERS[1])
-FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT = (tl.constexpr(shift) for shift in contents.SHIFTS)
+FIRST_MIXER, SECOND_MIXER = tl.constexpr(pieces.MIXERS[0]), tl.constexpr(pieces.MIXERS[1])
+FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT = (tl.constexpr(shift) for shift in pieces.SHIFTS)
 ALIGN = 16
 
 

@@ -6,10 +6,10 @@ import torch
 import triton
 import triton.language as tl
 
-from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.addresses.pairs import PairCache
 from kvmarket.kernels.shape import LINK, SMALL_LINK, SUMMING_LINK
 from kvmarket.kernels.tile import POINTERS, RUNTIME, Launcher, launch, move_tiles
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 
 
 @triton.jit(do_not_specialize=RUNTIME, do_not_specialize_on_alignment=POINTERS)  # type: ignore[untyped-decorator]

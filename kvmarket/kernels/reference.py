@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 
 from kvmarket.errors import LayoutError
-from kvmarket.kernels.pairs import PairCache
-from kvmarket.layout import SlotArray
+from kvmarket.kernels.addresses.pairs import PairCache
+from kvmarket.layout.paged import SlotArray
 
 Views = list[tuple[torch.Tensor, torch.Tensor]]
 SLICE_BYTES = 16384  # shorter copies cost less gathered by index than one after another

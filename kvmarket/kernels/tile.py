@@ -15,11 +15,11 @@ import triton.language as tl
 
 from kvmarket.errors import MisuseError
 from kvmarket.kernels import checksum
-from kvmarket.kernels.pairs import PairCache
+from kvmarket.kernels.addresses.pairs import PairCache
+from kvmarket.kernels.addresses.slots import check_slots, check_sums
+from kvmarket.kernels.addresses.tables import Table, table_of
 from kvmarket.kernels.shape import Program, Tile, constants_of, program_of, tile_of
-from kvmarket.kernels.slots import check_slots, check_sums
-from kvmarket.kernels.tables import Table, table_of
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 
 Int64s: TypeAlias = torch.Tensor | int  # a tensor of them, or its address
 RUNTIME = ["fragments", "chunks", "words", "units"]  # arguments whose values must not make another kernel

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from kvmarket.errors import PlatformError, SharedMemoryError
-from kvmarket.flags import Flags, leading
 from kvmarket.pool.slots import Slots, UInt64s, check_slots
-from kvmarket.shared_file import SharedFile
+from kvmarket.processes.shared_file import SharedFile
+from kvmarket.support.flags import Flags, leading
 
 _MAGIC = 0x4B564D4B545F3031
 _HEADER = 8

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
-from kvmarket.flags import Flags, leading
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.pool.generations import Generations
 from kvmarket.pool.marks import Marks
 from kvmarket.pool.slots import Slots, UInt64s
-from kvmarket.sets import common, distinct
+from kvmarket.support.flags import Flags, leading
+from kvmarket.support.sets import common, distinct
 
 Int32s = npt.NDArray[np.int32]
 FEW = 1024  # purposes that are kept before those are looked for that no slot has any more

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from kvmarket.flags import Flags
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.pool.slots import Slots
+from kvmarket.support.flags import Flags
 
 MARK_BYTES = 8
 SMALL = 0x3F  # bits of each byte that are random: as elements of any float type they are numbers below 2, never NaN

@@ -11,7 +11,7 @@ import threading
 import msgspec
 
 from kvmarket.errors import MisuseError
-from kvmarket.layout import PagedCache
+from kvmarket.layout.paged import PagedCache
 from kvmarket.pool.generations import Generations
 from kvmarket.pool.landings import Landings
 

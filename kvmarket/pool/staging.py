@@ -9,7 +9,7 @@ import torch
 
 from kvmarket.errors import LayoutError
 from kvmarket.kernels import can_sum, checksum, copy_blocks, prepare
-from kvmarket.layout import PagedCache, SlotArray
+from kvmarket.layout.paged import PagedCache, SlotArray
 from kvmarket.pool.slots import Slots, UInt64s
 from kvmarket.transport import Memory, export
 

@@ -5,6 +5,6 @@ No module here knows CUDA, pools or layouts: an offer is a pool's id, a slot, an
 
 from __future__ import annotations
 
-from kvmarket.registry.trie import PrefixTrie
+from kvmarket.registry.trie.prefix_trie import PrefixTrie
 
 __all__ = ["PrefixTrie"]

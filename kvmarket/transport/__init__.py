@@ -6,14 +6,7 @@ tensors on the reader's own device. Both sides of the interface are these two fu
 
 from __future__ import annotations
 
-from kvmarket.transport.memory import (
-    CudaHandle,
-    CudaMemory,
-    Memory,
-    ShmMemory,
-    enable_peer_access,
-    export,
-    map_memory,
-)
+from kvmarket.transport.memory import CudaHandle, CudaMemory, Memory, ShmMemory
+from kvmarket.transport.sharing import enable_peer_access, export, map_memory
 
 __all__ = ["CudaHandle", "CudaMemory", "Memory", "ShmMemory", "enable_peer_access", "export", "map_memory"]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from kvmarket.errors import PeerAccessError, TransportError
-from kvmarket.marks import created, creating
-from kvmarket.shared_file import Process
+from kvmarket.processes.marks import created, creating
+from kvmarket.processes.shared_file import Process
 from kvmarket.transport.memory import CudaHandle, CudaMemory
 
 

@@ -12,9 +12,9 @@ import torch
 
 from kvmarket import counters
 from kvmarket.errors import SharedMemoryError
-from kvmarket.marks import creating
-from kvmarket.shared_file import SharedFile
-from kvmarket.transient import is_transient
+from kvmarket.processes.marks import creating
+from kvmarket.processes.shared_file import SharedFile
+from kvmarket.support.transient import is_transient
 from kvmarket.transport.memory import ShmMemory
 
 TRIES, PAUSE_SECONDS = 5, 0.2  # where engines that start at once take the room from each other

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kvmarket.kernels.tables import table_of
-from kvmarket.layout import SlotArray
+from kvmarket.kernels.addresses.tables import table_of
+from kvmarket.layout.paged import SlotArray
 from kvmarket.pool import Slots, UInt64s
 from kvmarket.ways import copy_engine
 from kvmarket.ways.copying import Copy

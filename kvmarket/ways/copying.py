@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmarket.errors import KVMarketError
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.pool import Slots
 
 Int64s: TypeAlias = npt.NDArray[np.int64]

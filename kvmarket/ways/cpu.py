@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from kvmarket.kernels import can_sum, copy_blocks
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.ways.copying import Copy, Int64s, Started
 
 

@@ -14,18 +14,18 @@ from triton.runtime import driver
 
 from kvmarket import counters
 from kvmarket.kernels import can_sum
+from kvmarket.kernels.addresses.tables import Table, table_of
 from kvmarket.kernels.pull import pull_launcher
-from kvmarket.kernels.tables import Table, table_of
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.transport.cuda_ipc import device_uuid
 from kvmarket.ways import copy_engine
+from kvmarket.ways.buffers import Rooms
 from kvmarket.ways.choice import Choice, load
 from kvmarket.ways.copy_way import CopyJob
 from kvmarket.ways.copying import FAILURES, Copy, Int64s, Started
 from kvmarket.ways.launching import LaunchThread
 from kvmarket.ways.pull_way import PullJob
-from kvmarket.ways.rooms import Rooms
 from kvmarket.ways.staged_way import Ring, StagedJob
 
 RING_SECONDS = 10.0  # until one is tried again, for which there was no memory

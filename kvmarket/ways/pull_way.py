@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
-from kvmarket.layout import SlotArray
-from kvmarket.ways import rooms
+from kvmarket.layout.paged import SlotArray
+from kvmarket.ways import buffers
+from kvmarket.ways.buffers import LongRoom, Room, Rooms
 from kvmarket.ways.copying import Copy, Int64s
-from kvmarket.ways.rooms import LongRoom, Room, Rooms
 
 SHORT = 8 << 20  # bytes: a pull of so few takes as many SMs as it can, for some us
 
@@ -38,8 +38,8 @@ class PullJob:
             self._programs = run.enough(summed=copy.summed)
         self._free, self._summed = free, copy.summed
         self._found: Int64s | None = None
-        few = rooms.MANY if own.layout.slot_bytes >= rooms.WIDE * run.units else rooms.FEW
-        short = blocks <= few and not (copy.summed and blocks * run.units > rooms.UNITS)
+        few = buffers.MANY if own.layout.slot_bytes >= buffers.WIDE * run.units else buffers.FEW
+        short = blocks <= few and not (copy.summed and blocks * run.units > buffers.UNITS)
         room = free.short() if short else free.long(blocks)
         self._room: Room | LongRoom | None = room
         room.ids[:blocks], room.ids[blocks : 2 * blocks] = copy.source_slots, copy.slots

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from kvmarket.kernels import prepare
+from kvmarket.kernels.addresses.tables import table_of
 from kvmarket.kernels.scatter import scatter_launcher
-from kvmarket.kernels.tables import table_of
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.ways import copy_engine
 from kvmarket.ways.copy_way import addresses, merged
 from kvmarket.ways.copying import Copy, Int64s

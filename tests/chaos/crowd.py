@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from kvmarket import PagedCache
-from kvmarket.control import ControlHalf
-from kvmarket.offer import Stage
-from kvmarket.registry.wire import Wire
+from kvmarket.market.control import ControlHalf
+from kvmarket.market.offer import Stage
+from kvmarket.registry.protocol.packets import Wire
 from kvmarket.transport import export
 from tests.model_engine import BLOCK, FACTS
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import RegistryError
-from kvmarket.registry.address import Address
+from kvmarket.registry.protocol.address import Address
 from tests.chaos import leaks
 from tests.chaos.crowd import crowd
 from tests.chaos.incarnation import TRACEBACK, Incarnation

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kvmarket import Hit, counters
-from kvmarket.moved import Moved
+from kvmarket.market.fetch import Moved
 from tests.chaos.owner import STAGED_SLOTS, Life, Owner
 from tests.model_engine import BLOCK
 

@@ -20,7 +20,7 @@ from tests.chaos.faults import engine_of
 from tests.chaos.owner import Life
 from tests.chaos.tally import Tally
 
-PRELOAD = ["tests.chaos.incarnation", "kvmarket.market"]
+PRELOAD = ["tests.chaos.incarnation", "kvmarket.market.facade"]
 START_SECONDS = 60.0  # a first start may have to compile kernels, and to start the service
 TRACEBACK = "Traceback (most recent call last)"
 

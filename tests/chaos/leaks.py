@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import pynvml
 
-from kvmarket.cli.nvml import library
-from kvmarket.registry.address import Address
+from kvmarket.cli.doctor.nvml import library
+from kvmarket.registry.protocol.address import Address
 
 MiB = 1 << 20
 WHOLE_NUMBER = re.compile(r"(?<![0-9A-Za-z])\d+(?![0-9A-Za-z])")  # a random name in hexadecimal holds any digits
@@ -107,7 +107,7 @@ def left_by_market(address: Address) -> list[str]:
             command = (proc / "cmdline").read_bytes() if proc.name.isdigit() else b""
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if b"kvmarket.registry.daemon\0" + os.fsencode(address.socket) in command:
+        if b"kvmarket.registry.service.daemon\0" + os.fsencode(address.socket) in command:
             found.append(f"process {proc.name} of the service is left")
     return found
 

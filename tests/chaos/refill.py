@@ -23,7 +23,7 @@ BLOCK, SLOT = 16, 2 << 20
 FACTS = {"model": "one large tensor", "dtype": "int8"}
 
 
-def engine(address: str, nbytes: int) -> tuple[torch.Tensor, kvmarket.market.Market]:
+def engine(address: str, nbytes: int) -> tuple[torch.Tensor, kvmarket.market.facade.Market]:
     """A cache of so many bytes in one tensor, and its market."""
     layer = torch.empty((nbytes // SLOT, SLOT), dtype=torch.int8, device="cuda:0")
     cache = kvmarket.PagedCache([layer], block_size=BLOCK)

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from kvmarket.cli import app, machine
+from kvmarket.cli import app
+from kvmarket.cli.doctor import machine
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import AddressError, VersionError
-from kvmarket.registry.address import Address
-from kvmarket.registry.launch import start_service
-from kvmarket.registry.listener import Listener
+from kvmarket.registry.client.launch import start_service
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.service.listener import Listener
 
 
 def test_a_service_that_is_about_to_listen_is_waited_for(own_address: str, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kvmarket.registry.messages import (
+from kvmarket.processes.shared_file import Process
+from kvmarket.registry.protocol.messages import (
     Before,
     Change,
     Changes,
@@ -27,7 +28,6 @@ from kvmarket.registry.messages import (
     Snapshot,
     SnapshotEnd,
 )
-from kvmarket.shared_file import Process
 from tests.fuzz.targets import BLOCK, SLOTS, ReplicaTarget, ServiceTarget, body_of, check_offering, quiet
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["kvmarket.registry", "kvmarket.peers"]):
+with atheris.instrument_imports(include=["kvmarket.registry", "kvmarket.market.peers"]):
     from tests.fuzz.targets import ReplicaTarget, ServiceTarget, check_offering, quiet
 
 

@@ -25,9 +25,11 @@ from kvmarket.errors import (
     TokenError,
     VersionError,
 )
-from kvmarket.peers import Peers
-from kvmarket.registry.address import Address
-from kvmarket.registry.messages import (
+from kvmarket.market.peers import Peers
+from kvmarket.processes.shared_file import Process
+from kvmarket.registry.client.replica import Replica
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.messages import (
     PROTOCOL,
     SUM_BYTES,
     Again,
@@ -51,14 +53,12 @@ from kvmarket.registry.messages import (
     unpack_reply,
     unpack_request,
 )
-from kvmarket.registry.offering import offering_of
-from kvmarket.registry.replica import Replica
-from kvmarket.registry.service import Service
-from kvmarket.registry.session import Session
-from kvmarket.registry.snapshot import SnapshotParts
-from kvmarket.registry.space import Space
-from kvmarket.registry.wire import Wire, dial
-from kvmarket.shared_file import Process
+from kvmarket.registry.protocol.offering import offering_of
+from kvmarket.registry.protocol.packets import Wire, dial
+from kvmarket.registry.service.service import Service
+from kvmarket.registry.service.session import Session
+from kvmarket.registry.space.snapshot import SnapshotParts
+from kvmarket.registry.space.space import Space
 
 REFUSALS = (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError)
 BLOCK, SLOTS = 2, 8

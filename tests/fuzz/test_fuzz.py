@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmarket.errors import MessageError, VersionError
-from kvmarket.registry.messages import PROTOCOL, unpack_reply, unpack_request
+from kvmarket.registry.protocol.messages import PROTOCOL, unpack_reply, unpack_request
 from tests.fuzz.__main__ import shoot
 from tests.fuzz.targets import check_offering, frame_of
 

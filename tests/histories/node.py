@@ -13,12 +13,15 @@ from unittest.mock import patch
 import numpy as np
 
 from kvmarket.errors import KVMarketError, LayoutError, RegistryError
-from kvmarket.registry import channel, client, feed, home, stream
-from kvmarket.registry.exchange import Exchange
-from kvmarket.registry.line import Line
-from kvmarket.registry.messages import Refused, unpack_request
-from kvmarket.registry.session import Session
-from kvmarket.shared_file import Process
+from kvmarket.processes.shared_file import Process
+from kvmarket.registry.client import client, home
+from kvmarket.registry.client.connection import Line
+from kvmarket.registry.protocol import numbering
+from kvmarket.registry.protocol.messages import Refused, unpack_request
+from kvmarket.registry.service import stream
+from kvmarket.registry.service.exchange import Exchange
+from kvmarket.registry.service.session import Session
+from kvmarket.registry.space import feed
 from tests.histories.owner import DEPTH, SLOTS, TENANTS, VOCABULARY, Engine
 from tests.histories.wires import FAULTS, FakeWire, Weather, connection
 
@@ -38,7 +41,7 @@ class Node:
             (home, "join_service", self._join_service),
             (client.Client, "_watch", lambda _self: None),
             (client.Client, "_settled", lambda _self, _line, _deadline: True),
-            (channel, "ASK_SECONDS", 0.0),
+            (numbering, "ASK_SECONDS", 0.0),
             (feed, "MARK_SECONDS", 0.0),
             (feed, "MARKS_SECONDS", 0.0),
             (stream, "LINGER_SECONDS", 0.0),

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from kvmarket import PagedCache
-from kvmarket.control import ControlHalf
 from kvmarket.fingerprint import Fingerprint
-from kvmarket.offer import Stage
+from kvmarket.market.control import ControlHalf
+from kvmarket.market.offer import Stage
 from kvmarket.transport import export
 
 if TYPE_CHECKING:

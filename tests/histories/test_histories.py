@@ -7,8 +7,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from kvmarket.registry.channel import Heard
-from kvmarket.registry.standing import Pool
+from kvmarket.registry.protocol.numbering import Heard
+from kvmarket.registry.space.standing import Pool
 from tests.histories.node import OPERATIONS, Node, run
 
 

@@ -15,7 +15,7 @@ from kvmarket.kernels.pack import pack
 from kvmarket.kernels.pull import pull, pull_launcher
 from kvmarket.kernels.scatter import scatter
 from kvmarket.kernels.tile import PER_UNIT
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, packed
 from tests.kernels.arrays import on, pairs, slots_of

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from kvmarket.kernels import contents
-from kvmarket.kernels.contents import PIECE_BYTES, contents_of, piece_sums_reference, spans_of
+from kvmarket.kernels.contents import contents_of, spans_of
+from kvmarket.kernels.pieces import PIECE_BYTES, piece_sums_reference
 from tests.kernels.conftest import CUDA
 
 BF16, INT32, UINT8 = torch.bfloat16, torch.int32, torch.uint8

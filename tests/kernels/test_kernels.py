@@ -20,7 +20,7 @@ from kvmarket.kernels.pull import pull
 from kvmarket.kernels.scatter import scatter
 from kvmarket.kernels.shape import LINK, LOCAL, SMALL_LINK, SUMMING_LINK, Program, constants_of, program_of, tile_of
 from kvmarket.kernels.tile import interpreted
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, Shape, clone, make
 from tests.kernels.arrays import on, pairs, slots_of
@@ -119,7 +119,7 @@ def test_prepare_moves_nothing(device: str):
 
 
 def test_tables_die_with_their_arrays(device: str):
-    from kvmarket.kernels.tables import table_of
+    from kvmarket.kernels.addresses.tables import table_of
 
     source, destination = (on(device, array) for array in CASES[0].arrays(layers=1, slots=3))
     table = table_of(source, destination)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvmarket.kernels import copy_blocks, fragments, pack_reference, pull_reference
+from kvmarket.kernels import copy_blocks, pack_reference, pull_reference
+from kvmarket.kernels.addresses import fragments
 from kvmarket.kernels.pack import pack
 from kvmarket.kernels.pull import pull
 from kvmarket.kernels.scatter import scatter
 from kvmarket.kernels.tile import interpreted
-from kvmarket.layout import PagedCache, SlotArray
+from kvmarket.layout.paged import PagedCache, SlotArray
 from tests.bitwise import assert_same_blocks
 
 SLOTS, STRIDE = 5000, 1 << 20  # the last slot starts near 5 GiB

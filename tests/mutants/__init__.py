@@ -9,7 +9,7 @@ ends with 1 where there is one, or where harmless.toml names a mutant that the c
 
     python -m tests.mutants --list --only pool/slots.py     # the mutants of one module
     python -m tests.mutants --only pool/slots.py            # run them
-    python -m tests.mutants --only kvmarket/offer.py:85:12:compare:1
+    python -m tests.mutants --only kvmarket/market/offer.py:85:12:compare:1
     python -m tests.mutants --sample 300 --seed 1           # 300 of all, the same ones each time
     python -m tests.mutants --since main                    # those on lines changed since a commit
 

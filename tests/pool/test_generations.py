@@ -94,7 +94,7 @@ def test_a_file_that_is_not_what_was_promised(generations):
 def test_a_truncated_file():
     fd = os.memfd_create("short")
     os.ftruncate(fd, 16)
-    from kvmarket.shared_file import SharedFile
+    from kvmarket.processes.shared_file import SharedFile
 
     with pytest.raises(SharedMemoryError, match="not what its owner said"):
         GenerationReader(SharedFile.of(fd, 8 * 108), 100)

@@ -14,7 +14,7 @@ import pytest
 from kvmarket.errors import SharedMemoryError
 from kvmarket.pool import GenerationReader, Generations
 from kvmarket.pool import generations as module
-from kvmarket.shared_file import SharedFile
+from kvmarket.processes.shared_file import SharedFile
 
 MAGIC = 0x4B564D4B545F3031
 SHRINK, GROW, FUTURE_WRITE = 0x2, 0x4, 0x10  # linux/fcntl.h

@@ -10,11 +10,11 @@ import pytest
 
 from kvmarket import counters
 from kvmarket.errors import AddressError, LayoutError
-from tests.vllm_hook.fakes import BLOCK, FakeControl
-from vllm_hook import facts
-from vllm_hook.limits import Settings
+from tests.vllm_hook.scheduler.fakes import BLOCK, FakeControl
+from vllm_hook.engine import facts
+from vllm_hook.engine.limits import Settings
 from vllm_hook.metadata import RankMemory
-from vllm_hook.scheduler import SchedulerSide
+from vllm_hook.scheduler.side import SchedulerSide
 
 pytest.importorskip("vllm")
 

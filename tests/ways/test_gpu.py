@@ -12,9 +12,9 @@ import torch
 from kvmarket.errors import TransportError
 from kvmarket.kernels import can_sum, pull_reference
 from kvmarket.kernels.checksum import checksum_reference
-from kvmarket.layout import SlotArray
+from kvmarket.layout.paged import SlotArray
 from kvmarket.transport import enable_peer_access
-from kvmarket.ways import Copy, copy_engine, rooms, staged_way
+from kvmarket.ways import Copy, buffers, copy_engine, staged_way
 from kvmarket.ways.choice import Forced
 from tests.bitwise import assert_bitwise
 from tests.generators import CASES, Case, Shape, clone
@@ -55,12 +55,12 @@ def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyP
     array, target = case.arrays(layers=3, slots=SLOTS)
     monkeypatch.setattr(staged_way, "CHUNK_BYTES", 5 * array.layout.slot_bytes)
     monkeypatch.setattr(staged_way, "LAST_BYTES", array.layout.slot_bytes)
-    monkeypatch.setattr(rooms, "FEW", 20)
-    monkeypatch.setattr(rooms, "MANY", 20)
+    monkeypatch.setattr(buffers, "FEW", 20)
+    monkeypatch.setattr(buffers, "MANY", 20)
     source, own, mover = movers(way, array, target, owner)
     expected = clone(target)
     for count, seed, most in ((1, 1, 4096), (SLOTS, 2, 4096), (17, 3, 4096), (0, 4, 4096), (23, 5, 0), (19, 6, 0)):
-        monkeypatch.setattr(rooms, "UNITS", most)
+        monkeypatch.setattr(buffers, "UNITS", most)
         ids, places = slots(count, seed), slots(count, seed + 10)
         started = mover.start([Copy(source, ids, places, summed=way != "copy")])
         (sums,) = started.finish()
@@ -75,7 +75,7 @@ def test_bit_exact(way: str, case: Case, owner: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("owner", PEERS)
 def test_ids_of_many_wide_blocks_stay_in_host_memory(owner: str):
-    many = 3 * rooms.FEW
+    many = 3 * buffers.FEW
     array, target = CASES[0].arrays(layers=2, slots=many + 9)
     source, own, mover = movers("pull", array, target, owner)
     ids, places = (np.array(random.Random(seed).sample(range(many + 9), many), np.int64) for seed in (1, 2))

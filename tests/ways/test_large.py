@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvmarket.kernels import pull_reference
-from kvmarket.layout import PagedCache, SlotArray
+from kvmarket.layout.paged import PagedCache, SlotArray
 from kvmarket.transport import enable_peer_access
 from kvmarket.ways import Copy
 from kvmarket.ways.choice import Forced

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from kvmarket.errors import FingerprintError
-from vllm_hook.drafts import WITHOUT_KV
 from vllm_hook.identity.harmless import HARMLESS
+from vllm_hook.scheduler.drafts import WITHOUT_KV
 
 # Of a model's own configuration: where it came from and who wrote it, at any depth. Code counts by its source.
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "auto_map")

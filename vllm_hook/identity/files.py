@@ -20,7 +20,7 @@ import xxhash
 
 from kvmarket import counters
 from kvmarket.errors import KVMarketError
-from kvmarket.registry.address import Address
+from kvmarket.registry.protocol.address import Address
 
 Stamp: TypeAlias = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in ns
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vllm_hook import compat
+from vllm_hook.engine import compat
 from vllm_hook.identity.code import code_of
 from vllm_hook.identity.files import ChangedError, WeightFile, digest_of, unreadable
 from vllm_hook.identity.group import name_of_group

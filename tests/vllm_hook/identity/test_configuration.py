@@ -16,8 +16,8 @@ import torch
 
 from kvmarket.errors import FingerprintError
 from kvmarket.fingerprint import Fingerprint
+from tests.vllm_hook.engines.versions import INSTALLED, ROOT, interpreters
 from tests.vllm_hook.identity.fields import not_looked_at
-from tests.vllm_hook.versions import INSTALLED, ROOT, interpreters
 from vllm_hook.identity.configuration import configuration, described
 from vllm_hook.identity.counted import COUNTED
 from vllm_hook.identity.environment import environment

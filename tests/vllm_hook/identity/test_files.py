@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from kvmarket import counters
-from kvmarket.registry import address
+from kvmarket.registry.protocol import address
 from vllm_hook.identity import files
 from vllm_hook.identity.files import ChangedError, WeightFile, digest_of
 

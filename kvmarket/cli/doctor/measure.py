@@ -1,0 +1,186 @@
+"""``kvmarket doctor --measure``: how fast each way is between two devices, over CUDA IPC from a real second process.
+
+One buffer on either side is looked at in several layouts, so that a way is measured with what it is for: `pull` from
+pages to pages, `copy` from packed slots to packed slots, `staged` from packed slots to pages. Slots are random. Each
+way is measured by itself, and with two copies under way all the time.
+Started as ``python -m kvmarket.cli.doctor.measure``, this is the second process, which owns the source.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+import torch
+
+from kvmarket.cli.doctor.second_process import Line, second_process
+from kvmarket.kernels.addresses.tables import table_of
+from kvmarket.layout.paged import PagedCache, SlotArray
+from kvmarket.transport import CudaMemory, Memory, export, map_memory
+from kvmarket.ways import Copy, Mover, copy_engine
+from kvmarket.ways.choice import Rate
+
+SIZES = tuple(mib << 20 for mib in (2, 16, 64, 256, 1024))
+SHARE = 0.4  # of the free memory of a GPU that may be taken
+LAYERS, TOKENS = 32, 16
+WARM_UPS, RUNS = 2, 7
+CEILING = "contiguous"  # what the one copy of as many bytes is called, beside the ways
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Own `nbytes` on `device`."""
+
+    device: str
+    nbytes: int
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """Where they are."""
+
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way, with layouts that it is for: pages of so many bytes per layer, or packed (None) slots for such pages."""
+
+    way: str
+    page: int
+    packed_source: bool
+    packed_own: bool
+
+
+CASES = (
+    Case("pull", 65536, packed_source=False, packed_own=False),
+    Case("pull", 4096, packed_source=False, packed_own=False),
+    Case("copy", 65536, packed_source=True, packed_own=True),
+    Case("staged", 65536, packed_source=True, packed_own=False),
+)
+
+
+def sizes_for(reader: torch.device, owner: torch.device) -> tuple[int, ...]:
+    """The sizes for which either GPU has room: 40 % of its free memory, for both sides if it is one GPU."""
+    sides = 2 if reader == owner else 1
+    free = min(torch.cuda.mem_get_info(device)[0] for device in (reader, owner))
+    return tuple(size for size in SIZES if sides * size <= SHARE * free)
+
+
+def cases_here() -> tuple[Case, ...]:
+    """The ways that this machine's driver can go."""
+    return CASES if copy_engine.takes_batches() else tuple(case for case in CASES if case.way == "pull")
+
+
+def measure(
+    reader: torch.device,
+    owner: torch.device,
+    sizes: Sequence[int],
+    mover: Callable[[SlotArray, str], Mover],
+    cases: Sequence[Case] = CASES,
+) -> Iterator[Rate]:
+    """Measure `cases` and the ceiling at every size, from memory of a second process on `owner` to our own on `reader`.
+
+    `mover` makes what moves blocks into these slots by that way. Takes twice ten seconds to start. Raises KVMarketError
+    when the second process dies, or RuntimeError when a copy fails.
+    """
+    if not sizes:
+        return
+    with second_process("kvmarket.cli.doctor.measure", Task(str(owner), max(sizes))) as process:
+        yield from _measured(process.receive(Owned).memory, reader, sizes, mover, cases)
+
+
+def _measured(
+    memory: Memory,
+    reader: torch.device,
+    sizes: Sequence[int],
+    mover: Callable[[SlotArray, str], Mover],
+    cases: Sequence[Case],
+) -> Iterator[Rate]:
+    source = map_memory(memory, reader)[0][: max(sizes)]
+    own = torch.zeros_like(source)
+    gpu = memory.device if isinstance(memory, CudaMemory) else ""
+    for size in sizes:
+        seconds = _median(partial(_copy_contiguous, source[:size], own[:size]))
+        yield Rate(CEILING, size, size, size / seconds)
+    for case in cases:
+        here = slots_of(own, case.page, packed=case.packed_own)
+        there = slots_of(source, case.page, packed=case.packed_source)
+        moving = mover(here, case.way)
+        try:
+            moving.prepare(there, gpu)
+            fragment = table_of(there, here).length
+            for size in sizes:
+                copy = _random_copy(there, here, size // here.layout.slot_bytes)
+                yield Rate(case.way, size, fragment, size / _median(partial(_move, moving, copy)))
+                yield Rate(case.way, size, fragment, size / _behind_another(moving, copy), busy=True)
+        finally:
+            moving.close()
+
+
+def slots_of(memory: torch.Tensor, page: int, *, packed: bool) -> SlotArray:
+    """As many slots as fit these bytes: pages (K and V of 16 tokens, 32 layers one after another), or packed."""
+    slots = memory.numel() // (LAYERS * page)
+    used = memory[: slots * LAYERS * page].view(torch.bfloat16)
+    layers = used.view(LAYERS, slots, 2, TOKENS, page // (2 * TOKENS * used.element_size())).unbind(0)
+    array = PagedCache(layers, TOKENS).slot_array()
+    return SlotArray(array.layout.as_packed(slots), [memory]) if packed else array
+
+
+def _random_copy(source: SlotArray, own: SlotArray, blocks: int) -> Copy:
+    """Random slots to random slots; with checksums where they can be had, as a fetch of staged blocks asks for them."""
+    chance = np.random.default_rng(blocks)
+    slots = [chance.permutation(array.layout.slots)[:blocks] for array in (source, own)]
+    return Copy(source, slots[0], slots[1], summed=True)
+
+
+def _move(mover: Mover, copy: Copy) -> None:
+    mover.start([copy]).finish()
+
+
+def _copy_contiguous(source: torch.Tensor, own: torch.Tensor) -> None:
+    own.copy_(source, non_blocking=True)
+    if own.is_cuda:
+        torch.cuda.current_stream(own.device).synchronize()
+
+
+def _median(run: Callable[[], None]) -> float:
+    """Seconds that it takes."""
+    seconds = []
+    for _ in range(WARM_UPS + RUNS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARM_UPS:])
+
+
+def _behind_another(mover: Mover, copy: Copy) -> float:
+    """Seconds that a copy takes where two are under way all the time."""
+    under_way, ends = deque([mover.start([copy]), mover.start([copy])]), []
+    for _ in range(WARM_UPS + RUNS):
+        under_way.popleft().finish()
+        ends.append(time.perf_counter())
+        under_way.append(mover.start([copy]))
+    for started in under_way:
+        started.finish()
+    return statistics.median(b - a for a, b in pairwise(ends[WARM_UPS - 1 :]))
+
+
+def own_memory(line: Line) -> None:
+    """The second process' part: own memory until the first one has no more use for it."""
+    task = line.task(Task)
+    memory = torch.zeros(task.nbytes, dtype=torch.uint8, device=task.device)
+    exported = export([memory.untyped_storage()])
+    if memory.is_cuda:
+        torch.cuda.current_stream(memory.device).synchronize()
+    line.send(Owned(exported))
+    line.wait()
+
+
+if __name__ == "__main__":
+    own_memory(Line())

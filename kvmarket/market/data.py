@@ -1,0 +1,297 @@
+"""The data half of a market: pools, mappings, copies. It knows no tokens, so a worker can hold it."""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kvmarket import counters
+from kvmarket.errors import ClosedError, SlotError
+from kvmarket.layout.paged import PagedCache, SlotArray
+from kvmarket.market.avoided import Avoided
+from kvmarket.market.fetch import Moved, Piece
+from kvmarket.market.offer import Hit, Offers, PoolDescriptor
+from kvmarket.market.owners_watch import ProcessWatch
+from kvmarket.pool import GenerationReader, Slots, as_slots
+from kvmarket.pool.landings import Landing
+from kvmarket.processes.shared_file import Process
+from kvmarket.support.flags import leading
+from kvmarket.support.sets import common
+from kvmarket.support.transient import is_transient
+from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
+from kvmarket.ways import FAILURES, Copy, Mover, Started
+from kvmarket.ways.cpu import CpuMover
+
+
+@dataclass(frozen=True, eq=False)
+class MappedPool:
+    """A pool of somebody else, mapped into this process: its slots and its generations.
+
+    Dropped by the garbage collector.
+    """
+
+    slots: SlotArray
+    generations: GenerationReader
+    owners: tuple[Process, ...]  # whose death leaves it without meaning
+
+    def alive(self) -> bool:
+        """Whether all of them live. Costs some 20 us each."""
+        return all(owner.alive() for owner in self.owners)
+
+
+FLYING = 8  # so many fetches are kept before those that are done are looked for
+_log = logging.getLogger("kvmarket")
+_own_arrays: dict[str, SlotArray] = {}  # memory of this process cannot be opened by IPC: its pools, by id
+
+
+class DataHalf:
+    """Exports one engine's cache, maps other engines' pools once each, and copies blocks out of them.
+
+    Calls may come from any thread.
+    """
+
+    def __init__(
+        self,
+        cache: PagedCache,
+        rank: int = 0,
+        on_unreachable: Callable[[str], None] | None = None,
+        programs: int | None = None,
+        on_scarce: Callable[[str], None] | None = None,
+    ) -> None:
+        """Export `cache` (CPU tensors are moved into shared memory in place).
+
+        `rank` picks the memory of a pool of several ranks.
+
+        `on_unreachable` hears of pools that this process cannot map, `on_scarce` of those that it could not map for
+        want of descriptors or memory, and will try again. `programs` bounds the programs (at most as many SMs) that a
+        fetch runs on at a time. Raises TransportError with what to do.
+        """
+        self.cache = cache
+        self.memory: Memory = export(cache.storages())
+        self.slots = cache.slot_array()
+        self._rank, self._pid = rank, os.getpid()
+        self.on_unreachable, self.on_scarce = on_unreachable, on_scarce
+        self._resting = Avoided()  # pools that are not tried for a while
+        self._mapped: dict[str, MappedPool] = {}
+        self._flying: list[tuple[Moved, Slots]] = []  # keeps mappings alive, whatever the caller does with the handle
+        self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}  # of pools being mapped, which takes seconds where kernels compile
+        self._launching = threading.Lock()  # fetches into one slot are launched in the order in which they took it
+        self._watch = ProcessWatch(self._heed_deaths)
+        self.mover = mover_of(self.slots, programs)
+
+    def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Moved:
+        """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots of the cache; returns at once.
+
+        The copy waits for what the current stream holds, and runs on a stream of its own; the slots must not be read or
+        written until `done()`. The caller has retired them. Never raises because a peer changed its mind or died: then
+        fewer blocks are valid. Raises SlotError for ids that do not fit, before anything is launched. Costs some 50
+        us, and the mapping of a pool seen for the first time.
+        """
+        ids = as_slots(block_ids)
+        self.check(hit, len(ids), first)
+        return self.start(hit, ids, first)
+
+    def start(self, hit: Hit, ids: Slots, first: int = 0, begin: Callable[[], Landing] | None = None) -> Moved:
+        """What `fetch` does, for slots and a hit that were checked; `ids` are this data half's from now on.
+
+        `begin` retires the slots when all that may take long is done, and says from when on nobody else may have.
+        """
+        begun = time.perf_counter()
+        sources = self._sources(hit.part(first, len(ids)), hit)
+        with self._launching:
+            landing = begin() if begin is not None else None
+            pieces, copies, at = [], [], 0
+            for mapped, run in sources:
+                live = leading(Piece(mapped.generations, run).standing())
+                if live:
+                    offers = run.part(0, live)
+                    pieces.append(Piece(mapped.generations, offers))
+                    copies.append(Copy(mapped.slots, offers.slots, ids[at : at + live], offers.checksums is not None))
+                at += live
+                if live < len(run):
+                    counters.add("fetch_cut", reason="a block was retired before it could be fetched")
+                    break
+            started: Started | None = None
+            try:
+                started = self.mover.start(copies)
+            except FAILURES as error:  # out of memory, say; nothing of it will land any more
+                reason = f"the copy could not be launched: {type(error).__name__}"
+                counters.add("fetch_failed", reason=reason, detail=error)
+            moved = Moved(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
+            with self._lock:
+                if len(self._flying) >= FLYING:
+                    self._prune()
+                self._flying.append((moved, ids))
+        return moved
+
+    def settle(self) -> None:
+        """Look which fetches have landed. Costs nothing where none is under way, else some us."""
+        if self._flying:
+            with self._lock:
+                self._prune()
+
+    def check_landed(self, block_ids: Slots) -> None:
+        """Raise SlotError if a fetch into one of these slots is still under way: there is nothing to publish yet."""
+        self.settle()
+        flying = [slots for _, slots in self._flying]
+        if not flying:
+            return
+        for slot in common(np.concatenate(flying), block_ids):
+            raise SlotError(f"block id {slot} is still being fetched; call wait() on that fetch before you publish it")
+
+    def forget(self, pools: Sequence[str]) -> None:
+        """Drop the mappings of these pools, which are gone; a copy in flight keeps its mapping until it is done."""
+        with self._lock, self._on_device():
+            self._prune()
+            for pool in pools:
+                self._mapped.pop(pool, None)
+                self._turns.pop(pool, None)
+            self._resting.forget(pools)
+            self._watch_owners()
+
+    def close(self) -> None:
+        """Drop every mapping, after the copies in flight. May be called twice."""
+        self._watch.close()
+        self.mover.close()
+        with self._lock, self._on_device():
+            self._prune()
+            self.on_unreachable = self.on_scarce = None  # whoever hears of them holds us
+            self._mapped.clear()
+            self._turns.clear()
+            self._flying.clear()
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Where mappings are dropped: in a thread without a device torch would make a context on the first GPU."""
+        return nullcontext() if self.cache.device.type == "cpu" else torch.cuda.device(self.cache.device)
+
+    def _prune(self) -> None:
+        """Forget copies that are done, and with them what they kept alive."""
+        self._flying = [(moved, slots) for moved, slots in self._flying if not moved.done()]
+
+    def check(self, hit: Hit, count: int, first: int) -> None:
+        """Raise SlotError unless `fetch` could take `count` blocks from block `first` on; launches nothing.
+
+        Raises ClosedError in a fork of the process that made this data half.
+        """
+        if self._pid != os.getpid():
+            raise ClosedError(f"this market belongs to process {self._pid}, which forked; connect in this process")
+        try:
+            operator.index(first)
+        except TypeError as error:
+            raise SlotError(f"first is a {type(first).__name__}; give the number of a block of the hit") from error
+        if not 0 <= first <= first + count <= hit.blocks:
+            raise SlotError(
+                f"blocks {first} .. {first + count} of a hit of {hit.blocks} blocks; "
+                f"give at most {hit.blocks - first} block ids"
+            )
+        for name, pool in hit.pools.items():
+            if name not in self._mapped and not self._fits(pool):
+                raise SlotError("the hit comes from a market of another geometry; match and fetch with the same market")
+
+    def _fits(self, pool: PoolDescriptor) -> bool:
+        """Whether the pool has memory for our rank, of our geometry."""
+        ranks = pool.ranks
+        return self._rank < len(ranks) and ranks[self._rank][0].geometry() == self.cache.layout.geometry()
+
+    def _sources(self, runs: Sequence[Offers], hit: Hit) -> list[tuple[MappedPool, Offers]]:
+        """The pools of the leading runs that are mapped, or can be now."""
+        sources = []
+        for run in runs:
+            mapped = self._mapped.get(run.pool) or self._map(hit.pools[run.pool])
+            if mapped is None:
+                break
+            sources.append((mapped, run))
+        return sources
+
+    def _map(self, descriptor: PoolDescriptor) -> MappedPool | None:
+        """The mapping of a pool, made on first use, while nobody waits but who needs the same pool.
+
+        None, counted and told to `on_unreachable` or `on_scarce`, where it cannot be had.
+        """
+        pool = descriptor.pool
+        with self._lock:
+            turn = self._turns.setdefault(pool, threading.Lock())
+        with turn:
+            mapped = self._mapped.get(pool) or self._new_mapping(descriptor)
+            with self._lock:
+                if self._turns.get(pool) is turn:  # else it is gone meanwhile, and kept for this one fetch alone
+                    del self._turns[pool]
+                    if mapped is not None:
+                        self._mapped[pool] = mapped
+                        self._drop_dead()  # this one too: who told of its end has been heard already
+                        self._watch_owners()
+        return mapped
+
+    def _drop_dead(self) -> None:
+        """Drop mappings whose owner is dead: nobody told of one that a service, dead too, had not heard of."""
+        self._mapped = {name: each for name, each in self._mapped.items() if each.alive()}
+
+    def _watch_owners(self) -> None:
+        """Hear of the death of whoever owns what is mapped: nobody may call us any more who has heard of it."""
+        owners = {owner for each in self._mapped.values() for owner in each.owners}
+        self._watch.watch({owner for owner in owners if owner.pid != self._pid})
+
+    def _heed_deaths(self, dead: frozenset[Process]) -> bool:
+        """Drop what is mapped of the dead; whether no copy in flight may hold any of it still."""
+        self.forget([name for name, each in self._mapped.copy().items() if not dead.isdisjoint(each.owners)])
+        return not self._flying
+
+    def _new_mapping(self, descriptor: PoolDescriptor) -> MappedPool | None:
+        if descriptor.pool in self._resting.now():
+            counters.add("pool_passed_over", reason="it could not be mapped lately")
+            return None
+        try:
+            generations = GenerationReader(descriptor.generations, descriptor.slots)
+            array = self._array_of(descriptor)
+            _, memory = descriptor.ranks[self._rank]
+            self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
+        except FAILURES as error:
+            scarce = is_transient(error)
+            name = "pool_passed_over" if scarce else "pool_unreachable"
+            counters.add(name, reason=type(error).__name__)  # without what differs for every process
+            _log.info("pool %s is unreachable: %s", descriptor.pool, error)
+            if scarce:
+                self._resting.for_now(descriptor.pool)
+            if (hear := self.on_scarce if scarce else self.on_unreachable) is not None:
+                hear(descriptor.pool)
+            return None
+        return MappedPool(array, generations, (descriptor.generations.owner, memory.owner))
+
+    def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
+        """The pool's slots: mapped, or, where it belongs to this very process, as they are."""
+        own = _own_arrays.get(descriptor.pool)
+        if own is None:
+            layout, memory = descriptor.ranks[self._rank]
+            return SlotArray(layout, map_memory(memory, self.cache.device))
+        if own.device != self.cache.device:
+            enable_peer_access(own.segments[0], self.cache.device)
+        return own
+
+
+def mover_of(own: SlotArray, programs: int | None) -> Mover:
+    """What moves blocks into these slots."""
+    if own.device.type == "cpu":
+        return CpuMover(own)
+    from kvmarket.ways.gpu import GpuMover
+
+    return GpuMover(own, programs)
+
+
+def register_own(pool: str, slots: SlotArray) -> None:
+    """Let data halves of this process read `pool` directly."""
+    _own_arrays[pool] = slots
+
+
+def unregister_own(pool: str) -> None:
+    """Undo `register_own`."""
+    _own_arrays.pop(pool, None)

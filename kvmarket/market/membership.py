@@ -1,0 +1,143 @@
+"""What one market holds until it is left: both halves, threads and memory. Left by `close`, else when it is dropped."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+
+from kvmarket import counters
+from kvmarket.bounds import check_size
+from kvmarket.errors import ClosedError
+from kvmarket.fingerprint import Fingerprint
+from kvmarket.layout.paged import PagedCache
+from kvmarket.market.control import ControlHalf
+from kvmarket.market.data import DataHalf, register_own, unregister_own
+from kvmarket.market.offer import Stage
+from kvmarket.market.pending import Pending
+from kvmarket.pool import StagingPool
+from kvmarket.pool.owners import acquire
+from kvmarket.support.supervised import survived
+
+DROP_SECONDS = 0.5  # so long whoever drops a market waits for it to be left
+
+_memberships: set[Membership] = set()  # that are not over
+
+
+class Membership:
+    """The halves of a market, its staging pool and its pending publications. No part of it knows the market itself."""
+
+    def __init__(
+        self,
+        cache: PagedCache,
+        fingerprint: Fingerprint,
+        tenant: str,
+        staging_bytes: int,
+        address: str | os.PathLike[str] | None,
+        programs: int | None,
+    ) -> None:
+        """Export `cache` and join; see `Market`."""
+        self._pid = os.getpid()
+        self._turn = threading.Lock()
+        self._left = False
+        self._over = threading.Event()
+        self.pending = Pending()
+        self.staging = StagingPool(cache, staging_bytes) if staging_bytes else None
+        if self.staging:
+            check_size(self.staging.slots.layout)
+        self.data = DataHalf(cache, programs=programs)
+        with ExitStack() as undo:
+            undo.callback(self.data.close)
+            self.landings = acquire(cache)
+            self.control = ControlHalf(
+                [Stage(cache.layout, (self.data.memory,))],
+                fingerprint,
+                tenant,
+                address,
+                self._staging_stages(),
+                self.landings.generations,
+                on_gone=self.data.forget,
+            )
+            undo.pop_all()
+        self.data.on_unreachable = self.control.avoid
+        self.data.on_scarce = self._rest
+        register_own(self.control.pool.id, self.data.slots)
+        if self.staging and self.control.staging:
+            register_own(self.control.staging.id, self.staging.slots)
+        _memberships.add(self)
+
+    def check(self) -> None:
+        """Raise ClosedError where this market was left, and in a fork of its process."""
+        if self._left:
+            raise ClosedError("this market is closed; connect again")
+        if self._pid != os.getpid():
+            raise ClosedError(f"this market belongs to process {self._pid}, which forked; connect in this process")
+
+    def close(self) -> None:
+        """Leave the market.
+
+        Publications that wait are dropped first; then all offers are dead, then taken down; mappings go last, behind
+        the copies under way. May be called twice, and from several threads. Nothing in a fork: it has no part in it.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._turn:
+            if self._left:
+                return
+            self._left = True
+            self.pending.close()
+            for pool in (self.control.pool, self.control.staging):
+                if pool is not None:
+                    unregister_own(pool.id)
+            self.control.close()
+            self.data.close()
+            _memberships.discard(self)
+            self._over.set()
+
+    def leave_with(self, market: object) -> None:
+        """Leave the market when `market`, which nobody closed, is dropped.
+
+        The collector of garbage may find it in the middle of anything: another thread closes it, for which the one that
+        dropped it waits a little.
+        """
+        weakref.finalize(market, _drop, self).atexit = False
+
+    def wait_over(self, seconds: float) -> None:
+        """Wait until it was left, at most so long."""
+        self._over.wait(seconds)
+
+    @property
+    def over(self) -> bool:
+        """Whether it was left, or belongs to another process."""
+        return self._over.is_set() or os.getpid() != self._pid
+
+    def _staging_stages(self) -> Sequence[Stage] | None:
+        return [Stage(self.staging.slots.layout, (self.staging.memory,))] if self.staging else None
+
+    def _rest(self, pool: str) -> None:
+        self.control.avoid(pool, for_now=True)
+
+
+def _drop(membership: Membership) -> None:
+    if membership.over:
+        return
+
+    def leave() -> None:
+        with survived("leaving a market that was dropped"):
+            counters.add("market_dropped", reason="without close(): call that, or use the market in a with statement")
+            membership.close()
+
+    with suppress(RuntimeError):  # no thread to be had: then at the end of the process
+        _thread.start_new_thread(leave, ())  # takes no lock of Python's own library, which this thread may hold
+        membership.wait_over(DROP_SECONDS)
+
+
+@atexit.register
+def _leave_all() -> None:
+    """The process ends: leave every market that is still joined."""
+    for membership in list(_memberships):
+        membership.close()

@@ -1,0 +1,110 @@
+"""The pools of a market as this engine knows them: what describes each, and its generations, mapped once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from kvmarket import counters
+from kvmarket.errors import LayoutError, TransportError
+from kvmarket.market.offer import Offers, PoolDescriptor
+from kvmarket.pool import GenerationReader
+from kvmarket.registry.protocol.messages import PoolRecord
+from kvmarket.registry.space.standing import Run
+from kvmarket.support.flags import leading
+from kvmarket.support.transient import is_transient
+
+_descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
+
+
+class Peer(NamedTuple):
+    """A pool that offers were seen of."""
+
+    descriptor: PoolDescriptor
+    generations: GenerationReader
+
+
+class Peers:
+    """Pools by id, met when an offer of theirs is first found. Thread-safe."""
+
+    def __init__(self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None]) -> None:
+        """None yet.
+
+        `on_unreadable` hears of pools that cannot be met, `on_scarce` of those that could not be met for want of a
+        descriptor, or of memory: these may be tried again.
+        """
+        self._on_unreadable = on_unreadable
+        self._on_scarce = on_scarce
+        self._peers: dict[str, Peer] = {}
+        self._turn = threading.Lock()
+
+    def of(self, record: PoolRecord) -> Peer | None:
+        """The pool of `record`.
+
+        None, counted, and told to `on_unreadable` or `on_scarce`, where its description or its generations cannot be
+        read: its owner is just dying, say, or lives in another namespace. Costs 0.1 ms the first time.
+        """
+        peer = self._peers.get(record.pool)
+        if peer is not None:
+            return peer
+        try:
+            peer = _meet(record)
+        except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError, OSError, MemoryError) as error:
+            scarce = is_transient(error)
+            if scarce:
+                counters.add("pool_passed_over", reason=type(error).__name__)
+            else:
+                counters.add("pool_unreachable", reason=type(error).__name__)
+            (self._on_scarce if scarce else self._on_unreadable)(record.pool)
+            return None
+        with self._turn:
+            self._peers[record.pool] = peer
+        return peer
+
+    def standing(
+        self, runs: Sequence[Run], records: Sequence[PoolRecord]
+    ) -> tuple[list[Offers], dict[str, PoolDescriptor]]:
+        """The leading offers of `runs`, each of the pool of its record, that are not dead; and those pools, by id."""
+        found: list[Offers] = []
+        pools: dict[str, PoolDescriptor] = {}
+        for run, record in zip(runs, records, strict=True):
+            peer = self.of(record)
+            if peer is None:
+                break
+            live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
+            if live:
+                found.append(Offers(*run).part(0, live))
+                pools[run.pool] = peer.descriptor
+            if live < len(run.slots):
+                break
+        return found, pools
+
+    def met(self) -> tuple[str, ...]:
+        """The pools that offers were found of, and that have not gone."""
+        with self._turn:
+            return tuple(self._peers)
+
+    def forget(self, pools: Sequence[str]) -> None:
+        """These pools are gone; their mappings go with the last hit that holds them."""
+        with self._turn:
+            for pool in pools:
+                self._peers.pop(pool, None)
+
+    def close(self) -> None:
+        """Let go of everything, whoever asked to hear of it included."""
+        self._on_unreadable = self._on_scarce = _nobody
+        self._peers.clear()
+
+
+def _nobody(pool: str) -> None:
+    """Who hears of pools when nobody does any more."""
+
+
+def _meet(record: PoolRecord) -> Peer:
+    descriptor = _descriptors.decode(record.description)
+    if descriptor.pool != record.pool or descriptor.slots != record.slots:
+        raise LayoutError(f"pool {record.pool} is not the one that is described; its offers are ignored")
+    return Peer(descriptor, GenerationReader(descriptor.generations, record.slots))

@@ -1,0 +1,87 @@
+"""Publications that wait for the GPU: polled by a thread of their own, never waited for by the caller."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from kvmarket import counters
+from kvmarket.support.supervised import survived
+
+POLL_SECONDS = 0.0005
+
+
+class Pending:
+    """Runs `commit` of each publication as soon as its `ready` is true, in the order given.
+
+    The thread starts with the first one.
+    """
+
+    def __init__(self) -> None:
+        """Nothing pending, no thread."""
+        self._queue: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def add(self, ready: Callable[[], bool], commit: Callable[[], None]) -> None:
+        """Queue a publication; `commit` runs on the polling thread.
+
+        What either raises costs this publication alone, and is counted.
+        """
+        with self._changed:
+            if self._closed:
+                return
+            self._queue.append((ready, commit))
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="kvmarket-pending", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # none to be had for a moment: the next publication tries again
+                    counters.add("offer_delayed", reason=str(error))
+                    return
+                self._thread = thread
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Drop what is pending: it is never offered. May be called twice."""
+        with self._changed:
+            self._closed = True
+            self._queue.clear()
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (commit := self._next()) is not None:
+            with survived("offering what the GPU has completed") as turn:
+                commit()
+            if turn.failed:
+                counters.add("offer_dropped", reason="offering it failed")
+            del commit  # and what it holds, while nothing is pending
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next publication that is complete, as soon as one is; None when the queue is closed."""
+        while True:
+            with self._changed:
+                if self._closed:
+                    return None
+                if not self._queue:
+                    self._changed.wait()
+                    continue
+                ready, commit = self._queue[0]
+                with survived("polling the GPU") as turn:
+                    if not ready():
+                        self._changed.wait(POLL_SECONDS)
+                        continue
+                if self._queue and self._queue[0][1] is commit:
+                    self._queue.popleft()
+            if turn.failed:
+                counters.add("offer_dropped", reason="its completion cannot be polled")
+                return _nothing
+            return commit
+
+
+def _nothing() -> None:
+    """In place of a publication that failed."""

@@ -1,0 +1,189 @@
+"""One connection of an engine to a service, from the joining on."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+
+from kvmarket import counters
+from kvmarket.errors import (
+    AddressError,
+    KVMarketError,
+    LayoutError,
+    MessageError,
+    MissingBlockError,
+    NamespaceError,
+    RefusedError,
+    RegistryError,
+    VersionError,
+)
+from kvmarket.processes.shared_file import Process
+from kvmarket.processes.watching import watch
+from kvmarket.registry.client.launch import start_service
+from kvmarket.registry.client.replica import Replica
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.messages import (
+    Again,
+    Changes,
+    Join,
+    Joined,
+    Refused,
+    pack_message,
+    unpack_reply,
+)
+from kvmarket.registry.protocol.numbering import Heard
+from kvmarket.registry.protocol.packets import Wire, dial
+from kvmarket.registry.space.feed import Feed
+from kvmarket.registry.space.snapshot import SnapshotParts
+
+START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
+ANSWER_SECONDS = 1.0
+KNOCK_SECONDS = 0.02  # after which we try again to be let in
+REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told once more: doubled each time
+
+
+class Line:
+    """A connection of a member: what it hears goes into `replica`, what it tells through `feed`. Not thread-safe."""
+
+    def __init__(self, wire: Wire, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts]) -> None:
+        """Send `join`; the answer is not waited for. `snapshot`: of what this engine has on offer."""
+        self.wire = wire  # readable when something has come, closed when the service has died or will not have us
+        self.feed = Feed(wire, snapshot)
+        self.pidfd = -1  # readable when the service has died
+        self.service: Process | None = None
+        self._replica = replica
+        self._heard = Heard(time.monotonic())
+        self._refused_at, self._pause = 0.0, REFUSED_SECONDS
+        self.wire.send(pack_message(join))
+
+    def drain(self, end: float) -> tuple[bool, list[str]]:
+        """Send what waits, and put what has come into the replica until ``perf_counter() >= end``.
+
+        Whether that was all of it, and the pools that have gone.
+        """
+        self.wire.flush()
+        self.look_after(time.monotonic())
+        gone: list[str] = []
+        while True:
+            if self._replica.pending:
+                gone += self._replica.step()
+            elif not self._receive():
+                return True, gone
+            if time.perf_counter() >= end:
+                return False, gone
+
+    def look_after(self, now: float) -> None:
+        """Do what is due: ask for what was missed, tell the last number again, tell anew what was refused."""
+        if (again := self._heard.wanted(now)) is not None:
+            if again.seen:  # else it waits for the first one
+                counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
+            self.wire.send(pack_message(again))
+        self.feed.mark(now)
+        if self._refused_at and now > self._refused_at:
+            self._refused_at = 0.0
+            counters.add("offered_again", reason="the service refused an offer that goes on from one it does not have")
+            self.feed.begin()
+
+    def joined(self, closing: threading.Event) -> bool:
+        """Wait for the answer to our joining; False when there is none in time. Raises what a refusal stands for."""
+        answer = self._answer()
+        if answer is None or closing.is_set():
+            return False
+        self.service = answer.service
+        try:
+            self.pidfd = watch(answer.service, "the service")
+        except RefusedError:
+            if self._hung_up():  # it died meanwhile: there is nothing to watch
+                return False
+            raise
+        return True
+
+    def close(self) -> None:
+        """Leave: the service takes down all that we offered. May be called twice."""
+        self.wire.close()
+        self.feed.end()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+    def _hung_up(self) -> bool:
+        """Whether the service's end of the connection is gone: a process has closed it before it is no more."""
+        poll = select.poll()
+        poll.register(self.wire, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+    def _answer(self) -> Joined | None:
+        """The answer to our joining, None if there is none within a second."""
+        frame = self.wire.wait(ANSWER_SECONDS)
+        if frame is None:
+            return None
+        reply = unpack_reply(frame)
+        if isinstance(reply, Refused):
+            raise _refusal(reply)
+        return reply if isinstance(reply, Joined) else None
+
+    def _receive(self) -> bool:
+        """Hand on one message, if one has come; whether one had."""
+        try:
+            frame = self.wire.receive()
+            if frame is None:
+                return False
+            reply = unpack_reply(frame)
+        except RegistryError as error:
+            counters.add("message_refused", reason=type(error).__name__)
+            return True
+        match reply:
+            case Changes():
+                if self._heard.accept(reply):
+                    self._replica.receive(reply)
+                elif self._heard.broken:
+                    self.look_after(time.monotonic())
+            case Again():
+                if self.feed.asked(reply):
+                    counters.add("offered_again", reason="the service missed something that this engine told")
+            case Refused():
+                counters.add("refused_by_service", reason=reply.kind)
+                if reply.kind == MissingBlockError.__name__ and not self._refused_at:
+                    self._refused_at = time.monotonic() + self._pause
+                    self._pause = min(2 * self._pause, LONGEST_REFUSED)
+        return True
+
+
+def join_service(
+    address: Address, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts], closing: threading.Event
+) -> Line:
+    """Join on a fresh connection, starting the service where there is none.
+
+    Raises AddressError when that does not work within `START_SECONDS`, and what a refusal stands for.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and not closing.is_set():
+        if not address.service_lives():
+            start_service(address)
+            continue
+        try:
+            wire = dial(address.socket)
+        except OSError:  # one of JUST_NOT_NOW
+            closing.wait(KNOCK_SECONDS)
+            continue
+        line = Line(wire, join, replica, snapshot)
+        try:
+            if line.joined(closing):
+                return line
+        except KVMarketError:
+            line.close()
+            raise
+        line.close()
+    raise AddressError(
+        f"the service at {address} did not answer within {START_SECONDS:.0f} s; see {address.log}, "
+        "or start it by hand with `kvmarket serve`"
+    )
+
+
+def _refusal(refused: Refused) -> KVMarketError:
+    """The error a refusal stands for: the service names it by its class."""
+    kinds = {kind.__name__: kind for kind in (VersionError, LayoutError, NamespaceError, MessageError)}
+    return kinds.get(refused.kind, RefusedError)(refused.reason)

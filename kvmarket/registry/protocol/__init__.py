@@ -1,0 +1,1 @@
+"""What travels between engines and the service: messages, packets, numbers on them, addresses."""

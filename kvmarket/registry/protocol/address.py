@@ -1,0 +1,175 @@
+"""Where a market lives.
+
+A Unix socket in a directory that only the user can enter, and a lock that its service holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from kvmarket.errors import AddressError
+from kvmarket.support.advice import explained
+
+_MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its final zero
+_HOME = Path("/tmp")  # of the directory of default addresses and names: the same in every environment of a user
+
+
+class Address:
+    """The files of one market.
+
+    `socket`, `lock` beside it (held by the service while it lives), `log` of the service.
+    """
+
+    def __init__(self, address: str | os.PathLike[str] | None = None) -> None:
+        """`address`.
+
+        A socket path, ``ipc://`` and a path, or a name without slashes: a socket in ``/tmp/kvmarket-<uid>``. None
+        stands for what KVMARKET_ADDRESS says or, where that is unset or empty, for the name ``market``. ``~`` is
+        somebody's home, and a relative path counts from the current directory, so it is another one elsewhere. No other
+        variable matters: engines of one user meet wherever they were started from.
+
+        Makes the directory (0700) where it is missing. Raises AddressError, with what to do, if it is not the user's
+        own, if it is the default one and others can enter it, or if the path is too long for a socket.
+        """
+        path, self._private = _parsed(address)
+        self.socket = path / "market" if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir raises
+        if len(os.fsencode(self.socket)) + len(".lock") > _MAX_SOCKET_PATH:
+            raise AddressError(
+                f"{self.socket} is too long for a Unix socket ({_MAX_SOCKET_PATH - 5} bytes); give a shorter address"
+            )
+        self.lock = self.socket.with_name(self.socket.name + ".lock")
+        self.log = self.socket.with_name(self.socket.name + ".log")
+        self.prepare()
+
+    def __str__(self) -> str:
+        """The socket's path."""
+        return str(self.socket)
+
+    def prepare(self) -> None:
+        """Make the directory where it is missing; raise AddressError where it, or what lies in it, is not ours."""
+        _private_directory(self.socket.parent, strict=self._private)
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Refuse a path where something else than a market of this user lies already."""
+        for path, ours in ((self.socket, stat.S_ISSOCK), (self.lock, stat.S_ISREG)):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise AddressError(f"{path} cannot be made {explained(error)}") from error
+            if not ours(status.st_mode) or (path == self.lock and status.st_size):
+                raise AddressError(f"{path} exists and is not a market's; give another address")
+            if status.st_uid != os.geteuid():
+                raise AddressError(f"{path} belongs to another user (uid {status.st_uid}); give another address")
+
+    def take_lock(self) -> int | None:
+        """Take the service's lock: a descriptor to keep open, or None if a service lives.
+
+        Raises AddressError if it cannot be made.
+        """
+        while True:
+            fd, taken = self._open_lock(os.O_CREAT), False
+            try:
+                if not self._flock(fd, fcntl.LOCK_EX):
+                    return None
+                taken = self.is_locked_by(fd)  # else it was removed meanwhile, and somebody may have the next one
+                if taken:
+                    return fd
+            finally:
+                if not taken:
+                    os.close(fd)
+
+    def is_locked_by(self, lock: int) -> bool:
+        """Whether what `take_lock` returned is still the lock that others find. Raises AddressError."""
+        try:
+            return identity(self.lock) == identity(lock)
+        except OSError as error:
+            raise AddressError(f"{self.lock} cannot be looked at {explained(error)}") from error
+
+    def service_lives(self) -> bool:
+        """Whether some process holds the lock. Leaves nothing behind.
+
+        Raises AddressError if it is not the user's own.
+        """
+        self._check_files()
+        try:
+            fd = self._open_lock(0)
+        except FileNotFoundError:
+            return False
+        try:
+            if not self._flock(fd, fcntl.LOCK_SH):
+                return True
+            fcntl.flock(fd, fcntl.LOCK_UN)  # to close it is not enough where a fork has inherited it meanwhile
+            return False
+        finally:
+            os.close(fd)
+
+    def _open_lock(self, flags: int) -> int:
+        """Open the lock. Raises AddressError; FileNotFoundError where it is not to be made and missing."""
+        try:
+            return os.open(self.lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not flags:
+                raise
+            raise AddressError(f"{self.lock} cannot be opened {explained(error)}") from error
+
+    def _flock(self, fd: int, how: int) -> bool:
+        """Lock without waiting; False where somebody else has it. Raises AddressError."""
+        try:
+            fcntl.flock(fd, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise AddressError(f"{self.lock} cannot be locked {explained(error)}") from error
+        return True
+
+
+def identity(file: Path | int) -> tuple[int, int] | None:
+    """What tells this very file from a later one of its name: device and inode; None if nothing lies there."""
+    try:
+        status = os.fstat(file) if isinstance(file, int) else file.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _parsed(address: str | os.PathLike[str] | None) -> tuple[Path, bool]:
+    """The path that an address names, and whether it is in the user's own directory of default addresses."""
+    if address is None:
+        variable = os.environ.get("KVMARKET_ADDRESS", "")
+        address = variable if variable.strip() else "market"
+    text = os.fspath(address).removeprefix("ipc://")
+    if not text or "\0" in text or "://" in text:
+        raise AddressError(f"address {address!r} names no Unix socket; give a path, or a name without slashes")
+    if text != text.strip():
+        raise AddressError(f"address {address!r} begins or ends with white space; give it without")
+    private = "/" not in text and text not in (".", "..") and not text.startswith("~")
+    try:
+        os.fsencode(text)
+        path = (_HOME / f"kvmarket-{os.geteuid()}" / text if private else Path(text).expanduser()).absolute()
+    except (UnicodeEncodeError, RuntimeError, OSError) as error:  # no name of a file; nobody's home; nowhere to be
+        raise AddressError(f"address {address!r} names no path ({error}); give an absolute path") from error
+    return path, private
+
+
+def _private_directory(path: Path, *, strict: bool) -> None:
+    """Make `path` (0700) or check that it is the user's own; `strict` also demands that nobody else can enter it."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+    except OSError as error:
+        raise AddressError(f"the directory {path} cannot be made {explained(error)}") from error
+    if strict and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid()):
+        raise AddressError(
+            f"{path} is a link or belongs to another user (uid {status.st_uid}); "
+            "have it removed, or set KVMARKET_ADDRESS to a path in a directory of your own"
+        )
+    if strict and stat.S_IMODE(status.st_mode) & 0o077:
+        raise AddressError(f"{path} must belong to you with mode 0700; chmod 700 it, or give another address")
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        raise AddressError(f"you cannot write to {path}; give an address in a directory of your own")

@@ -1,0 +1,239 @@
+"""Messages over a Unix socket of packets: the kernel keeps them apart and in order, and no thread stands in between.
+
+Between two busy processes a thread of a messaging library is a second one that must get the CPU before a message is
+there: offers were seen a sixth later.
+
+A message longer than a packet travels as several. The first byte of each packet says whether its message goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import select
+import socket
+import struct
+import time
+from collections import deque
+from pathlib import Path
+from types import TracebackType
+
+from kvmarket.errors import AddressError, MessageError, VersionError
+from kvmarket.registry.protocol.messages import MAX_MESSAGE_BYTES, PROTOCOL
+from kvmarket.support.advice import explained
+
+PACKET_BYTES = 1 << 16
+BUFFER_BYTES = 4 * PACKET_BYTES  # asked of the kernel for what is on its way
+FLUSH_PACKETS = 16  # some 0.3 ms
+MOST_BYTES = 80 << 20  # that wait in this process for the other end: the longest message, and more
+BACKLOG = 128
+_LAST, _MORE = b"\0", b"\1"
+_UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
+JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
+
+
+class Wire:
+    """One end of a connection. Nothing here waits, but for `wait`. Not thread-safe."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take over a connected socket."""
+        end.setblocking(False)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+        self._socket = end
+        self._unsent: deque[tuple[bytes, bytes | memoryview]] = deque()  # packets
+        self.waiting = 0  # bytes of those
+        self._room = memoryview(bytearray(1 + PACKET_BYTES))
+        self._begun = bytearray()  # of a message that goes on
+        self.closed = False  # whether the other end has closed, and all it sent before was received; or broke the rules
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """Readable when something has come, or the other end has closed; writable when it takes more."""
+        return self._socket.fileno()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something waits to be sent: call `flush` when the descriptor is writable."""
+        return bool(self._unsent)
+
+    @property
+    def events(self) -> int:
+        """What to poll the descriptor for."""
+        return select.POLLIN | (select.POLLOUT if self._unsent else 0)
+
+    def send(self, message: bytes) -> bool:
+        """Send, or keep what the kernel does not take; False where too much waits already, or the other end is gone.
+
+        Where something waits, this waits behind it: `flush` is for whoever has the time.
+        """
+        if self.waiting >= MOST_BYTES:
+            return False
+        size = len(message)
+        if size <= PACKET_BYTES:
+            packets: list[tuple[bytes, bytes | memoryview]] = [(_LAST, message)]
+        else:
+            view = memoryview(message)
+            packets = [
+                (_MORE if at + PACKET_BYTES < size else _LAST, view[at : at + PACKET_BYTES])
+                for at in range(0, size, PACKET_BYTES)
+            ]
+        try:
+            while packets and not self._unsent and self._put(*packets[0]):
+                del packets[0]
+        except OSError:
+            self._break()
+            return False
+        self._unsent.extend(packets)
+        self.waiting += sum(len(part) for _, part in packets)
+        return True
+
+    def flush(self) -> bool:
+        """Send what waits, some packets of it at most; whether nothing waits any more."""
+        try:
+            for _ in range(FLUSH_PACKETS):
+                if not self._unsent or not self._put(*self._unsent[0]):
+                    break
+                self.waiting -= len(self._unsent.popleft()[1])
+        except OSError:
+            self._break()
+        return not self._unsent
+
+    def receive(self) -> bytes | None:
+        """The next message, None if no whole one has come.
+
+        Raises MessageError for what no `Wire` sends: whoever does is heard no more, as if he had closed.
+        """
+        while not self.closed:
+            try:
+                size = self._socket.recv_into(self._room)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:  # it closed without reading all; what it sent before is still to come
+                continue
+            except OSError:
+                size = 0
+            if not size:
+                self.closed = True
+                break
+            kind, part = self._room[:1], self._room[1:size]
+            if kind == _LAST and not self._begun:
+                return bytes(part)
+            if kind not in (_LAST, _MORE) or len(self._begun) + len(part) > MAX_MESSAGE_BYTES:
+                self.closed = True
+                raise MessageError(f"a message longer than {MAX_MESSAGE_BYTES} bytes, or not of kvmarket")
+            self._begun += part
+            if kind == _LAST:
+                message = bytes(self._begun)
+                self._begun.clear()
+                return message
+        return None
+
+    def wait(self, seconds: float) -> bytes | None:
+        """The next message, None if no whole one comes in time or the other end closes. Raises as `receive`."""
+        poll, end = select.poll(), time.monotonic() + seconds
+        while (message := self.receive()) is None and not self.closed and (left := end - time.monotonic()) > 0:
+            poll.register(self, self.events)
+            poll.poll(math.ceil(1000 * left))
+            self.flush()
+        return message
+
+    def close(self) -> None:
+        """Close the connection; what the kernel has taken can still be received. May be called twice."""
+        self._break()  # also where a child of this process has inherited the socket
+        self._socket.close()
+
+    def _break(self) -> None:
+        """End the connection, for both: a message may be torn."""
+        self._unsent.clear()
+        self.waiting = 0
+        with contextlib.suppress(OSError):  # the other end may have gone already
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _put(self, kind: bytes, part: bytes | memoryview) -> bool:
+        """Hand one packet to the kernel; whether it took it. Raises OSError where the other end is gone."""
+        try:
+            self._socket.sendmsg((kind, part))
+        except BlockingIOError:
+            return False
+        return True
+
+
+class Door:
+    """A listening socket, which lets in processes of this user only."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the socket (0600). Raises OSError."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        mask = os.umask(0o177)
+        try:
+            path.unlink(missing_ok=True)
+            self._socket.bind(os.fspath(path))
+            self._socket.listen(BACKLOG)
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            os.umask(mask)
+
+    def fileno(self) -> int:
+        """Readable when somebody wants to come in."""
+        return self._socket.fileno()
+
+    def accept(self) -> Wire | None:
+        """Let the next one in, None where there is none. Raises OSError: out of descriptors."""
+        while True:
+            try:
+                end, _ = self._socket.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return None
+            if _user_of(end) == os.geteuid():
+                return Wire(end)
+            end.close()
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._socket.close()
+
+
+def dial(path: Path) -> Wire:
+    """Connect to the service of this user that listens at `path`.
+
+    Raises OSError with one of `JUST_NOT_NOW` where that may work a moment later; else VersionError, or AddressError
+    where it cannot be reached or is another user's, which then has not heard a word of ours.
+    """
+    try:
+        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise AddressError(f"no socket to reach {path} with {explained(error)}") from error
+    try:
+        end.setblocking(False)
+        end.connect(os.fspath(path))
+        uid = _user_of(end)
+    except OSError as error:
+        end.close()
+        if error.errno in JUST_NOT_NOW:
+            raise
+        if error.errno == errno.EPROTOTYPE:
+            raise VersionError(
+                f"the service at {path} does not speak {PROTOCOL.decode().strip()}; "
+                "run one version of kvmarket on the node, or give each its own address"
+            ) from error
+        raise AddressError(f"the service at {path} cannot be reached {explained(error)}") from error
+    if uid != os.geteuid():
+        end.close()
+        raise AddressError(f"the service at {path} is another user's (uid {uid}); give an address of your own")
+    return Wire(end)
+
+
+def _user_of(end: socket.socket) -> int:
+    """The user that the process at the other end acted for when it connected, or began to listen."""
+    _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return int(uid)

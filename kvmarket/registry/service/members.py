@@ -1,0 +1,150 @@
+"""The book of a market: which engines are members, which pools they have, and the space of offers that each shares.
+
+Pure data: no sockets, no files, no processes. The service drives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from kvmarket.errors import LayoutError, MessageError, RefusedError
+from kvmarket.registry.protocol.messages import (
+    Change,
+    Join,
+    MemberStatus,
+    News,
+    PoolTold,
+    Retire,
+    Snapshot,
+    SnapshotEnd,
+)
+from kvmarket.registry.space.news import put_in
+from kvmarket.registry.space.space import Space
+
+RETIRED_SLOTS = 1 << 14  # in one message
+
+
+class Member(msgspec.Struct, frozen=True):
+    """An engine that joined, and the space that it shares with the others of its fingerprint."""
+
+    join: Join
+    space: Space
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The ids of its pools."""
+        return tuple(record.pool for record in self.join.pools)
+
+
+class Book:
+    """Members and offers. Every method either does all it says or raises and does nothing."""
+
+    def __init__(self) -> None:
+        """An empty book."""
+        self.members: dict[str, Member] = {}
+        self.spaces: dict[str, Space] = {}
+        self._owners: dict[str, str] = {}  # pool -> member
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks are on offer, over all spaces and tenants."""
+        return sum(space.blocks for space in self.spaces.values())
+
+    def join(self, name: str, join: Join) -> None:
+        """Add member `name`.
+
+        Raises RefusedError if a pool is known already, LayoutError if a member of the space has another geometry.
+        """
+        for record in join.pools:
+            if record.pool in self._owners or sum(record.pool == other.pool for other in join.pools) > 1:
+                raise RefusedError(f"pool {record.pool} has joined already; give every pool a new id")
+        for member in self.members.values():
+            other = member.join
+            if other.space == join.space and (other.geometry, other.block_size) != (join.geometry, join.block_size):
+                raise LayoutError(
+                    f"an engine of this fingerprint (process {other.process.pid}) has blocks of {other.geometry}, "
+                    f"this one of {join.geometry}; "
+                    "put what differs into the fingerprint, or give the caches equal logical shapes"
+                )
+        space = self.spaces.setdefault(join.space, Space(join.block_size))
+        self.members[name] = Member(join, space)
+        for record in join.pools:
+            space.add_pool(record)
+            self._owners[record.pool] = name
+
+    def former(self, join: Join) -> str | None:
+        """The member that the same process joined as before with the same pools, because it had heard no answer."""
+        names = {self._owners.get(record.pool, "") for record in join.pools} - {""}
+        return next((name for name in names if self.members[name].join.process == join.process), None)
+
+    def leave(self, name: str) -> Join | None:
+        """Remove member `name` with all its offers; what it had joined with. Costs some us a pool, and `collect`."""
+        member = self.members.pop(name, None)
+        if member is None:
+            return None
+        for pool in member.pools:
+            member.space.drop_pool(pool)
+            del self._owners[pool]
+        if not any(other.space is member.space for other in self.members.values()):
+            del self.spaces[member.join.space]
+        return member.join
+
+    def begin(self, name: str) -> None:
+        """Member `name` begins to tell all that it has on offer."""
+        member = self.members[name]
+        for pool in member.pools:
+            member.space.pools[pool].begin()
+
+    def telling(self, name: str) -> bool:
+        """Whether member `name` is telling all that it has on offer just now."""
+        member = self.members[name]
+        return any(member.space.pools[pool].telling for pool in member.pools)
+
+    def hear(self, name: str, news: News) -> Iterator[Change]:
+        """Do what member `name` says of its pools; what the others of its space must hear of it.
+
+        Raises MessageError. Costs as what `Space` does for it.
+        """
+        member = self.members[name]
+        match news:
+            case SnapshotEnd():
+                self._check(name, news.told)
+                for pool in news.told:
+                    yield from self._told(member.space, pool)
+            case Snapshot():
+                self._check(name, news.pools)
+                fresh = sum(put_in(member.space, news))
+                if fresh or not all(member.space.pools[pool].told for pool in news.pools):
+                    yield news
+            case _:
+                self._check(name, (news.pool,))
+                for _ in put_in(member.space, news):
+                    pass
+                yield news
+
+    def status(self) -> tuple[MemberStatus, ...]:
+        """One row per member."""
+        rows = []
+        for member in self.members.values():
+            offers = sum(len(member.space.pools[pool].standing()) for pool in member.pools)
+            rows.append(MemberStatus(member.join.process.pid, member.join.space, len(member.pools), offers))
+        return tuple(rows)
+
+    def _told(self, space: Space, name: str) -> Iterator[Change]:
+        """All that stands in a pool has been told: what was not goes."""
+        pool = space.pools[name]
+        first = not pool.told
+        gone = pool.unseen()
+        space.retire(name, gone)
+        for start in range(0, len(gone), RETIRED_SLOTS):
+            yield Retire(name, gone[start : start + RETIRED_SLOTS].tobytes())
+        if first:
+            yield PoolTold(name)
+
+    def _check(self, name: str, pools: tuple[str, ...]) -> None:
+        """Raise MessageError unless the pools are all of this member."""
+        for pool in pools:
+            if self._owners.get(pool) != name:
+                raise MessageError(f"pool {pool} is not one of this engine")

@@ -1,0 +1,211 @@
+"""The service: one process per user and market that holds the book. Everything it knows is soft state.
+
+One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
+moment it dies. A member that closes its connection has left. It answers no match: every engine does that itself, from
+its replica (see replica.py). Whatever takes long is done in small parts, and each connection has its turn in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+import uuid
+from collections import Counter
+
+from kvmarket import counters
+from kvmarket.errors import (
+    LayoutError,
+    MessageError,
+    NamespaceError,
+    RefusedError,
+    TokenError,
+    VersionError,
+)
+from kvmarket.processes.leftovers import sweep
+from kvmarket.processes.shared_file import Process
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.messages import (
+    Again,
+    AskStatus,
+    Changes,
+    Join,
+    Joined,
+    Refused,
+    Reply,
+    Request,
+    Status,
+    unpack_request,
+)
+from kvmarket.registry.service.deaths import Deaths, open_pidfds
+from kvmarket.registry.service.exchange import Exchange
+from kvmarket.registry.service.listener import Listener
+from kvmarket.registry.service.session import Session, Sessions
+from kvmarket.support.supervised import survived
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 0.1  # between two looks at every connection
+SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # for what dead processes have left; after a connection has ended
+TURN_SECONDS = 0.004  # of one engine, before others have their turn: what it says meanwhile goes out in one message
+SPARE_SECONDS = 0.002  # at a time, for snapshots and for what is to be collected
+MOST_LOGGED = 100  # refusals of one kind
+
+_log = logging.getLogger("kvmarket.service")
+
+
+class Service:
+    """Serves one market until told to stop, or until nobody has been a member for `idle_exit` seconds, if given."""
+
+    def __init__(self, address: Address, idle_exit: float | None = None) -> None:
+        """Take the market's lock and bind its socket (0600, and only processes of this user are let in).
+
+        Raises AddressError if another service has it, or it cannot be made.
+        """
+        self.address = address
+        self._idle_exit = idle_exit
+        self._door = Listener(address)
+        self._stopped = False
+        self._exchange = Exchange()
+        self._counters: Counter[str] = Counter()
+        self._wait = 0.0  # seconds, for something to come
+        self._look_at = self._sweep_at = self._empty_since = 0.0
+        self._me = Process.current()
+        self._poll = select.epoll()
+        self._deaths = Deaths(self._poll)
+        self._sessions = Sessions(self._poll, self._door)
+
+    def run(self) -> None:
+        """Serve, whatever goes wrong. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
+        self._empty_since = time.monotonic()
+        while not self._stopped:
+            with survived("the service") as turn:
+                self._turn()
+            if turn.failed:
+                time.sleep(SPARE_SECONDS)
+
+    def _turn(self) -> None:
+        """Wait until something has come, do it, and tell who has to hear of it."""
+        book = self._exchange.book
+        if not self._door.keep(needed=self._idle_exit is None or bool(book.members)):
+            _log.info("%s is another service's, or gone; this one gives way", self.address)
+            self._stopped = True
+            return
+        ready = self._poll.poll(self._wait)
+        self._wait = 0.0  # until all is done
+        sessions = [(self._sessions.get(fd), events) for fd, events in ready]
+        for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
+            if (member := self._deaths.of(fd)) is not None:
+                self._remove(member)
+                sweep()
+        for session, events in sessions:
+            if session is not None and session.wire.fileno() >= 0:  # not hung up meanwhile
+                self._serve(session, events)
+        if any(fd == self._door.fileno() for fd, _ in ready):
+            self._sessions.let_in()
+        more = self._exchange.tell(SPARE_SECONDS)
+        more = self._exchange.collect(SPARE_SECONDS) or more
+        self._sessions.expect()
+        now = time.monotonic()
+        if now > self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self._sessions.look_after(now)
+        if now > self._sweep_at:
+            self._sweep_at = now + SWEEP_SECONDS
+            sweep()
+        self._empty_since = now if book.members else self._empty_since
+        idle = self._idle_exit is not None and now - self._empty_since > self._idle_exit
+        self._stopped = self._stopped or idle
+        self._wait = 0.0 if more else min(POLL_SECONDS, max(0.0, self._exchange.due()))
+
+    def stop(self) -> None:
+        """Have `run` return within 0.2 s. May be called from any thread or signal handler."""
+        self._stopped = True
+
+    def close(self) -> None:
+        """Remove the socket and let go of the lock; leaves no file behind."""
+        self._deaths.close()
+        self._sessions.close()
+        self._poll.close()
+        sweep()
+
+    def _serve(self, session: Session, events: int) -> None:
+        """Send what waits for a connection, and do what it asks for, for a while.
+
+        Where the other end has closed it, whatever it said before counts no more.
+        """
+        wire = session.wire
+        if events & select.EPOLLHUP:
+            self._end(session)
+            return
+        if events & select.EPOLLOUT:
+            wire.flush()
+        with survived("a message of an engine") as heard:
+            end = time.monotonic() + TURN_SECONDS
+            while events & select.EPOLLIN and time.monotonic() < end and self._hear(session):
+                pass
+        if wire.closed or heard.failed:  # it joins again, and tells all that stands
+            self._end(session)
+
+    def _hear(self, session: Session) -> bool:
+        """Do what the next message of a connection asks for; False where none has come."""
+        try:
+            frame = session.wire.receive()
+            if frame is None:
+                return False
+            self._handle(session, unpack_request(frame))
+        except (MessageError, RefusedError, VersionError, LayoutError, NamespaceError, TokenError) as error:
+            self._refuse(session, error)
+        return True
+
+    def _refuse(self, session: Session, error: Exception) -> None:
+        kind = type(error).__name__
+        self._counters[kind] += 1
+        if self._send(session, Refused(kind, str(error))) and self._counters[kind] <= MOST_LOGGED:
+            _log.warning("%s: %s", kind, error)
+
+    def _end(self, session: Session) -> None:
+        """A connection has ended, and with it the membership of its engine."""
+        self._remove(session.member)
+        self._sessions.hang_up(session)  # it may be nobody's
+        self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # a dying process closes it first
+
+    def _handle(self, session: Session, request: Request) -> None:
+        match request:
+            case Join():
+                self._join(session, request)
+            case Changes() | Again():
+                self._exchange.hear(session, request)
+            case AskStatus():
+                book = self._exchange.book
+                counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
+                self._send(session, Status(self._me, book.status(), book.blocks, counted))
+
+    def _join(self, session: Session, join: Join) -> None:
+        if session.member:
+            raise RefusedError("this connection has joined already")
+        self._counters["Join"] += 1
+        name = uuid.uuid4().hex
+        pidfds = open_pidfds({join.process, *(process for pool in join.pools for process in pool.processes)})
+        self._deaths.watch(name, pidfds)
+        try:
+            if (former := self._exchange.book.former(join)) is not None:
+                self._remove(former)
+            self._exchange.join(session, name, join)
+        except (RefusedError, LayoutError):
+            self._deaths.forget(name)
+            raise
+        self._send(session, Joined(self._me))
+
+    def _remove(self, member: str) -> None:
+        """A member has left or died."""
+        self._deaths.forget(member)
+        session = self._exchange.leave(member)
+        if session is not None:
+            self._sessions.hang_up(session)  # one of its processes may live, and join again
+
+    def _send(self, session: Session, reply: Reply) -> bool:
+        """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
+        if not session.send(reply):
+            self._counters["reply_dropped"] += 1
+            return False
+        return True

@@ -1,0 +1,297 @@
+"""A space: all offers that one fingerprint's engines may exchange, in one trie for all tenants. Pure data.
+
+The service keeps one per fingerprint, every engine a replica of its own, and a ledger of what it offers itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator
+from itertools import count
+
+import numpy as np
+
+from kvmarket.errors import MessageError, MissingBlockError
+from kvmarket.registry.protocol.messages import Before, PoolRecord, Promise
+from kvmarket.registry.protocol.offering import Offering, array_of
+from kvmarket.registry.space.promises import Promises
+from kvmarket.registry.space.standing import Pool, Run
+from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
+from kvmarket.registry.trie.prefix_trie import PrefixTrie
+from kvmarket.registry.trie.tokens import Int32s, Int64s
+from kvmarket.registry.trie.tree import Place
+from kvmarket.support.flags import Flags, leading
+from kvmarket.support.sets import distinct
+
+SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
+SLOT_MASK = (1 << SLOT_BITS) - 1
+_SLOTS = np.uint64(1 << SLOT_BITS)
+MAX_BLOCKS = 1 << 24  # in one space; beyond it the block matched longest ago goes
+FEW = 16  # offers that are taken out of the trie at a time: some 0.2 ms where each has a node of its own
+
+
+class Space:
+    """Pools and the offers of their slots. Every method either does all it says or raises and does nothing.
+
+    What is taken down does not count from then on; where it is much, it leaves the trie little by little, by `collect`.
+    Not thread-safe.
+    """
+
+    def __init__(self, block_size: int, max_blocks: int | None = MAX_BLOCKS) -> None:
+        """An empty space of blocks of `block_size` tokens, at most `max_blocks` of them (see PrefixTrie)."""
+        self.block_size = block_size
+        self.trie = PrefixTrie(block_size, max_blocks=max_blocks)
+        self.pools: dict[str, Pool] = {}
+        self.by_number: dict[int, Pool] = {}
+        self.promises = Promises(block_size)
+        self._numbers = count(1)
+        self._free: list[int] = []  # numbers that may be used again
+        self._leaving: set[int] = set()  # numbers of which the trie still has offers that stand no longer
+        self._garbage: deque[Iterator[None]] = deque()
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks are on offer, over all tenants; those that are still to be collected among them."""
+        return len(self.trie)
+
+    def add_pool(self, record: PoolRecord) -> Pool:
+        """A pool whose slots may be offered; nothing happens where it is known. Costs nothing until they are."""
+        pool = self.pools.get(record.pool)
+        if pool is None:
+            pool = self.pools[record.pool] = Pool(self._number(record.slots), record)
+            self.by_number[pool.number] = pool
+        return pool
+
+    def drop_pool(self, name: str) -> None:
+        """Forget a pool and its offers; nothing happens where it is not known. Costs some us, and `collect`."""
+        pool = self.pools.pop(name, None)
+        if pool is not None:
+            self._leave(pool)
+            self.promises.drop(name)
+
+    def offer(self, offering: Offering) -> None:
+        """Put offers up; an older offer of the same slot goes. Raises MessageError.
+
+        For a pool that is not known, slots that it does not have or that come twice, and offers older than what stands;
+        MissingBlockError where not exactly the block that they go on from is on offer. Costs one insertion of the
+        prefix, O(its tokens) by memcmp, and O(the blocks offered); next to nothing where all of them stand already.
+        """
+        pool = self._pool(offering.pool)
+        slots, generations, epoch = offering.slots, offering.generations, offering.epoch
+        old = pool.known(slots)
+        if len(distinct(slots)) < len(slots):
+            raise MessageError("an offer that names a slot twice")
+        if len(old):
+            same = pool.same(slots, epoch, generations)
+            if leading(same) == len(same):
+                pool.see(slots)
+                return  # else all of them go, also those that stand so: none is ever on two blocks
+            if pool.newer(slots, epoch, generations).any():
+                raise MessageError("an offer older than the one that stands")
+        place = self._place(pool, offering, offering.before) if offering.before is not None else None
+        if pool.lates:
+            old = np.concatenate((old, slots[pool.late[slots]]))
+        if len(old):
+            self._take_out(pool, old)
+            place = None  # it may have moved
+        names = slots | (pool.number << SLOT_BITS)
+        if offering.before is None:
+            self.trie.insert(offering.tokens, names, first=offering.first, tenant=offering.tenant.encode())
+        else:
+            self.trie.extend(offering.before.slot | (pool.number << SLOT_BITS), offering.tokens, names, place)
+        pool.note(slots, epoch, generations, offering.checksums)
+
+    def fan(self, offering: Offering) -> bool:
+        """Put up offers of blocks that all go on right behind `offering.before`, not one behind the other.
+
+        As `offer` of each, at 6 us each; False, and nothing done, where that must be one by one. The slots are in range
+        and distinct, and no newer offer of theirs stands.
+        """
+        pool, slots, before = self._pool(offering.pool), offering.slots, offering.before
+        if before is None or (pool.generations[slots] != 0).any() or (pool.lates and pool.late[slots].any()):
+            return False
+        width, data = 4 * self.block_size, offering.tokens.tobytes()
+        heads = [data[at : at + width] for at in range(0, len(data), width)]
+        place = self._place(pool, offering, before)
+        if not self.trie.fan(place, heads, slots | (pool.number << SLOT_BITS)):
+            return False
+        pool.note(slots, offering.epoch, offering.generations, offering.checksums)
+        return True
+
+    def retire(self, name: str, slots: Int64s | None) -> Int64s:
+        """Take down the offers of `slots`, of all when None; those that had one. Raises MessageError.
+
+        For a pool that is not known or has no such slots. Costs some us, and the removal of few offers; many are left
+        to `collect`.
+        """
+        pool = self._pool(name)
+        gone = pool.standing() if slots is None else distinct(pool.known(slots))
+        if slots is None:
+            self.promises.drop(name)
+            self._leave(pool)
+            pool.anew(self._number(pool.record.slots))
+            self.by_number[pool.number] = pool
+        elif len(gone) <= FEW:
+            self._take_out(pool, gone)
+        else:
+            pool.generations[gone] = 0
+            pool.late[gone] = True
+            pool.lates += len(gone)
+            self._garbage.append(self._take_out_late(pool, pool.number, gone))
+        return gone
+
+    @property
+    def collecting(self) -> bool:
+        """Whether offers that stand no longer are still in the trie."""
+        return bool(self._garbage)
+
+    def collect(self) -> None:
+        """Take some offers that stand no longer out of the trie. Costs up to some 0.3 ms."""
+        if self._garbage and next(self._garbage[0], self) is self:
+            self._garbage.popleft()
+
+    def promise(self, promise: Promise) -> None:
+        """Note that somebody is computing a prefix.
+
+        Raises MessageError for a pool that is not known, or tokens that are no whole number of integers.
+        """
+        self._pool(promise.pool)
+        array_of(promise.tokens, np.dtype(np.int32))
+        self.promises.add(promise)
+
+    def match(self, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> list[Run]:
+        """The longest offered prefix from block `first` on, as runs in block order.
+
+        Offers of the pools `without` do not count. Where several pools offer a block, the one that gave the block
+        before is preferred, then the newest offer. Costs one match of the trie and some 10 us a run.
+        """
+        unwanted = self._leaving
+        if without:
+            unwanted = unwanted | {self.pools[pool].number for pool in without if pool in self.pools}
+        chosen: list[tuple[int, list[Int64s]]] = []  # the number of a pool, and slots of it
+        number = 0
+        for offers in self.trie.match_arrays(tokens, first, tenant=tenant.encode()):
+            while offers.shape[1]:
+                single = len(offers) == 1  # mostly so
+                there = (int(offers[0, 0]) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
+                if number not in there:
+                    number = next((n for n in there if n >= 0 and n not in unwanted), 0)
+                    if not number:
+                        return self._runs(chosen)
+                    chosen.append((number, []))
+                slots = (offers[0] if single else offers) ^ (number << SLOT_BITS)  # where the pool is another one, or
+                held = slots.view(np.uint64) < _SLOTS  # there is no offer, upper bits are left
+                if not single:
+                    slots, held = slots[held.argmax(axis=0), np.arange(held.shape[1])], held.any(axis=0)
+                blocks = leading(held)
+                chosen[-1][1].append(slots[:blocks])
+                if blocks == offers.shape[1]:
+                    break
+                offers = offers[:, blocks:]
+        return self._runs(chosen)
+
+    def before(self, offering: Offering) -> Before | None:
+        """The block before the first one of an offering of a whole prefix, as its pool offers it; None if it does not.
+
+        Costs one match of the prefix.
+        """
+        pool, prefix = self._pool(offering.pool), offering.tokens[: offering.first * self.block_size]
+        arrays = self.trie.match_arrays(prefix, offering.first - 1, holes=True, tenant=offering.tenant.encode())
+        for offers in arrays if offering.first else ():
+            for slot in (offers[:, 0][offers[:, 0] >> SLOT_BITS == pool.number] & SLOT_MASK).tolist():
+                if pool.generations[slot]:
+                    return Before(slot, int(pool.epochs[slot]), int(pool.generations[slot]))
+            return None
+        return None
+
+    def holds(self, offering: Offering) -> Flags:
+        """For each block of `offering`, whether its very slot is on offer in that place of the trie.
+
+        Or may have been: a block has room for so many offers only.
+        """
+        found, at = np.zeros(len(offering.slots), np.bool_), 0
+        wanted = offering.slots | (self._pool(offering.pool).number << SLOT_BITS)
+        tenant = offering.tenant.encode()
+        for offers in self.trie.match_arrays(offering.tokens, offering.first, holes=True, tenant=tenant):
+            end = at + offers.shape[1]
+            found[at:end] = (offers == wanted[at:end]).any(axis=0)
+            if len(offers) == OFFERS_PER_BLOCK:
+                found[at:end] |= offers[-1] >= 0
+            at = end
+        return found
+
+    def _runs(self, chosen: list[tuple[int, list[Int64s]]]) -> list[Run]:
+        """The runs of consecutive offers, pieces of the same pool in one, up to one that stands no longer."""
+        runs: list[Run] = []
+        for number, parts in chosen:
+            pool = self.by_number[number]
+            slots = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            stands = leading(pool.generations[slots] != 0) if pool.lates else len(slots)
+            if stands:
+                runs += pool.runs(slots[:stands])
+            if stands < len(slots):
+                break
+        return runs
+
+    def _place(self, pool: Pool, offering: Offering, before: Before) -> Place:
+        """Where the block is that the offers go on from.
+
+        Raises MissingBlockError unless exactly that block is on offer, and will be.
+        """
+        goes_on = pool.has(before) and not (offering.slots == before.slot).any()
+        place = self.trie.place(before.slot | (pool.number << SLOT_BITS)) if goes_on else None
+        if place is not None:
+            at, tenant = self.trie.depth(place), self.trie.tenant(place)
+            if (at, tenant) == (offering.first, offering.tenant.encode()):
+                return place
+        raise MissingBlockError(
+            f"offers that go on from slot {before.slot} at generation {before.generation}, which is not on offer there"
+        )
+
+    def _pool(self, name: str) -> Pool:
+        pool = self.pools.get(name)
+        if pool is None:
+            raise MessageError(f"pool {name} is not known here")
+        return pool
+
+    def _number(self, slots: int) -> int:
+        """A number for a pool of so many slots, or for what is offered of it from now on."""
+        number = self._free.pop() if self._free else next(self._numbers)
+        self.trie.expect(number << SLOT_BITS, slots)
+        return number
+
+    def _leave(self, pool: Pool) -> None:
+        """All offers under the pool's number stand no longer; the number is free when the trie has none of them."""
+        del self.by_number[pool.number]
+        self._leaving.add(pool.number)
+        self._garbage.append(self._take_out_all(pool.number, pool.generations, pool.late))
+
+    def _take_out(self, pool: Pool, slots: Int64s) -> None:
+        """Take the offers of these slots out of the trie; nothing stands for them any more."""
+        if len(slots):
+            self.trie.remove(slots | (pool.number << SLOT_BITS))
+            pool.generations[slots] = 0
+            if pool.lates:
+                pool.lates -= int(np.count_nonzero(pool.late[slots]))
+                pool.late[slots] = False
+
+    def _take_out_late(self, pool: Pool, number: int, slots: Int64s) -> Iterator[None]:
+        """Take out what is still late of these slots, a few at a time; the rest was offered again meanwhile."""
+        for start in range(0, len(slots), FEW):
+            if pool.number != number:  # all of it has left
+                return
+            few = slots[start : start + FEW]
+            self._take_out(pool, few[pool.late[few]])
+            yield
+
+    def _take_out_all(self, number: int, generations: np.ndarray, late: Flags) -> Iterator[None]:
+        """Take out all offers under a number, a few at a time, then free it."""
+        for begin in range(0, len(generations), 1 << 16):
+            part = slice(begin, begin + (1 << 16))
+            slots = np.flatnonzero((generations[part] != 0) | late[part]) + begin
+            for start in range(0, len(slots), FEW):
+                self.trie.remove(slots[start : start + FEW] | (number << SLOT_BITS))
+                yield
+        self.trie.forget(number << SLOT_BITS, len(generations))
+        self._leaving.discard(number)
+        self._free.append(number)

@@ -1,0 +1,215 @@
+"""A node of the trie: a run of blocks that nothing branches off, with the offers of each."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvmarket.registry.trie.tokens import Int32s, Int64s
+from kvmarket.support.flags import leading, total
+
+OFFERS_PER_BLOCK = 64  # several pools of each of a node's engines may offer one system prompt
+NONE = -1
+
+_NOTHING = np.empty(0, np.int64)
+
+
+class Node:
+    """One or more consecutive blocks below a parent.
+
+    head      tokens of the first block, as bytes
+    key       under which the parent holds it: `head`, or for a node below the root its tenant and `head`
+    tail      tokens of the other blocks, as bytes
+    offers    int64 (rows, blocks): row 0 the newest offer of each block, older ones below, NONE where there is none;
+              no row but the first is empty
+    holes     blocks without an offer
+    children  by their keys; None if there is none (the root's is never None)
+    number    index in the trie's list of nodes; NONE once the node is gone, and `parent` then says what took its place
+    stamps    int64 (blocks,): when each block was last matched; None where nothing is ever evicted
+    """
+
+    __slots__ = ("children", "head", "holes", "key", "number", "offers", "parent", "stamps", "tail")
+
+    def __init__(
+        self,
+        parent: Node | None,
+        key: bytes,
+        head: bytes,
+        tail: bytes,
+        offers: Int64s,
+        stamps: Int64s | None,
+        *,
+        full: bool = False,
+    ) -> None:
+        self.parent = parent
+        self.key = key
+        self.head = head
+        self.tail = tail
+        self.offers = offers
+        self.holes = 0 if full else total(offers[0] < 0)
+        self.children: dict[bytes, Node] | None = None
+        self.number = NONE
+        self.stamps = stamps
+
+    @property
+    def size(self) -> int:
+        """Blocks of this node, holes included. Cost: O(1)."""
+        return int(self.offers.shape[1])
+
+    def pairs(self) -> int:
+        """Return the number of offers, over all blocks. Cost: O(offers)."""
+        return total(self.offers >= 0)
+
+    def reach(self, tokens: Int32s, at: int) -> int:
+        """Return how many leading blocks equal those of `tokens` from `at` on; the first is known to.
+
+        Cost: O(tokens of the node), by memcpy and memcmp.
+        """
+        tail, width = self.tail, len(self.head)
+        after = tokens[at + width // 4 : at + (width + len(tail)) // 4]
+        if after.tobytes() == tail:
+            return self.size
+        return 1 + leading(np.frombuffer(tail, np.int32, after.size) == after) * 4 // width
+
+    def path(self, blocks: int) -> bytes:
+        """Return the tokens of the whole prefix that ends with the first `blocks` blocks. Cost: O(tokens)."""
+        parts = [(self.head + self.tail)[: blocks * len(self.head)]]
+        node = self.parent
+        while node is not None:
+            parts.append(node.head + node.tail)
+            node = node.parent
+        return b"".join(reversed(parts))
+
+    def top(self) -> Node:
+        """Return the node below the root that this one hangs under, or is. Cost: O(nodes above)."""
+        node = self
+        while node.parent is not None and node.parent.parent is not None:
+            node = node.parent
+        return node
+
+    def start(self) -> int:
+        """Return how many blocks come before the first one of this node. Cost: O(nodes above)."""
+        blocks, node = 0, self.parent
+        while node is not None:
+            blocks += node.size
+            node = node.parent
+        return blocks
+
+    def leading(self, blocks: int) -> int:
+        """Return how many of the first `blocks` blocks come before a hole. Cost: O(1) where the node has no holes."""
+        if not self.holes:
+            return blocks
+        return leading(self.offers[0, :blocks] >= 0)
+
+    def add(self, start: int, new: Int64s) -> tuple[Int64s, int]:
+        """Put one offer on each block from `start` on, as the newest; those beyond OFFERS_PER_BLOCK fall off.
+
+        Returns the offers that their block did not have yet, and by how many the offers of this node grew. Cost:
+        O(offers of these blocks), and O(offers of the node) when a row is added.
+        """
+        end = start + new.size
+        part = self.offers[:, start:end]
+        known = part == new
+        if leading(known[0]) == new.size:
+            return _NOTHING, 0
+        before = total(part >= 0)
+        fresh = new[~known.any(axis=0)]
+        part = _lean(_sink(np.vstack((new, np.where(known, NONE, part))))[:OFFERS_PER_BLOCK])
+        if len(part) > len(self.offers):
+            self.offers = _tall(self.offers, len(part))
+        self.offers[: len(part), start:end] = part
+        self.holes = total(self.offers[0] < 0)
+        return fresh, total(part >= 0) - before
+
+    def withdraw(self, gone: Int64s) -> int:
+        """Take these offers off all blocks; returns how many were found. Cost: O(offers of the node)."""
+        if gone.size == 1:
+            found = self.offers == gone[0]
+        else:
+            if self._are_all(gone):  # mostly so
+                self.offers[:] = NONE
+                self.holes = gone.size
+                return self.holes
+            gone = np.sort(gone)
+            found = gone.take(gone.searchsorted(self.offers), mode="clip") == self.offers
+        count = total(found)
+        if count:
+            self.offers[found] = NONE
+            self.offers = _lean(_sink(self.offers))
+            self.holes = total(self.offers[0] < 0)
+        return count
+
+    def _are_all(self, offers: Int64s) -> bool:
+        """Whether these are the offers of this node, one a block, in any order."""
+        if self.offers.shape != (1, offers.size):
+            return False
+        mine = self.offers[0]
+        return mine.tobytes() == offers.tobytes() or np.sort(mine).tobytes() == np.sort(offers).tobytes()
+
+    def keep(self, blocks: int) -> None:
+        """Drop all blocks behind the first `blocks` (at least one). Cost: O(tokens kept)."""
+        self.tail = self.tail[: (blocks - 1) * len(self.head)]
+        self._set(self.offers[:, :blocks], None if self.stamps is None else self.stamps[:blocks])
+
+    def cut(self, blocks: int) -> Node:
+        """Split off the first `blocks` blocks as a new node above this one; returns it, without a number.
+
+        Cost: O(tokens of the node).
+        """
+        width, at = len(self.head), (blocks - 1) * len(self.head)
+        stamps = self.stamps
+        upper = None if stamps is None else stamps[:blocks].copy()
+        above = Node(self.parent, self.key, self.head, self.tail[:at], _lean(self.offers[:, :blocks]).copy(), upper)
+        self.parent = above
+        self.head, self.tail = self.tail[at : at + width], self.tail[at + width :]
+        self.key = self.head
+        self._set(self.offers[:, blocks:], None if stamps is None else stamps[blocks:])
+        above.children = {self.head: self}
+        assert above.parent is not None and above.parent.children is not None
+        above.parent.children[above.key] = above
+        return above
+
+    def append(self, data: bytes, offers: Int64s, stamps: Int64s | None) -> None:
+        """Append blocks. Cost: O(tokens of all)."""
+        self.tail += data
+        rows = max(len(self.offers), len(offers))
+        self.offers = np.concatenate((_tall(self.offers, rows), _tall(offers, rows)), axis=1)
+        if self.stamps is not None and stamps is not None:
+            self.stamps = np.concatenate((self.stamps, stamps))
+        self.holes = total(self.offers[0] < 0)
+
+    def absorb(self, child: Node) -> None:
+        """Append the only child's blocks to this node and take over its children. Cost: O(tokens of both)."""
+        self.append(child.head + child.tail, child.offers, child.stamps)
+        self.children = child.children
+        for grandchild in (self.children or {}).values():
+            grandchild.parent = self
+
+    def _set(self, offers: Int64s, stamps: Int64s | None) -> None:
+        """Take over these offers and stamps, as memory of our own."""
+        self.offers = _lean(offers).copy()
+        self.stamps = None if stamps is None else stamps.copy()
+        self.holes = total(self.offers[0] < 0)
+
+
+def _sink(offers: Int64s) -> Int64s:
+    """Return the columns with all NONE moved below the offers, whose order stays."""
+    if len(offers) == 1 or not ((offers[:-1] < 0) & (offers[1:] >= 0)).any():
+        return offers
+    return np.take_along_axis(offers, np.argsort(offers < 0, axis=0, kind="stable"), axis=0)
+
+
+def _lean(offers: Int64s) -> Int64s:
+    """Return the offers without empty rows at the bottom; one row at least."""
+    rows = len(offers)
+    while rows > 1 and (offers[rows - 1] < 0).all():
+        rows -= 1
+    return offers[:rows].copy() if rows < len(offers) else offers
+
+
+def _tall(offers: Int64s, rows: int) -> Int64s:
+    """Return the offers with empty rows added at the bottom."""
+    if len(offers) == rows:
+        return offers
+    taller = np.full((rows, offers.shape[1]), NONE, np.int64)
+    taller[: len(offers)] = offers
+    return taller

@@ -1,0 +1,1 @@
+"""What everything may use: arrays of flags, sets, failures that pass, threads that outlive an exception."""

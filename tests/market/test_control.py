@@ -1,0 +1,125 @@
+"""The control half by itself: what it is given may change, and what it offers may be crowded out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvmarket import counters
+from kvmarket.errors import SlotError
+from kvmarket.registry.client import client
+from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
+from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
+
+
+def test_a_block_that_was_crowded_out_may_be_gone_on_from(market_address):
+    """One block in more slots than it has room for offers: the first is no longer in the trie, but may stand."""
+    engine, tokens = ModelEngine(market_address, slots=OFFERS_PER_BLOCK + 8), prompt(2 * BLOCK, 60)
+    for slot in range(OFFERS_PER_BLOCK + 2):
+        assert engine.publish(tokens[:BLOCK], [slot]) == 1
+    last = OFFERS_PER_BLOCK + 7
+    engine.write(last, tokens)
+    assert engine.market.publish(tokens, [0, last]) == 2
+    assert matched(engine, tokens).blocks == 2
+    assert engine.take(tokens, [last - 2, last - 1]) == 2
+    engine.close()
+
+
+def test_tokens_may_be_reused_by_the_caller(market_address):
+    engine, tokens = ModelEngine(market_address), np.array(prompt(BLOCK, 61), np.int32)
+    before = counters.snapshot().get("blocks_offered", 0)
+    given, slots = tokens.copy(), np.array([3])
+    assert engine.market.publish(given, slots) == 1
+    given[:], slots[:] = 7, 5
+    assert engine.market.match(tokens).blocks == 1
+    assert engine.market.match(given).blocks == 0
+    assert engine.market.publish(tokens, [3]) == 1
+    assert counters.snapshot().get("blocks_offered") == before + 1, "the ledger knows it as it was"
+    engine.close()
+
+
+def test_news_comes_by_itself_however_much_an_engine_sends_meanwhile(market_address, monkeypatch):
+    """Sending uses the socket whose signs the watching thread waits for: none of them may get lost."""
+    monkeypatch.setattr(client, "WATCH_SECONDS", 60.0)  # else it looks for itself
+    busy, other = ModelEngine(market_address), ModelEngine(market_address)
+    control, tokens = busy.market._control, prompt(2 * BLOCK, 62)
+    control.match(tokens)
+    for number in range(200):
+        assert other.publish([number, *tokens[1:]], [number % 8, 8 + number % 8]) == 2
+        for slot in range(20, 26):
+            busy.publish([number, slot, *tokens[:BLOCK]][:BLOCK], [slot])
+        wanted = [number, *tokens[1:]]
+        until(lambda wanted=wanted: control.match(wanted).blocks == 2)
+    busy.close()
+    other.close()
+
+
+def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
+    engine, tokens = ModelEngine(market_address), np.array(prompt(BLOCK, 62), np.int32)
+    control = engine.market._control
+    assert control.offer(tokens, [0], control.generations([0])) == 1
+    control.retire([0], take_down=False)
+    assert control.match(tokens).blocks == 0
+    assert control.pool.ledger.slots().tolist() == [0], "taken down all the same"
+    control.take_down([0])
+    assert control.pool.ledger.slots().tolist() == []
+    assert control.offer(tokens, [0], control.generations([0])) == 1
+    assert control.match(tokens).blocks == 1
+    engine.close()
+
+
+def test_peers_are_the_engines_of_the_same_space(own_address):
+    one = ModelEngine(own_address)
+    assert one.market._control.peers() == 0
+    child = Peer(own_address)
+    until(lambda: one.market._control.peers() == 1)
+    child.kill()
+    until(lambda: one.market._control.peers() == 0)
+    one.close()
+
+
+def test_offers_and_retirements_are_counted(market_address):
+    engine = ModelEngine(market_address)
+    tokens, control = prompt(4 * BLOCK, 62), engine.market._control
+
+    def counted() -> tuple[int, int]:
+        now = counters.snapshot()
+        return now.get("blocks_offered", 0), now.get("blocks_retired", 0)
+
+    offered, retired = counted()
+    for _ in range(2):  # again is no news
+        control.offer(np.array(tokens, np.int32), [0, 1, 2, 3], control.generations([0, 1, 2, 3]))
+    assert counted() == (offered + 4, retired)
+    for _ in range(2):
+        control.retire([0, 1, 5])
+    assert counted() == (offered + 4, retired + 2)
+    control.offer(np.array(tokens, np.int32), [0, 1, 2, 3], control.generations([0, 1, 2, 3]))
+    assert counted() == (offered + 8, retired + 2), "0 is news, and what follows it"
+    more = np.array(tokens + prompt(2 * BLOCK, 63), np.int32)
+    control.offer(more, [0, 1, 2, 3, 6, 7], control.generations([0, 1, 2, 3, 6, 7]))
+    assert counted() == (offered + 10, retired + 2), "only what is new"
+    engine.close()
+
+
+def test_what_would_be_refused_later_is_refused_before(market_address):
+    engine = ModelEngine(market_address)
+    control, slots = engine.market._control, np.array([0, 1])
+    control.offer(np.array(prompt(2 * BLOCK, 64), np.int32), slots, control.generations(slots))
+    control.check_news(prompt(2 * BLOCK, 64), slots, control.generations(slots))
+    with pytest.raises(SlotError, match="still on offer for other tokens"):
+        control.check_news(prompt(2 * BLOCK, 65), slots, control.generations(slots))
+    control.retire([0, 1])
+    control.check_news(prompt(2 * BLOCK, 65), slots, control.generations(slots))
+    assert control.match(prompt(2 * BLOCK, 65)).blocks == 0, "nothing was offered"
+    engine.close()
+
+
+def test_pools_that_have_gone_are_told_once(own_address):
+    one, child = ModelEngine(own_address), Peer(own_address)
+    child.publish(prompt(BLOCK, 66), [0])
+    (pool,) = matched(one, prompt(BLOCK, 66)).pools
+    child.kill()
+    gone: list[str] = []
+    until(lambda: gone.extend(one.market._control.take_gone()) or gone)
+    assert gone == [pool] and one.market._control.take_gone() == []
+    one.close()

@@ -1,0 +1,75 @@
+"""A pool that takes long to be mapped is waited for by those who fetch from it, and by nobody else."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from kvmarket.processes.shared_file import Process
+from tests.model_engine import BLOCK, ModelEngine, matched, prompt
+
+
+@pytest.fixture
+def mapping(market_address, monkeypatch):
+    """A reader that has mapped one owner's pool and is about to map another's, which waits until it is let on."""
+    old, new, reader = (ModelEngine(market_address) for _ in range(3))
+    old.publish(prompt(16, 60), [0, 1, 2, 3])
+    new.publish(prompt(16, 61), [0, 1, 2, 3])
+    hits = [matched(reader, prompt(16, seed)) for seed in (60, 61)]
+    assert reader.market.fetch(hits[0], [0, 1, 2, 3]).wait() == 4
+    data, begun, let_on, real = reader.market._data, threading.Semaphore(0), threading.Event(), []
+    real.append(data.mover.prepare)
+
+    def prepare(source, owner):
+        begun.release()
+        assert let_on.wait(20)
+        return real[0](source, owner)
+
+    monkeypatch.setattr(data.mover, "prepare", prepare)
+    yield reader, hits, begun, let_on
+    let_on.set()
+    for engine in (old, new, reader):
+        engine.close()
+
+
+def test_others_do_not_wait_for_a_mapping(mapping):
+    reader, (known, unknown), begun, let_on = mapping
+    with ThreadPoolExecutor(2) as threads:
+        fetches = [threads.submit(reader.market.fetch, unknown, ids) for ids in ([8, 9, 10, 11], [12, 13, 14, 15])]
+        assert begun.acquire(timeout=20)
+        assert reader.market.fetch(known, [4, 5, 6, 7]).wait() == 4
+        reader.market._data.check_landed(np.array([4]))
+        reader.market._data.forget(["a pool that nobody knows"])
+        assert not any(fetch.done() for fetch in fetches)
+        let_on.set()
+        assert [fetch.result().wait() for fetch in fetches] == [4, 4]
+    assert not begun.acquire(blocking=False), "mapped once, for both"
+
+
+def test_a_pool_that_goes_while_it_is_mapped_is_not_kept(mapping):
+    reader, (_, unknown), begun, let_on = mapping
+    with ThreadPoolExecutor(1) as threads:
+        fetch = threads.submit(reader.market.fetch, unknown, [8, 9, 10, 11])
+        assert begun.acquire(timeout=20)
+        reader.market._data.forget(list(unknown.pools))
+        let_on.set()
+        assert fetch.result().wait() == 4, "its generations still say that the bytes count"
+    assert not set(unknown.pools) & set(reader.market._data._mapped)
+    assert reader.market.fetch(unknown, [8, 9, 10, 11]).wait() == 4, "mapped again"
+
+
+def test_who_fetches_from_the_dead_keeps_no_mapping_of_them(market_address, monkeypatch):
+    """It dies when its memory has been mapped, and the news of that was heard before the mapping is kept."""
+    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(2 * BLOCK, 63)
+    owner.publish(tokens, [3, 4])
+    hit = matched(engine, tokens)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.market._data.mover, "prepare", lambda *_: patch.setattr(Process, "alive", lambda _: False))
+        assert engine.market.fetch(hit, [5, 6]).wait() == 2, "its generations still say that the bytes count"
+    assert not engine.market._data._mapped
+    engine.close()
+    owner.close()

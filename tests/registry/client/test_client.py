@@ -1,0 +1,89 @@
+"""The watching thread of an engine: what it makes of a connection that ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from kvmarket.errors import AddressError
+from kvmarket.registry.client import client
+from kvmarket.registry.client.client import Client
+from kvmarket.registry.protocol.packets import Wire
+
+
+@pytest.fixture
+def watching() -> Iterator[SimpleNamespace]:
+    """A client whose connection has ended, without a service; writing to `death` is its service's end."""
+    made: Client = Client.__new__(Client)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    wire, (dead, death) = Wire(ours), os.pipe()
+    theirs.close()
+    assert wire.receive() is None and wire.closed
+    made._closing, made._wake = threading.Event(), os.eventfd(0, os.EFD_NONBLOCK)
+    made._line = SimpleNamespace(wire=wire, pidfd=dead)
+    yield SimpleNamespace(client=made, death=death, wake=made._wake)
+    wire.close()
+    for descriptor in (dead, death, made._wake):
+        os.close(descriptor)
+
+
+def test_who_closes_its_connection_and_is_dead_a_moment_later_has_died(watching):
+    """The kernel closes the descriptors of a killed process before it is gone; on a busy machine 0.1 s before."""
+    os.eventfd_write(watching.wake, 1)  # whoever has something to tell meanwhile
+    threading.Timer(0.3, os.write, (watching.death, b"x")).start()
+    start = time.monotonic()
+    assert watching.client._died_meanwhile(watching.client._watched())
+    assert 0.2 < time.monotonic() - start < client.AGAIN_SECONDS
+
+
+def test_a_connection_that_broke_is_not_made_again_at_once(watching, monkeypatch):
+    monkeypatch.setattr(client, "AGAIN_SECONDS", 0.3)
+    os.eventfd_write(watching.wake, 1)
+    start = time.monotonic()
+    assert not watching.client._died_meanwhile(watching.client._watched())
+    assert time.monotonic() - start > 0.29
+
+
+def rejoining(monkeypatch, watching, service: str, *, fails: int = 0) -> tuple[list[float], list[str]]:
+    """What `_rejoin` does where joining fails so often, and then leads to this service: when it tried, what it said."""
+    tries, said = [], []
+    made = watching.client
+
+    def join() -> SimpleNamespace:
+        tries.append(time.monotonic())
+        if len(tries) <= fails:
+            raise AddressError("a test")
+        return SimpleNamespace(service=service)
+
+    made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
+    made._line.service, made._line.close = "a", lambda: said.append("closed")
+    made._replica = SimpleNamespace(rejoin=lambda now: said.append("rejoined"))
+    assert made._rejoin() is True
+    assert made._line.service == service
+    return tries, said
+
+
+def test_a_replica_hears_of_a_new_service_and_of_no_other(watching, monkeypatch):
+    """Of a service that goes on, all that stands stands; with a dead one engines may have died, unseen."""
+    wire, pidfd = watching.client._line.wire, watching.client._line.pidfd
+    assert rejoining(monkeypatch, watching, "b")[1] == ["closed", "rejoined"]
+    watching.client._line = SimpleNamespace(wire=wire, pidfd=pidfd)
+    assert rejoining(monkeypatch, watching, "a")[1] == ["closed"]
+
+
+def test_who_cannot_join_again_waits_before_it_tries_once_more(watching, monkeypatch):
+    tries, _ = rejoining(monkeypatch, watching, "b", fails=2)
+    assert len(tries) == 3 and min(tries[1] - tries[0], tries[2] - tries[1]) > 0.3
+
+
+def test_who_leaves_meanwhile_waits_no_longer(watching):
+    watching.client._closing.set()
+    start = time.monotonic()
+    assert not watching.client._died_meanwhile(watching.client._watched())
+    assert time.monotonic() - start < 0.5

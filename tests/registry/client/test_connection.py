@@ -1,0 +1,101 @@
+"""A connection of an engine: what it does with what comes, and what it says by itself."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from kvmarket.processes.shared_file import Process
+from kvmarket.registry.client.connection import Line
+from kvmarket.registry.client.replica import Replica
+from kvmarket.registry.protocol.messages import (
+    Again,
+    Changes,
+    Join,
+    PoolGone,
+    PoolRecord,
+    SnapshotEnd,
+    pack_message,
+    unpack_request,
+)
+from kvmarket.registry.protocol.packets import Wire
+from kvmarket.registry.space import feed as feed_module
+from kvmarket.registry.space.snapshot import SnapshotParts
+
+ME = Process(1, 1, 1)
+JOIN = Join(ME, "space", "geometry", 4, (PoolRecord("own", 8, (ME,), b""),))
+
+
+@pytest.fixture
+def pair() -> Iterator[SimpleNamespace]:
+    """A line, its replica, and the service's end of the connection."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    replica, service = Replica(4, JOIN.pools), Wire(theirs)
+    line = Line(Wire(ours), JOIN, replica, lambda: SnapshotParts(()))
+    assert unpack_request(service.receive()) == JOIN
+    yield SimpleNamespace(line=line, replica=replica, service=service)
+    line.close()
+    service.close()
+
+
+def tell(pair: SimpleNamespace, number: int, *changes: object, snapshot: bool = False) -> None:
+    assert pair.service.send(pack_message(Changes(number, changes, snapshot=snapshot)))
+
+
+def heard(pair: SimpleNamespace) -> list[object]:
+    found = []
+    while (frame := pair.service.receive()) is not None:
+        found.append(unpack_request(frame))
+    return found
+
+
+def test_one_look_takes_in_all_that_has_come(pair):
+    tell(pair, 1, SnapshotEnd(()), snapshot=True)
+    for number in range(2, 6):
+        tell(pair, number, PoolGone(f"pool {number}"))
+    assert pair.line.drain(time.perf_counter() + 5) == (True, [])
+    assert pair.replica.whole and not pair.replica.pending
+    tell(pair, 6, PoolGone("pool"))
+    assert not [message for message in heard(pair) if isinstance(message, Again)], "nothing was missed"
+
+
+def test_what_cannot_be_read_keeps_nothing_back(pair):
+    assert pair.service.send(b"kvmarket/8\nnonsense")
+    tell(pair, 1, SnapshotEnd(()), snapshot=True)
+    assert pair.line.drain(time.perf_counter() + 5) == (True, [])
+    assert pair.replica.whole
+
+
+def test_a_look_ends_when_its_time_is_over(pair):
+    for number in range(1, 6):
+        tell(pair, number, SnapshotEnd(()), snapshot=True)
+    looks = 0
+    while not pair.line.drain(time.perf_counter())[0]:
+        looks += 1
+    assert looks >= 5 and pair.replica.whole
+
+
+def test_what_was_missed_is_asked_for(pair):
+    tell(pair, 1, SnapshotEnd(()), snapshot=True)
+    tell(pair, 3, PoolGone("pool"))
+    pair.line.drain(time.perf_counter() + 5)
+    assert [message for message in heard(pair) if isinstance(message, Again)] == [Again(3)]
+
+
+def test_the_last_number_is_told_again(pair, monkeypatch):
+    """So that the loss of the last message is noticed."""
+    monkeypatch.setattr(feed_module, "MARK_SECONDS", 0.0)
+    assert pair.line.feed.go_on()
+    heard(pair)
+    pair.line.drain(time.perf_counter() + 5)
+    assert heard(pair) == [Changes(1)]
+
+
+def test_no_answer_is_no_membership(pair, monkeypatch):
+    monkeypatch.setattr("kvmarket.registry.client.connection.ANSWER_SECONDS", 0.05)
+    assert pair.line.joined(threading.Event()) is False and pair.line.pidfd == -1

@@ -1,0 +1,55 @@
+"""What is taken down counts no more at once, and leaves the trie little by little."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvmarket.registry.space.space import FEW
+from tests.registry.space.test_space import collect, found, offer, record, space
+
+__all__ = ["space"]
+
+
+def test_much_is_taken_down_at_once_and_leaves_the_trie_little_by_little(space):
+    tokens = list(range(2 * 60))
+    for slot in range(60):  # a node each
+        offer(space, "pa", [slot, 99], [slot])
+    offer(space, "pb", tokens, list(range(60)))
+    gone = space.retire("pa", np.arange(50))
+    assert gone.tolist() == list(range(50))
+    assert found(space, [7, 99]) == []
+    assert found(space, [55, 99]) == [("pa", 55, 1)]
+    assert space.collecting
+    offer(space, "pa", [7, 7], [7], generation=2)
+    assert found(space, [7, 99]) == []
+    assert found(space, [7, 7]) == [("pa", 7, 2)]
+    assert collect(space) > 50 // FEW
+    assert found(space, [7, 7]) == [("pa", 7, 2)]
+    assert space.blocks == 60 + 10 + 1
+    assert found(space, tokens)[59] == ("pb", 59, 1)
+    space.trie._check()
+
+
+def test_a_pool_that_is_emptied_is_filled_anew_while_the_old_offers_leave(space):
+    for slot in range(60):
+        offer(space, "pa", [slot, 99], [slot])
+    offer(space, "pb", [5, 99], [0])
+    assert len(space.retire("pa", None)) == 60
+    assert found(space, [5, 99]) == [("pb", 0, 1)], "what another pool has there is found at once"
+    offer(space, "pa", [5, 99, 1, 1], [5, 6], generation=2)
+    assert found(space, [5, 99, 1, 1]) == [("pa", 5, 2), ("pa", 6, 2)]
+    collect(space)
+    assert found(space, [5, 99, 1, 1]) == [("pa", 5, 2), ("pa", 6, 2)]
+    assert space.blocks == 2
+    space.trie._check()
+
+
+def test_numbers_of_pools_are_used_again(space):
+    for turn in range(50):
+        offer(space, "pa", [1, 2], [turn])
+        space.retire("pa", None)
+        collect(space)
+    space.drop_pool("pa")
+    space.drop_pool("pb")
+    collect(space)
+    assert max(space.add_pool(record(name)).number for name in ("x", "y")) <= 5

@@ -1,0 +1,114 @@
+"""A node with four vLLM engines, started once for all tests of this folder that ask for them."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvmarket.cli.top import ask_status
+from kvmarket.registry.protocol.address import Address
+from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_adapter, save_tiny_llama
+from tests.vllm_hook.engines.processes import HERE, EngineProcess
+
+VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
+GPUS = torch.cuda.device_count()
+
+
+def whole(tokens: int) -> int:
+    return tokens // BLOCK * BLOCK
+
+
+@dataclass
+class Node:
+    """Engines by name: `a`; `b`, the connector as it is; `c`, with a gate; `plain`, without a connector.
+
+    On a machine with GPUs they run there, with CUDA graphs: `b` on another GPU than `a` where there are two. Steps of
+    `b` overlap. `adapters` says whether they take LoRA adapters.
+    """
+
+    folder: Path
+    python: str
+    adapters: bool
+    engines: dict[str, EngineProcess] = field(default_factory=dict)
+    pids: list[int] = field(default_factory=list)
+    random: random.Random = field(default_factory=lambda: random.Random(7))
+
+    def __post_init__(self) -> None:
+        self.model = save_tiny_llama(self.folder / "model")
+        self.other_model = save_tiny_llama(self.folder / "other", seed=1)
+        self.adapter = save_tiny_adapter(self.folder / "adapter") if self.adapters else None
+        self.address, self.gate = str(self.folder / "s"), self.folder / "gate"
+
+    def __getattr__(self, name: str) -> EngineProcess:
+        try:
+            return self.__dict__["engines"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def start(self, name: str) -> EngineProcess:
+        """Start one of the engines, also one that was killed; `wait` says when it is up."""
+        if name in self.engines:
+            self.engines[name].close()
+        beside = {"kv_connector": "WatchingConnector", "kv_connector_module_path": "connectors"}
+        overlap = not GPUS and self.python == sys.executable  # 0.26 waits for a step all the same
+        gpu, seed, more = {
+            "a": (0, "1", {"module": "connectors", "connector": "SeenConnector"}),
+            "b": (1, "2", {"module": "", "stats": True, "overlap": overlap}),
+            "c": (0, "3", {"module": "connectors", "connector": "GatedConnector", "beside": beside}),
+            "plain": (1, "1", {"address": None}),
+        }[name]
+        llm = {**llm_options(GPUS), "enable_lora": self.adapters, "async_scheduling": name != "a"}
+        llm["disable_log_stats"] = not more.pop("stats", False)
+        options = {"model": self.model, "address": self.address, "llm": llm, "gpu": GPUS > 0, "path": [str(HERE)]}
+        options["extra"] = {"wait_tokens": 8 * BLOCK}
+        env = {"KVMARKET_TEST_GATE": str(self.gate), "PYTHONHASHSEED": seed}
+        if GPUS:
+            env["CUDA_VISIBLE_DEVICES"] = str(gpu % GPUS)
+        log = self.folder / f"{name}-{len(self.pids)}.log"
+        self.engines[name] = EngineProcess(log, {**options, **more}, self.python, env)
+        self.pids.append(self.engines[name].pid)
+        return self.engines[name]
+
+    def close(self) -> None:
+        """End all engines."""
+        for engine in self.engines.values():
+            engine.close()
+
+    def waiting(self) -> Path:
+        """The file that says that a load waits at the gate."""
+        return self.gate.with_suffix(".waiting")
+
+    def service(self) -> int:
+        """Process id of the market's service."""
+        return ask_status(Address(self.address)).service.pid
+
+    def prompt(self, tokens: int) -> list[int]:
+        return [self.random.randrange(VOCAB) for _ in range(tokens)]
+
+    def offered(self, engine: EngineProcess, *prompts: list[int], **more: Any) -> dict[str, Any]:
+        """Have the prompts prefilled and their blocks offered."""
+        answer = engine.generate(list(prompts), **more)
+        time.sleep(VISIBLE)
+        return answer
+
+    def churn(self, engine: EngineProcess) -> None:
+        """Overwrite every page of the engine, and have the others hear of it."""
+        for _ in range(3):
+            engine.generate([self.prompt(15 * BLOCK) for _ in range(4)])
+        time.sleep(VISIBLE)
+
+    def agrees(
+        self, engine: EngineProcess, prompts: list[list[int]], cached: list[int] | None = None, **more: Any
+    ) -> list[int]:
+        """Assert that 32 greedy tokens are those of the plain engine, and what was cached; returns the latter."""
+        answer = engine.generate(prompts, 32, **more)
+        expected = self.plain.generate(prompts, 32, adapter=more.get("adapter"))["tokens"]
+        assert answer["tokens"] == expected, engine.ask("counters")
+        assert cached in (None, answer["cached"]), engine.ask("counters")
+        return list(answer["cached"])

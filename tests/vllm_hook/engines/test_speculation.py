@@ -1,0 +1,69 @@
+"""Engines that speculate, by ngrams: many drafts are rejected, many accepted, and blocks of the latter alone shared."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.vllm_hook.engines.model import BLOCK, llm_options, save_tiny_llama
+from tests.vllm_hook.engines.node import VISIBLE
+from tests.vllm_hook.engines.processes import HERE, EngineProcess
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+VOCAB = 61  # so few that the model repeats itself
+NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[tuple[EngineProcess, EngineProcess, EngineProcess]]:
+    """Two engines that speculate, of one market, and one that does neither."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp")))
+        model, address = save_tiny_llama(folder / "model", vocab=VOCAB, spread=0.1), str(folder / "s")
+
+        def start(name: str, **llm: object) -> EngineProcess:
+            connector = {"address": address} if llm else {}
+            options = {"model": model, "path": [str(HERE)], "llm": {**llm_options(), **llm}, **connector}
+            return stack.enter_context(EngineProcess(folder / f"{name}.log", options))
+
+        speculating = {"speculative_config": NGRAM, "disable_log_stats": False}
+        started = start("a", **speculating), start("b", **speculating), start("plain")
+        for engine in started:
+            engine.wait()
+        yield started
+
+
+def test_blocks_of_accepted_tokens_are_shared_and_right(engines):
+    a, b, plain = engines
+    chance = random.Random(3)
+    for number in range(6):
+        prompts = []
+        odd = chance.randrange(BLOCK)
+        for _ in range(3):
+            phrase = [chance.randrange(VOCAB) for _ in range(chance.randrange(5, 60))]
+            prompts.append((phrase * 60)[: odd + BLOCK * chance.randrange(1, 8)])
+        tokens = chance.randrange(60, 200)
+        if number % 2:  # with its last token, whose KV is a rejected draft's, the last block would be whole
+            tokens = 5 * BLOCK - odd
+        outputs = a.generate(prompts, tokens)["tokens"]
+        assert outputs == plain.generate(prompts, tokens)["tokens"]
+        time.sleep(VISIBLE)
+        turns = [[*prompt, *output, 7] for prompt, output in zip(prompts, outputs, strict=True)]
+        answer = b.generate(turns, 32)
+        assert answer["cached"] == [(len(turn) - 2) // BLOCK * BLOCK for turn in turns], "all but the last token's KV"
+        assert answer["tokens"] == plain.generate(turns, 32)["tokens"]
+    counters = b.ask("counters")
+    assert counters["vllm_tokens_imported"] == counters["vllm_tokens_asked"] > 0
+    drafts = a.ask("drafts")
+    assert 100 < drafts["accepted"] < drafts["draft"] - 100, drafts

@@ -1,0 +1,63 @@
+"""Requests whose blocks depend on more than their tokens."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmarket import counters
+from tests.vllm_hook.scheduler.fakes import admit, back, joined, request, step_of
+from vllm_hook.scheduler.requests import NO_TOKENS, track_of
+
+
+@pytest.mark.parametrize(
+    ("trait", "reason"),
+    [
+        ({"lora_request": object()}, "LoRA"),
+        ({"mm_features": [object()]}, "multimodal"),
+        ({"prompt_embeds": object()}, "prompt embeds"),
+        ({"prompt_token_ids": None}, "prompt embeds"),
+        ({"resumable": True}, "streaming input"),
+    ],
+)
+def test_requests_whose_blocks_are_of_more_than_tokens_are_never_offered(trait: dict[str, object], reason: str):
+    side, control = joined()
+    refused = f"vllm_import_refused{{{reason}}}"
+    before = counters.snapshot().get(refused, 0)
+    admit(side, request("a", 8, **trait), [1, 2])
+    side.returned(back(side.dispatch(step_of(new={"a": ([1, 2], 0, 8)})).step))
+    assert control.live() == {} and counters.snapshot()[refused] == before + 1
+    admit(side, request("b", 8), [3, 4])
+    side.returned(back(side.dispatch(step_of(new={"b": ([3, 4], 0, 8)})).step))
+    assert set(control.live()) == {3, 4}, "others pay for it"
+
+
+def test_tokens_of_prompt_and_answer():
+    one = request("a", 10)
+    track = track_of(one, "")
+    assert track.tokens(4).tolist() == [0, 1, 2, 3]
+    assert track.tokens(10).tolist() == list(range(10))
+    assert track.tokens(12).tolist() == list(range(10)), "it has no more"
+    one.all_token_ids += [7, 8, 9]
+    assert track.tokens(12).tolist() == [*range(10), 7, 8]
+    late = track_of(one, "")
+    assert late.tokens(12).tolist() == [*range(10), 7, 8], "asked first when it has answered already"
+
+
+def test_pages_are_new_once():
+    track = track_of(request("a", 10), "")
+    assert track.whole([3, 4]) == [3, 4] and track.whole([3, 4]) == []
+    assert track.more([5]) == [5] and track.whole([3, 4, 5, 6]) == [6]
+    track.restart(1)
+    assert track.slots == [] and track.whole([7, 8, 9]) == [8, 9], "the first one is a hit in its own cache"
+
+
+def test_a_request_that_is_refused_has_no_tokens_to_share():
+    track = track_of(request("a", 10), "")
+    assert len(track.tokens(8)) == 8
+    track.refusal = "prefix cache reset"
+    assert len(track.tokens(8)) == len(track.tokens(4)) == 0
+    late = track_of(one := request("b", 4), "")
+    assert len(late.tokens(4)) == 4
+    one.all_token_ids += [4, -1]
+    assert len(late.tokens(6)) == 0 and late.refusal == NO_TOKENS
+    assert len(late.tokens(4)) == 0

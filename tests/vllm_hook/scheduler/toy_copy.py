@@ -1,0 +1,34 @@
+"""The bytes of a load in the toy of vLLM: a copy that takes its time, and may end in part."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from tests.vllm_hook.scheduler.fakes import prefix
+
+LOST = 0.2  # chance of a load to end in part
+
+
+class Copy:
+    """Bytes on their way: they are there after some looks, or when somebody waits for them."""
+
+    def __init__(self, toy: Any, first: int, slots: Sequence[int]) -> None:
+        self.begun, self.seconds = time.perf_counter(), 0.0
+        self._toy, self._first, self._slots = toy, first, slots
+        self._looks = toy.chance.choice((0, 0, 1, 2, 3, 6))
+        self._good: int | None = None
+        toy.holds.update(dict.fromkeys(slots))
+
+    def done(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0 and self.wait() >= 0
+
+    def wait(self) -> int:
+        if self._good is None:
+            count, chance, self.seconds = len(self._slots), self._toy.chance, 0.001
+            self._good = chance.randrange(count) if chance.random() < LOST else count
+            for block, slot in enumerate(self._slots[: self._good], self._first + 1):
+                self._toy.holds[slot] = prefix(block)
+        return self._good

@@ -1,0 +1,158 @@
+"""What an operator may set, and which configurations the hook refuses for now: it then stays inert and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from kvmarket.errors import MisuseError
+from vllm_hook.engine import compat
+from vllm_hook.identity.naming import Weights
+from vllm_hook.scheduler.drafts import WITHOUT_KV
+
+WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
+_SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
+_KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
+_LARGEST_UNCUT = 64  # tokens of a block
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``kv_connector_extra_config``: what an operator may set.
+
+    The market's address, this engine's tenant, how many SMs a fetch may take at a time, from how many tokens on a
+    request waits for a peer that is computing its prompt (0: never), how many tokens a hit must have beyond the
+    engine's own to be imported, whether engines on other models of GPU (which compute slightly different KV) may share,
+    those that say so too, whether to ask vLLM for the layout in which a block is one range of memory (under
+    MultiConnector all connectors must ask for the same one, or for none), and whether any failure policy will do.
+    """
+
+    address: str | None = None
+    tenant: str = ""
+    programs: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
+    wait_tokens: Annotated[int, msgspec.Meta(ge=0)] = WAIT_TOKENS
+    min_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
+    any_gpu: bool = False
+    block_outermost: bool = True
+    force: bool = False
+
+
+def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
+    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen.
+
+    `of_engine`: the whole engine's, where it is known; it decides what becomes of failed loads.
+    """
+    extra: Mapping[str, object] = transfer_config.kv_connector_extra_config or {}
+    try:
+        settings = msgspec.convert(dict(extra), Settings)
+    except msgspec.ValidationError as error:
+        raise MisuseError(
+            f"kv_connector_extra_config: {error}; known are {', '.join(Settings.__struct_fields__)}"
+        ) from error
+    for policy in (transfer_config.kv_load_failure_policy, (of_engine or transfer_config).kv_load_failure_policy):
+        if policy != "recompute" and not settings.force:
+            raise MisuseError(
+                f'kv_load_failure_policy is "{policy}": a request would fail whenever a peer reuses or loses a block '
+                'in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config (under MultiConnector '
+                'there and in the entry of this connector), or "force": true in kv_connector_extra_config'
+            )
+    return settings
+
+
+def layout_asked_for(vllm_config: Any) -> str | None:
+    """The KV cache layout to ask vLLM for; it takes another one where the attention backend cannot read this one.
+
+    None, no preference, where the operator says so; where the version has no such layout; for MLA, whose backends say
+    that they read any layout, although the one for CPUs fails at this one; and for blocks of more than 64 tokens, which
+    some backends can read only in parts that this layout does not allow.
+    """
+    extra: Mapping[str, object] = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
+    model = vllm_config.model_config
+    fits = vllm_config.cache_config.block_size <= _LARGEST_UNCUT and model is not None and not model.use_mla
+    return compat.block_outermost_layout() if fits and extra.get("block_outermost", True) else None
+
+
+def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
+    """Why this configuration cannot take part in the market yet; empty when it can."""
+    return (
+        compat.too_old()
+        or _model_refusal(vllm_config)
+        or _parallel_refusal(vllm_config)
+        or _cache_refusal(vllm_config.cache_config, kv_cache_config)
+    )
+
+
+def refusal_by_weights(vllm_config: Any, weights: Weights) -> str:
+    """Why an engine that has loaded these weights cannot take part; empty when it can."""
+    return _weights_refusal(vllm_config.model_config.model, weights)
+
+
+def refusal_beside(transfer_config: Any, of_engine: Any) -> str:
+    """Why this connector cannot work beside the others of the engine; empty when it can.
+
+    vLLM's OffloadingConnector copies pages that were freed a step later, and waits for that only where it sees them
+    given to a request: those of an import of another connector it never sees. `of_engine`: as of `settings_of`.
+    """
+    extra: Mapping[str, Any] = getattr(of_engine, "kv_connector_extra_config", None) or {}
+    beside = [entry.get("kv_connector") for entry in extra.get("connectors", ())]
+    if transfer_config.is_kv_consumer and "OffloadingConnector" in beside:
+        return (
+            "OffloadingConnector beside it may keep an import's bytes in host memory as those of the block that was in "
+            'that page before; leave one of the two out, or give this one "kv_role": "kv_producer": it imports nothing'
+        )
+    return ""
+
+
+def _model_refusal(config: Any) -> str:
+    if config.model_config.runner_type == "pooling":
+        return "pooling models write no KV that is used again"
+    speculative = config.speculative_config
+    if speculative is not None and speculative.method not in WITHOUT_KV:
+        return (
+            f"speculative decoding by {speculative.method}: its drafter has KV of its own, which depends on tokens "
+            f"beyond a block; supported are {', '.join(WITHOUT_KV)}"
+        )
+    if getattr(config.model_config, "enable_sleep_mode", False):
+        return "sleep mode is on: memory that goes away in sleep cannot be shared with other processes"
+    if getattr(config, "diffusion_config", None) is not None:
+        return "diffusion models rewrite their KV"
+    return ""
+
+
+def _weights_refusal(model: str, weights: Weights) -> str:
+    if weights.name:
+        return ""
+    return f"it is not known which weights {model} has: {weights.reason or 'they were not looked at; see its log'}"
+
+
+def _parallel_refusal(config: Any) -> str:
+    parallel = config.parallel_config
+    if parallel.pipeline_parallel_size > 1 and not compat.tells_stages_apart():
+        return "it does not tell its pipeline stages apart; use vLLM 0.26 or newer, or pipeline_parallel_size=1"
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            return f"{name} is {getattr(parallel, name)}; only 1 is supported"
+    overlapping = config.scheduler_config.async_scheduling or parallel.pipeline_parallel_size > 1
+    if overlapping and not compat.defers_block_free():
+        return (
+            "it frees pages that a step in flight may write; use vLLM 0.26 or newer, or async_scheduling=False and "
+            "pipeline_parallel_size=1"
+        )
+    return ""
+
+
+def _cache_refusal(cache: Any, kv_cache_config: Any) -> str:
+    if not cache.enable_prefix_caching:
+        return "prefix caching is off"
+    if cache.cache_dtype not in _KV_DTYPES:
+        return f"KV cache dtype {cache.cache_dtype}; supported are {', '.join(_KV_DTYPES)}"
+    if getattr(cache, "calculate_kv_scales", False):
+        return "KV scales are calculated at run time and differ between engines"
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        return f"the model has {len(groups)} KV cache groups; only 1 is supported"
+    spec = groups[0].kv_cache_spec
+    if type(spec).__name__ not in _SPECS:
+        return f"KV cache of kind {type(spec).__name__}; supported are {', '.join(_SPECS)}"
+    return ""

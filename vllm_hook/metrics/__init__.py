@@ -1,0 +1,1 @@
+"""Counts of the hook, in vLLM's log and on its metrics page."""

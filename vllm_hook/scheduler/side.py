@@ -1,0 +1,300 @@
+"""The scheduler side: offers what finished steps wrote, retires what will be overwritten, plans imports. No tensors.
+
+It runs on the engine's scheduling thread; everything is local memory, nothing waits. Work that can wait is deferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from kvmarket import counters
+from kvmarket.market.control import ControlHalf
+from kvmarket.pool import Slots, UInt64s, as_slots
+from vllm_hook.engine import compat
+from vllm_hook.guard import unconcerned
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
+from vllm_hook.metrics.summary import Summary
+from vllm_hook.scheduler import outputs
+from vllm_hook.scheduler.deferred import Chores
+from vllm_hook.scheduler.drafts import sure_part
+from vllm_hook.scheduler.imports import Imports
+from vllm_hook.scheduler.in_flight import Waits
+from vllm_hook.scheduler.prefill_rate import PrefillRate
+from vllm_hook.scheduler.rejoin import Connect, Rejoin
+from vllm_hook.scheduler.requests import Track, track_of
+from vllm_hook.scheduler.reuse import Reuse
+from vllm_hook.scheduler.steps import Steps, Written
+
+
+class SchedulerSide:
+    """One engine's owner and planner. Inert until `join` has brought the control half of the market."""
+
+    def __init__(
+        self,
+        block_size: int,
+        ranks: int,
+        *,
+        tenant: str = "",
+        offers: bool = True,
+        imports: bool = True,
+        wait_tokens: int = 0,
+        min_tokens: int = 0,
+        speculates: bool = False,
+    ) -> None:
+        self._block_size = block_size
+        self._speculates = speculates
+        self._ranks = ranks
+        self._tenant = tenant
+        self._offers = offers
+        self._imports = imports
+        self._least = max(1, -(-min_tokens // block_size))  # blocks of an import
+        self._control: ControlHalf | None = None
+        self._rejoin: Rejoin | None = None
+        self._ways = ""
+        self._tracks: dict[str, Track] = {}
+        self._steps = Steps()
+        self._loads = Imports(block_size)
+        self._chores = Chores()
+        self._reuse = Reuse(self._chores)
+        self._put_off = False  # whether chores were not done when a step came back
+        self._rate = PrefillRate()
+        self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens), self._rate.seconds)
+
+    # ---- start and end
+
+    def bind_pool(self, pool: Any) -> None:
+        """Take vLLM's block pool, and hear of every reset of its prefix cache before it happens."""
+
+        def emptied() -> None:
+            if self._rejoin is not None:
+                self._rejoin.emptied(self._steps.next)
+
+        self._reuse.pool = pool
+        compat.watch_reset(pool, lambda: self.invalidate("prefix cache reset"), emptied)
+
+    def refusal(self, memories: Sequence[RankMemory]) -> str:
+        """Why these ranks can never take part; empty when they can."""
+        missing = f"{len(memories)} of {self._ranks} ranks share their memory" if len(memories) != self._ranks else ""
+        return next((memory.refusal for memory in memories if memory.refusal), missing)
+
+    def join(
+        self,
+        ranks: Mapping[int, RankMemory],
+        connect: Connect,
+        joined: Callable[[ControlHalf], None] = lambda control: None,
+        failed: Callable[[str], None] = unconcerned,
+    ) -> str:
+        """Take part, with the memory of every rank, by rank; returns the `refusal` where there is one.
+
+        What cannot be joined now is joined later: `connect`, `joined`, `failed` and the wait for the first attempt as
+        of `Rejoin`.
+        """
+        memories = [ranks[rank] for rank in sorted(ranks)]
+        if reason := self.refusal(memories):
+            return reason
+        self._ways = memories[0].ways
+        self._loads.worker = memories[0].worker() if len(memories) == 1 else None
+        self._rejoin = Rejoin(memories, connect, joined, failed)
+        self._rejoin.begin()
+        self._market()
+        return ""
+
+    def close(self) -> None:
+        """Leave the market: all offers are dead when this returns."""
+        control, self._control = self._control, None
+        self._chores.clear()
+        self._loads.worker = None  # it holds the engine's pages
+        if self._rejoin is not None:
+            self._rejoin.close()
+        if control is not None:
+            control.close()
+
+    def fail(self, reason: str) -> None:
+        """Something on the owner's side went wrong: kill all offers first, then forget what we believed to know.
+
+        Raises what `ControlHalf.fail_closed` raises: an engine that cannot take its offers down must not go on.
+        """
+        self.invalidate(reason)
+        self._tracks.clear()
+
+    def invalidate(self, reason: str) -> None:
+        """The engine's blocks lose their meaning: kill all offers; steps and loads in flight will offer nothing."""
+        if self._control is not None:
+            self._control.fail_closed(reason)
+        self._steps.clear()
+        self._chores.clear()
+        self._loads.clear()
+        self._waits.clear()
+        for track in self._tracks.values():  # what they go on to compute rests on blocks from before
+            track.refusal = track.refusal or reason
+
+    def describe(self, joined: ControlHalf | None = None) -> str:
+        """What is on, and why what is not on is not, in one line for the engine's log; with `joined` on any thread."""
+        control = joined or self._control
+        watched, peers = compat.can_watch(self._reuse.pool), control.peers() if control is not None else 0
+        return str(Summary(self._offers, self._imports, watched, self._ranks, self._block_size, self._ways, peers))
+
+    # ---- requests
+
+    def match(self, request: Any, computed: int) -> tuple[int | None, bool]:
+        """How many tokens beyond the `computed` ones peers hold, and whether they are to be loaded.
+
+        None: ask again at the next step, a peer is computing them.
+        """
+        control = self._market()
+        if control is None:
+            return 0, False
+        track = self._tracks.get(request.request_id)
+        if track is None or track.request is not request:
+            track = self._tracks[request.request_id] = track_of(request, self._tenant)
+        first = computed // self._block_size
+        track.restart(first)
+        if not self._imports or not self._loads.may_ask(track, computed):
+            return 0, False
+        last = (request.num_tokens - 1) // self._block_size  # one token at least is left to compute
+        if last <= first:
+            return 0, False
+        tokens = track.tokens(last * self._block_size)
+        if track.refusal:
+            track.refused(track.refusal)
+            return 0, False
+        hit = control.match(tokens, tenant=track.tenant, first=first)
+        if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
+            return None, False
+        if hit.blocks < self._least:
+            self._loads.found(request.request_id, None)
+            return 0, False
+        self._loads.found(request.request_id, hit)
+        return hit.blocks * self._block_size, True
+
+    def allocated(self, request: Any, slots: Sequence[int], external: int) -> None:
+        """A request was given its pages: plan the load of `external` tokens into them, retire those that are new."""
+        if external:
+            pages = as_slots(slots)
+            load = self._loads.plan(request.request_id, pages, external)
+        if self._control is None:
+            return
+        track = self._tracks.get(request.request_id)
+        fresh = track.whole(slots) if track else slots
+        known = len(slots) - len(fresh)
+        self._reuse.retire(self._control, pages[known:] if external else fresh)
+        if track is None:
+            return
+        if external:
+            self._take_off(load, track)
+        if track.hit:
+            counters.add("vllm_tokens_local", track.hit * self._block_size)
+            track.hit = 0
+        if self._offers and not track.refusal:
+            blocks, at_hand = request.num_tokens // self._block_size, known + external // self._block_size
+            self._waits.begin(self._control, request.request_id, track, blocks, at_hand)
+
+    def finished(self, request_id: str) -> None:
+        """The request is over. What its steps in flight complete is still offered when they come back."""
+        self._tracks.pop(request_id, None)
+        self._waits.over(request_id)
+        self._loads.over(request_id)
+        if not self._tracks:  # no further step may come
+            self._steps.rest()
+            self._catch_up(promises=not self._steps.computing)
+
+    # ---- steps
+
+    def dispatch(self, output: Any) -> StepMetadata:
+        """The step is about to be dispatched: retire the pages it may overwrite, remember the blocks it completes."""
+        if tokens := bool(output.num_scheduled_tokens):
+            self._loads.count()
+        self._rate.dispatched(self._steps.next, output.num_scheduled_tokens)
+        control = self._market()
+        if control is None:
+            return self.plain_step(tokens=tokens)
+        self._reuse.retire(control, outputs.new_pages(output, self._tracks))
+        now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
+        if now and not self._loads.planned and not self._steps.waking:
+            self._chores.run()
+        return self.plain_step(list(self._completed(control, output)) if self._offers else [], tokens)
+
+    def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
+        """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
+        gone = tuple(self._control.take_gone()) if self._control is not None else ()
+        idle = not (tokens or self._steps.computing)
+        left, weights = self._rejoin.told() if self._rejoin is not None else ((), ())
+        step = self._steps.dispatch(written or [], tokens)
+        return StepMetadata(step, self._loads.take_unsent(), gone + left, weights, idle)
+
+    def returned(self, output: Any) -> None:
+        """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
+        self._loads.hasten(output)
+        done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
+        whole = isinstance(done, StepDone) and done.ranks == self._ranks
+        if whole:
+            self._rate.returned(done.step)
+            self._heed_weights(done)
+        bad = output.invalid_block_ids
+        if bad:
+            self._steps.discard(bad)
+            self._loads.spoilt(bad)
+        for written in self._steps.through(done.step) if whole else ():
+            sure = sure_part(written, self._block_size) if self._speculates else written
+            self._chores.add(partial(self._offer, sure.track, sure.first, sure.slots, sure.generations))
+        for pool in done.unreachable if isinstance(done, StepDone) else ():
+            if self._control is not None:
+                self._control.avoid(pool)
+        landed = self._loads.landed(output.finished_recving)
+        first = bool(landed) and not self._steps.computing
+        if first:
+            self._steps.rest()
+        if not self._chores.may_wait(self._put_off or first):
+            self._catch_up()
+        for flight in landed:
+            self._chores.add(partial(self._offer, flight.track, flight.first, flight.slots, flight.generations))
+
+    # ---- internals
+
+    def _market(self) -> ControlHalf | None:
+        """The control half of the market, None while this engine takes no part; it may have just been joined.
+
+        Then requests under way have no track: nothing of them is offered, and nothing was, from the pages they have.
+        """
+        if self._control is None and self._rejoin is not None:
+            self._control = self._rejoin.take()
+        return self._control
+
+    def _catch_up(self, promises: bool = True) -> None:
+        """Offer all that is back; then requests that are over keep no promise, where `promises` may go."""
+        self._chores.run()
+        if promises and self._control is not None:
+            self._waits.end(self._control)
+
+    def _heed_weights(self, done: StepDone) -> None:
+        """Leave the market when a step computed with other weights than those that the market knows."""
+        if self._rejoin is not None and self._rejoin.changed(done.step, done.weights):
+            self.fail("weights changed")
+            control, self._control = self._control, None
+            self._rejoin.leave(control, done.step, done.weights)
+
+    def _take_off(self, load: Load, track: Track) -> None:
+        """A load is planned and its pages are retired. One import per request, ever."""
+        track.imported = True
+        if load.hit is not None and self._control is not None:
+            self._loads.take_off(load, load.hit.first, track, self._control.generations)
+            self._chores.add(lambda: self._reuse.watch(load.slots.tolist()))
+
+    def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
+        """The blocks that become whole with the tokens scheduled in this step, generations captured now."""
+        for track, first, slots in outputs.completed(output, self._tracks, self._block_size, self._speculates):
+            self._reuse.watch(slots)
+            yield Written(track, first, slots, control.generations(slots))
+
+    def _offer(self, track: Track, first: int, slots: Sequence[int] | Slots, generations: UInt64s) -> None:
+        """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
+        if self._control is None or not self._offers or not len(slots):
+            return
+        tokens = track.tokens((first + len(slots)) * self._block_size)
+        count = len(tokens) // self._block_size - first
+        if count > 0:
+            whole = tokens[: (first + count) * self._block_size]
+            self._control.offer(whole, slots[:count], generations[:count], tenant=track.tenant, first=first)
+            self._waits.offered(self._control, track.request.request_id, first + count)

@@ -1,0 +1,89 @@
+"""Steps in flight: which blocks each dispatched step completes, kept until that very step has come back.
+
+vLLM advances its counters and hashes blocks when a step is *scheduled*; with asynchronous scheduling several steps are
+under way. A block may be offered only when the output of the step that wrote it is back; in between it waits here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvmarket.pool import UInt64s
+from vllm_hook.scheduler.requests import Track
+
+
+@dataclass(slots=True)
+class Written:
+    """Whole blocks `first`, ... of a request that one step completes: their slots, and the generations at dispatch."""
+
+    track: Track
+    first: int
+    slots: list[int]
+    generations: UInt64s
+
+
+class Steps:
+    """A queue of numbered steps, oldest first. Numbers start at 1 and never come again."""
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._computing = 0  # the last step that has tokens
+        self._rested = False  # whether there was nothing to compute of late
+        self._woke = 0  # the last step with which the device began to compute, after a rest
+        self._back = 0  # the last step that came back
+        self._queue: deque[tuple[int, list[Written]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def computing(self) -> bool:
+        """Whether a step with tokens is in flight: the device has something to do."""
+        return self._computing > self._back
+
+    @property
+    def waking(self) -> bool:
+        """Whether the device has just begun to compute, after a rest: somebody waits for what comes first.
+
+        Until that step is back, but for two more steps at most.
+        """
+        return self._back < self._woke and self._next <= self._woke + 2
+
+    @property
+    def next(self) -> int:
+        """The number of the next step."""
+        return self._next
+
+    def dispatch(self, written: list[Written], tokens: bool = True) -> int:
+        """Number the step that is about to be dispatched and keep what it completes; `tokens`: it computes any."""
+        number = self._next
+        self._next += 1
+        if tokens:
+            if self._rested and not self.computing:
+                self._woke = number
+            self._computing = number
+        self._rested = not tokens
+        if written:
+            self._queue.append((number, written))
+        return number
+
+    def rest(self) -> None:
+        """Nothing computes now: somebody waits for the next step with tokens, which wakes the device."""
+        self._rested = True
+
+    def through(self, number: int) -> Iterator[Written]:
+        """Take out what steps up to `number` have completed: vLLM hands outputs back in the order of dispatch."""
+        self._back = max(self._back, number)
+        while self._queue and self._queue[0][0] <= number:
+            yield from self._queue.popleft()[1]
+
+    def discard(self, bad: set[int]) -> None:
+        """Forget what rests on a page in `bad`, which failed to load: what was computed from it does not count."""
+        for _, written in self._queue:
+            written[:] = [one for one in written if bad.isdisjoint(one.track.slots)]
+
+    def clear(self) -> None:
+        """Forget all steps in flight: none of their blocks will be offered."""
+        self._queue.clear()

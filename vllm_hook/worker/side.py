@@ -1,0 +1,224 @@
+"""The worker side of one rank: shares the engine's pages, and fetches peers' blocks into them. No tokens here."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from kvmarket import counters
+from kvmarket.market.data import DataHalf
+from kvmarket.market.fetch import Moved
+from vllm_hook.engine import compat, facts, limits
+from vllm_hook.guard import Guard
+from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
+from vllm_hook.worker import changes
+from vllm_hook.worker.pages import Pages
+from vllm_hook.worker.weights import RankWeights, name_for, names_of
+
+GONE = "a peer's blocks were gone, or could not be read"
+OTHER_WEIGHTS = "the weights were changed before the blocks were there"
+
+LOOKOUT_SECONDS = 0.002  # an engine core with nothing but loads under way sleeps for 1 ms between its steps
+LOOK_SECONDS = 50e-6
+SLOWER = 1.05  # than the fastest of late a load may be and still count as it was: others were seen late, or had company
+
+
+class WorkerSide:
+    """One rank's reader. A load always ends: its request is finished then, and the pages it could not fill are bad."""
+
+    def __init__(self, vllm_config: Any, kv_cache_config: Any, refusal: str = "", programs: int | None = None) -> None:
+        self._programs = programs
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._refusal = refusal
+        self._pages: Pages | None = None
+        self._data: DataHalf | None = None
+        self._rank = 0
+        self._weights = self.make_weights()
+        self._computing_with = ""  # the name of the weights of the step under way
+        self._unstarted: list[Load] = []
+        self._ahead: dict[str, Moved] = {}  # loads that were started before their step came, by request
+        self._moving: list[tuple[Load, Moved, str]] = []  # and the weights that the blocks were computed with
+        self._unreachable: list[str] = []
+        self._finished: dict[str, bool] = {}  # requests whose load has ended, and whether it was whole
+        self._told: dict[str, bool] = {}  # those of the last step
+        self._bad: set[int] = set()
+        self._seconds: list[float] = []
+        self._pace = 0.0  # seconds a page, of the fastest load of late
+        self._in_lockstep = False  # with engines whose steps wait for ours
+        self.alone = False  # whether no other connector of the engine has work on the pages: set by who knows
+
+    def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
+        """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
+        if any(cache.device.type == "cpu" for cache in kv_caches.values()):
+            compat.prepare_cpu_worker()
+        if self._refusal:
+            return
+        self._pages = Pages(kv_caches, self._kv_cache_config)
+        self._data = self.make_data_half(self._pages)
+        self._in_lockstep = self._vllm_config.parallel_config.data_parallel_size > 1
+        changes.watch(self._vllm_config.parallel_config, self._weights)
+
+    def make_data_half(self, pages: Pages) -> DataHalf:
+        """The data half of the market over these pages."""
+        self._rank = facts.rank_of()
+        return DataHalf(pages.cache, self._rank, on_unreachable=self._unreachable.append, programs=self._programs)
+
+    def make_weights(self) -> RankWeights:
+        """What names this rank's weights."""
+        return RankWeights()
+
+    def refuse(self, reason: str) -> None:
+        """Take no part, for this reason."""
+        self._refusal = self._refusal or reason
+        self._data = None
+
+    def handshake(self) -> RankMemory:
+        """What the scheduler must know of this rank, or why it takes no part."""
+        if self._data is not None and (reason := limits.refusal_by_weights(self._vllm_config, self._weights.loaded)):
+            self.refuse(reason)
+        if self._data is None or self._pages is None:
+            return RankMemory(None, None, refusal=self._refusal or "the worker has no KV cache")
+        known = facts.of_worker(self._vllm_config, self._pages)
+        return RankMemory(
+            self._data.memory,
+            self._pages.cache.layout,
+            known,
+            stage=facts.stage_of(),
+            ways=self._data.mover.describe(),
+            loaded=self._weights.loaded,
+            here=weakref.ref(self) if self.alone else None,
+        )
+
+    def start_now(self, load: Load) -> None:
+        """Start a load ahead of the step that brings it; on the thread that steps.
+
+        Not where another connector may still have to read, as that step begins, what its pages held before.
+        """
+        if self._data is not None and load.hit is not None:
+            with Guard("start_now", lambda _: None):  # its step starts it then
+                self._ahead[load.request_id] = self._data.fetch(load.hit, load.slots)
+
+    def begin(self) -> None:
+        """A step begins: it computes with the weights as they are now."""
+        self._computing_with = self._weights.name()
+
+    def done(self, step: StepMetadata) -> StepDone:
+        """What the scheduler must hear of this step, once it has been launched."""
+        weights = names_of(self._rank, self._computing_with)
+        return StepDone(step.step, unreachable=self.take_unreachable(), weights=weights)
+
+    def start(self, step: StepMetadata) -> None:
+        """Start the step's loads; returns at once."""
+        self._unstarted.extend(step.loads)  # first: whatever raises, they will be ended
+        if step.gone and self._data is not None:
+            self._data.forget(step.gone)
+        weights = name_for(self._rank, step.weights)
+        while self._unstarted:
+            load = self._unstarted[0]
+            ahead = self._ahead.pop(load.request_id, None)
+            if ahead is not None:  # whatever has changed since, it lands before its pages are written by others
+                self._moving.append((self._unstarted.pop(0), ahead, weights))
+            elif load.hit is None or self._data is None:
+                reason = "offers were taken down before the load" if load.hit is None else "the worker takes no part"
+                self._end(self._unstarted.pop(0), 0, reason)
+            elif weights != self._computing_with:
+                self._end(self._unstarted.pop(0), 0, OTHER_WEIGHTS)
+            else:
+                moved = self._data.fetch(load.hit, load.slots)
+                self._moving.append((self._unstarted.pop(0), moved, weights))
+
+    def poll(self, step: StepMetadata | None = None) -> None:
+        """Look which loads have ended; waits only where nothing else is going on.
+
+        Empty steps would see the end of a load late, by 1 ms and more in an engine core of its own. So they look out
+        for it, each for `LOOKOUT_SECONDS`; where a load may end soon after that, until it was to end and so long after.
+        A step that brought loads only looks out for those that are known to be short.
+        """
+        self._look()
+        if not (step and step.idle and self._moving) or self._finished or self._in_lockstep:
+            return
+        soon = self._soon()
+        if step.loads and not (self._pace and soon <= LOOKOUT_SECONDS):
+            return
+        end = time.perf_counter() + LOOKOUT_SECONDS + (soon if soon <= 2 * LOOKOUT_SECONDS else 0)
+        while self._moving and not self._finished and time.perf_counter() < end:
+            time.sleep(LOOK_SECONDS)
+            self._look()
+
+    def _soon(self) -> float:
+        """Seconds until a load under way may have ended, if it is as fast as the fastest of late."""
+        ends = (moved.begun + self._pace * len(load.slots) for load, moved, _ in self._moving)
+        return max(0.0, min(ends) - time.perf_counter())
+
+    def _look(self) -> None:
+        """End the loads that have ended. One that raises is looked at last from then on: the others end."""
+        moving, self._moving = self._moving, []
+        try:
+            while moving:
+                load, moved, weights = moving[-1]
+                if not moved.done():
+                    self._moving.append(moving.pop())
+                    continue
+                good, stale = moved.wait(), weights != self._computing_with
+                moving.pop()  # first: it must not end twice
+                self._end(load, 0 if stale else good, OTHER_WEIGHTS if stale else GONE)
+                if moved.seconds and not stale:
+                    self._seconds.append(moved.seconds)
+                    if good == len(load.slots):
+                        pace = moved.seconds / good
+                        self._pace = min(pace, SLOWER * self._pace or pace)
+        finally:
+            self._moving = [*moving[-1:], *self._moving, *moving[:-1]]
+
+    def failed(self, reason: str) -> None:
+        """Something raised while loads were started: those that were not are computed instead."""
+        while self._unstarted:
+            load = self._unstarted.pop()
+            if ahead := self._ahead.pop(load.request_id, None):
+                ahead.wait()  # who computes its blocks must not be overwritten
+            self._end(load, 0, "the load could not be started")
+
+    def take_finished(self) -> set[str]:
+        """The requests whose load has ended since the last call."""
+        self._told, self._finished = self._finished, {}
+        return set(self._told)
+
+    def landed(self) -> set[str]:
+        """The requests whose load has landed whole, with the step launched last or since; on the thread that steps."""
+        self.begin()  # the weights may have changed since that step
+        self._look()
+        return {request_id for request_id, whole in (self._told | self._finished).items() if whole}
+
+    def take_unreachable(self) -> tuple[str, ...]:
+        """The pools that could not be mapped, since the last call."""
+        unreachable = tuple(self._unreachable)
+        self._unreachable.clear()
+        return unreachable
+
+    def take_bad(self) -> set[int]:
+        """The pages that loads could not fill, since the last call."""
+        bad, self._bad = self._bad, set()
+        return bad
+
+    def take_seconds(self) -> list[float]:
+        """How long each fetch took that ended since the last call."""
+        seconds, self._seconds = self._seconds, []
+        return seconds
+
+    def close(self) -> None:
+        """Let go of peers' memory and of our own."""
+        if self._data is not None:
+            self._data.close()
+            self._data = None
+
+    def _end(self, load: Load, good: int, reason: str = GONE) -> None:
+        """A load is over: all pages beyond the first `good` ones are bad, for this reason."""
+        self._bad.update(load.slots[good:].tolist())
+        self._finished[load.request_id] = good == len(load.slots)
+        if good < len(load.slots):
+            counters.add("vllm_blocks_lost", len(load.slots) - good, reason=reason)
