@@ -8,12 +8,16 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.service.service import Service
+
+if TYPE_CHECKING:
+    from tests.model_engine import ModelEngine, Peer
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
@@ -60,3 +64,23 @@ def market_address() -> Iterator[str]:
     thread.join()
     service.close()
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def engine(market_address: str) -> Iterator[ModelEngine]:
+    """An engine of this process, in that market."""
+    from tests.model_engine import ModelEngine  # only now: it may import triton
+
+    made = ModelEngine(market_address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def peer(market_address: str) -> Iterator[Peer]:
+    """An engine of another process, in that market; what it is asked to do it does there."""
+    from tests.model_engine import Peer
+
+    made = Peer(market_address)
+    yield made
+    made.kill()

@@ -21,20 +21,6 @@ from kvmarket.registry.protocol.messages import MAX_MESSAGE_BYTES
 from tests.model_engine import BLOCK, FACTS, ModelEngine, Peer, prompt, until
 
 
-@pytest.fixture
-def engine(market_address):
-    made = ModelEngine(market_address)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def peer(market_address):
-    made = Peer(market_address)
-    yield made
-    made.kill()
-
-
 def test_a_peers_prefix(engine, peer):
     tokens = prompt(30)
     assert peer.publish(tokens, [7, 3, 9, 1, 0, 30, 5]) == 7

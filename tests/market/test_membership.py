@@ -23,13 +23,6 @@ from tests.model_engine import BLOCK, FACTS, SLOTS, ModelEngine, matched, prompt
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
 
-@pytest.fixture
-def engine(market_address):
-    made = ModelEngine(market_address)
-    yield made
-    made.close()
-
-
 def our_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("kvmarket")}
 

@@ -13,71 +13,57 @@ from kvmarket.errors import KVMarketError, SharedMemoryError
 from kvmarket.pool import Generations
 from kvmarket.processes import shared_file
 from kvmarket.processes.shared_file import Process, SharedFile, start_time
-from tests.model_engine import ModelEngine, Peer, matched, prompt, until
+from tests.model_engine import ModelEngine, matched, prompt, until
 from tests.scarcity import descriptors, no_descriptors
-
-
-@pytest.fixture
-def reader(market_address):
-    made = ModelEngine(market_address)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def peer(market_address):
-    made = Peer(market_address)
-    yield made
-    made.kill()
 
 
 def counted(name: str) -> int:
     return sum(times for key, times in counters.snapshot().items() if key.startswith(name))
 
 
-def visible(reader: ModelEngine, tokens: list[int]) -> None:
+def visible(engine: ModelEngine, tokens: list[int]) -> None:
     """The peer's offers have come, though nothing of the pool was looked at."""
-    client = reader.market._control._client
+    client = engine.market._control._client
     until(lambda: client.match(np.array(tokens, np.int32), "", 0, ())[0])
 
 
 @pytest.mark.parametrize("left", [0, 1])
-def test_a_match_without_descriptors_finds_nothing_and_the_next_one_all(reader, peer, left):
+def test_a_match_without_descriptors_finds_nothing_and_the_next_one_all(engine, peer, left):
     tokens = prompt(16, 200 + left)
     peer.publish(tokens, [0, 1, 2, 3])
-    visible(reader, tokens)
+    visible(engine, tokens)
     before = counted("pool_passed_over")
     with no_descriptors(left):
-        assert reader.market.match(tokens).blocks == 0
-        assert reader.market.match(tokens).blocks == 0
+        assert engine.market.match(tokens).blocks == 0
+        assert engine.market.match(tokens).blocks == 0
     assert counted("pool_passed_over") == before + 2
-    assert reader.market.match(tokens).blocks == 4
-    assert reader.take(tokens, [0, 1, 2, 3]) == 4
+    assert engine.market.match(tokens).blocks == 4
+    assert engine.take(tokens, [0, 1, 2, 3]) == 4
 
 
-def test_a_fetch_without_descriptors_brings_nothing_and_a_later_one_all(reader, peer):
+def test_a_fetch_without_descriptors_brings_nothing_and_a_later_one_all(engine, peer):
     tokens = prompt(16, 203)
     peer.publish(tokens, [0, 1, 2, 3])
-    hit = matched(reader, tokens)
+    hit = matched(engine, tokens)
     with no_descriptors():
         for _ in range(5):
-            assert reader.market.fetch(hit, [0, 1, 2, 3]).wait() == 0
-        assert reader.market.match(tokens).blocks == 0, "passed over for a while, so that others are found"
-    until(lambda: reader.market.match(tokens).blocks == 4, 5)
-    assert reader.take(tokens, [0, 1, 2, 3]) == 4
+            assert engine.market.fetch(hit, [0, 1, 2, 3]).wait() == 0
+        assert engine.market.match(tokens).blocks == 0, "passed over for a while, so that others are found"
+    until(lambda: engine.market.match(tokens).blocks == 4, 5)
+    assert engine.take(tokens, [0, 1, 2, 3]) == 4
 
 
-def test_another_pool_with_the_same_blocks_is_used_meanwhile(reader, peer, market_address):
+def test_another_pool_with_the_same_blocks_is_used_meanwhile(engine, peer, market_address):
     tokens = prompt(16, 204)
     own = ModelEngine(market_address)  # mapped without descriptors, being of this process
     peer.publish(tokens, [0, 1, 2, 3])
-    (pool,) = matched(reader, tokens).pools
+    (pool,) = matched(engine, tokens).pools
     own.publish(tokens, [0, 1, 2, 3])
-    control = reader.market._control
+    control = engine.market._control
     until(lambda: control._client.match(np.array(tokens, np.int32), "", 0, {pool})[0])
     for _ in range(3):
         control.avoid(pool, for_now=True)
-    assert list(matched(reader, tokens).pools) == [own.market._control.pool.id]
+    assert list(matched(engine, tokens).pools) == [own.market._control.pool.id]
     own.close()
 
 

@@ -26,13 +26,6 @@ from tests.registry.service.test_strangers import as_nobody, joining_with, refus
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
 
-@pytest.fixture
-def engine(market_address):
-    made = ModelEngine(market_address)
-    yield made
-    made.close()
-
-
 def test_addresses_that_cannot_be(tmp_path):
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / ("x" * 120))

@@ -12,21 +12,7 @@ from kvmarket.registry.client import client
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.service import Service
 from kvmarket.registry.service.session import Sessions
-from tests.model_engine import ModelEngine, Peer, prompt, until
-
-
-@pytest.fixture
-def engine(market_address):
-    made = ModelEngine(market_address)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def peer(market_address):
-    made = Peer(market_address)
-    yield made
-    made.kill()
+from tests.model_engine import prompt, until
 
 
 @pytest.fixture
