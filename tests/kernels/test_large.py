@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvmarket.kernels import copy_blocks, pack_reference, pull_reference
-from kvmarket.kernels.addresses import fragments
+from kvmarket.kernels import copy_blocks, fragments, pack_reference, pull_reference
 from kvmarket.kernels.pack import pack
 from kvmarket.kernels.pull import pull
 from kvmarket.kernels.scatter import scatter

@@ -128,7 +128,7 @@ def test_a_process_of_another_pid_namespace(folder):
     """For real: its number is one of a dead process here, and its lock says that it lives, and when it is dead."""
     code = f"""
 import os, pathlib, time
-from kvmarket import leftovers, marks
+from kvmarket.processes import leftovers, marks
 marks.FOLDER = pathlib.Path({str(folder)!r})
 leftovers.mark()
 file = marks.FOLDER / f"torch_{{os.getpid()}}_1_1"

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmarket.errors import LayoutError
-from kvmarket.kernels import Fragments, pull_reference
-from kvmarket.kernels.addresses import fragments
+from kvmarket.kernels import Fragments, fragments, pull_reference
 from kvmarket.layout.layout import Layout
 from kvmarket.layout.paged import SlotArray
 from tests.bitwise import assert_bitwise

@@ -70,7 +70,7 @@ class LateMarket:
 
 OTHER_VERSION = """
 import signal, sys
-from kvmarket.registry import messages
+from kvmarket.registry.protocol import messages
 messages.PROTOCOL = b"kvmarket/0\\n"
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.service.service import Service
