@@ -62,7 +62,7 @@ def test_what_is_removed_is_made_again(listener, place, what):
     assert [path.stat().st_mode & 0o777 for path in (place.socket, place.lock)] == [0o600, 0o600]
     with pytest.raises(AddressError, match="already holds"):
         Listener(place)
-    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
     listener.close()
     assert place.socket.parent.exists() == (what != "directory"), "whoever made it first has removed it"
     assert what == "directory" or not list(place.socket.parent.iterdir())
