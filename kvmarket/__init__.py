@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from kvmarket.fingerprint import Fingerprint
     from kvmarket.layout.paged import PagedCache
     from kvmarket.market.facade import Market, connect
-    from kvmarket.market.fetch import Moved
+    from kvmarket.market.fetch import Fetch
     from kvmarket.market.offer import Hit
 
 __version__ = "0.1.0"
-__all__ = ["Fingerprint", "Hit", "KVMarketError", "Market", "Moved", "PagedCache", "connect", "errors", "registry"]
+__all__ = ["Fetch", "Fingerprint", "Hit", "KVMarketError", "Market", "PagedCache", "connect", "errors", "registry"]
 
 _HOMES = {
     "Fingerprint": "kvmarket.fingerprint",
     "Hit": "kvmarket.market.offer",
     "Market": "kvmarket.market.facade",
-    "Moved": "kvmarket.market.fetch",
+    "Fetch": "kvmarket.market.fetch",
     "PagedCache": "kvmarket.layout.paged",
     "connect": "kvmarket.market.facade",
 }

@@ -94,7 +94,7 @@ class ModelEngine:
 
     def hang_up(self) -> None:
         """End the connection to the service, as the kernel does for a process that is killed."""
-        self.market._control._client._line.wire._socket.shutdown(socket.SHUT_RDWR)
+        self.market._control._client._connection.socket._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Leave."""

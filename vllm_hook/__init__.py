@@ -1,11 +1,8 @@
-"""The KV connector for stock vLLM: `KVMarketConnector`.
+"""The KV connector for stock vLLM: `KVMarketConnector`, in connector.py.
 
-Scheduler side: scheduler.py (tracks.py, outputs.py, steps.py, imports.py, drafts.py, waits.py, prefill_rate.py,
-reuse.py, chores.py); worker side: worker.py (pages.py). connector.py delegates to them, guarded by guard.py. facts.py
-says what must agree, identity/ looks it up; limits.py what is refused, compat.py what differs between versions. An
-engine joins the market when it can (joining.py), and anew when its weights change (changes.py hears of it, weights.py
-names them): rejoin.py.
-summary.py is the line in the log, metrics.py what is on vLLM's page, which stats.py collects and prom.py registers.
+It delegates to the scheduler's side (scheduler/side.py) and to each worker's side (worker/side.py), and guards vLLM
+from what they raise (guard.py). What an engine is, and cannot do, is said in engine/; what its weights, code and
+configuration are is looked up in identity/; what it counts is in metrics/.
 """
 
 from __future__ import annotations

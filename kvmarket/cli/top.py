@@ -44,9 +44,9 @@ def ask_status(place: Address) -> Status:
     end = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
-            with dial(place.socket) as wire:
-                wire.send(pack_message(AskStatus()))
-                frame = wire.wait(ANSWER_SECONDS)
+            with dial(place.socket) as sock:
+                sock.send(pack_message(AskStatus()))
+                frame = sock.wait(ANSWER_SECONDS)
             break
         except OSError as error:
             if time.monotonic() > end:

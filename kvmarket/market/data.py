@@ -18,7 +18,7 @@ from kvmarket import counters
 from kvmarket.errors import ClosedError, SlotError
 from kvmarket.layout.paged import PagedCache, SlotArray
 from kvmarket.market.avoided import Avoided
-from kvmarket.market.fetch import Moved, Piece
+from kvmarket.market.fetch import Fetch, Piece
 from kvmarket.market.offer import Hit, Offers, PoolDescriptor
 from kvmarket.market.owners_watch import ProcessWatch
 from kvmarket.pool import GenerationReader, Slots, as_slots
@@ -82,14 +82,14 @@ class DataHalf:
         self.on_unreachable, self.on_scarce = on_unreachable, on_scarce
         self._resting = Avoided()  # pools that are not tried for a while
         self._mapped: dict[str, MappedPool] = {}
-        self._flying: list[tuple[Moved, Slots]] = []  # keeps mappings alive, whatever the caller does with the handle
+        self._flying: list[tuple[Fetch, Slots]] = []  # keeps mappings alive, whatever the caller does with the handle
         self._lock = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}  # of pools being mapped, which takes seconds where kernels compile
         self._launching = threading.Lock()  # fetches into one slot are launched in the order in which they took it
         self._watch = ProcessWatch(self._heed_deaths)
         self.mover = mover_of(self.slots, programs)
 
-    def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Moved:
+    def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Fetch:
         """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots of the cache; returns at once.
 
         The copy waits for what the current stream holds, and runs on a stream of its own; the slots must not be read or
@@ -101,7 +101,7 @@ class DataHalf:
         self.check(hit, len(ids), first)
         return self.start(hit, ids, first)
 
-    def start(self, hit: Hit, ids: Slots, first: int = 0, begin: Callable[[], Landing] | None = None) -> Moved:
+    def start(self, hit: Hit, ids: Slots, first: int = 0, begin: Callable[[], Landing] | None = None) -> Fetch:
         """What `fetch` does, for slots and a hit that were checked; `ids` are this data half's from now on.
 
         `begin` retires the slots when all that may take long is done, and says from when on nobody else may have.
@@ -127,7 +127,7 @@ class DataHalf:
             except FAILURES as error:  # out of memory, say; nothing of it will land any more
                 reason = f"the copy could not be launched: {type(error).__name__}"
                 counters.add("fetch_failed", reason=reason, detail=error)
-            moved = Moved(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
+            moved = Fetch(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
             with self._lock:
                 if len(self._flying) >= FLYING:
                     self._prune()

@@ -16,7 +16,7 @@ from kvmarket.bounds import check_count, check_size, check_tokens
 from kvmarket.errors import KVMarketError, LayoutError, MisuseError, SlotError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.layout.paged import PagedCache
-from kvmarket.market.fetch import Moved
+from kvmarket.market.fetch import Fetch
 from kvmarket.market.membership import Membership
 from kvmarket.market.offer import Hit
 from kvmarket.pool import Slots, UInt64s, as_slots
@@ -163,7 +163,7 @@ class Market:
         hit = self._control.match(array)
         return msgspec.structs.replace(hit, prefix=array[: hit.tokens].copy()) if hit.blocks else hit
 
-    def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Moved:
+    def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Fetch:
         """Bring blocks `first` .. `first + len(block_ids)` of `hit` into these slots.
 
         `moved.done()`, `moved.wait()` -> valid leading blocks.

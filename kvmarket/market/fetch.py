@@ -47,7 +47,7 @@ class Piece(NamedTuple):
         return sound
 
 
-class Moved:
+class Fetch:
     """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done.
 
     A block does not count any more once its slot was retired, or given to another fetch: ask for it before that.

@@ -15,7 +15,7 @@ WIDE = 32768
 UNITS = 4096  # so many sums it writes to host memory, which saves zeroing some ahead of it and a copy behind it
 
 
-class Room:
+class Buffer:
     """Pinned host memory in which a short pull has its ids and leaves its sums."""
 
     size = MANY
@@ -26,7 +26,7 @@ class Room:
         self.source_slots, self.sums = host.data_ptr(), host.data_ptr() + 16 * MANY
 
 
-class LongRoom:
+class LongBuffer:
     """The same for more blocks: memory of the device, and pinned memory from and to which it is copied."""
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -50,33 +50,33 @@ class LongRoom:
         copy_engine.copy_range(self._host.data_ptr() + 16 * self.size, self.sums, 8 * blocks, stream)
 
 
-class Rooms:
-    """The rooms of one mover that are free. Thread-safe: taking and giving back are atomic."""
+class Buffers:
+    """The buffers of one mover that are free. Thread-safe: taking and giving back are atomic."""
 
     def __init__(self, device: torch.device) -> None:
         """None yet. ``device``: where the kernel runs that reads them."""
         self._device = device
-        self._short: list[Room] = []
-        self._long: dict[int, list[LongRoom]] = {}
+        self._short: list[Buffer] = []
+        self._long: dict[int, list[LongBuffer]] = {}
 
-    def short(self) -> Room:
-        """A room for up to ``MANY`` blocks."""
+    def short(self) -> Buffer:
+        """A buffer for up to ``MANY`` blocks."""
         try:
             return self._short.pop()
         except IndexError:
-            return Room()
+            return Buffer()
 
-    def long(self, blocks: int) -> LongRoom:
-        """A room for so many blocks."""
+    def long(self, blocks: int) -> LongBuffer:
+        """A buffer for so many blocks."""
         size = 1 << (blocks - 1).bit_length()
         try:
             return self._long.setdefault(size, []).pop()
         except IndexError:
-            return LongRoom(size, self._device)
+            return LongBuffer(size, self._device)
 
-    def give_back(self, room: Room | LongRoom) -> None:
+    def give_back(self, buffer: Buffer | LongBuffer) -> None:
         """It is another's from now on; nothing may be under way that reads or writes it."""
-        if isinstance(room, Room):
-            self._short.append(room)
+        if isinstance(buffer, Buffer):
+            self._short.append(buffer)
         else:
-            self._long[room.size].append(room)
+            self._long[buffer.size].append(buffer)

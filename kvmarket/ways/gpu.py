@@ -20,7 +20,7 @@ from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout.paged import SlotArray
 from kvmarket.transport.cuda_ipc import device_uuid
 from kvmarket.ways import copy_engine
-from kvmarket.ways.buffers import Rooms
+from kvmarket.ways.buffers import Buffers
 from kvmarket.ways.choice import Choice, load
 from kvmarket.ways.copy_way import CopyJob
 from kvmarket.ways.copying import FAILURES, Copy, Int64s, Started
@@ -65,7 +65,7 @@ class GpuMover:
         self._links: WeakKeyDictionary[SlotArray, Link] = WeakKeyDictionary()
         self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
         self._ring: Ring | None = None
-        self._rooms = Rooms(own.device)
+        self._buffers = Buffers(own.device)
         self._events: list[torch.cuda.Event] = []  # free to be recorded again
         self._ring_at = 0.0  # the moment from which it may be allocated
         self._closed = False
@@ -173,7 +173,7 @@ class GpuMover:
             return CopyJob(copy, own, self._streams)
         if way == "staged" and (ring := self._ring or self._new_ring()):
             return StagedJob(copy, own, self._streams, ring, self.programs)
-        return PullJob(copy, own, link.run, self._streams[0], self.programs, self._rooms)
+        return PullJob(copy, own, link.run, self._streams[0], self.programs, self._buffers)
 
     def _has_ring(self) -> bool:
         """Whether there is a ring, or one may be allocated."""

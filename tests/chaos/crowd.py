@@ -12,7 +12,7 @@ import torch
 from kvmarket import PagedCache
 from kvmarket.market.control import ControlHalf
 from kvmarket.market.offer import Stage
-from kvmarket.registry.protocol.packets import Wire
+from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.transport import export
 from tests.model_engine import BLOCK, FACTS
 
@@ -21,17 +21,17 @@ HEAD, TURN_SECONDS = 64, 0.01  # blocks of the prompt that all branches share
 
 def lose_messages(share: float, seed: int) -> None:
     """From now on every connection of this process loses this share of what it sends and of what it receives."""
-    chance, send, receive = random.Random(seed), Wire.send, Wire.receive
+    chance, send, receive = random.Random(seed), PacketSocket.send, PacketSocket.receive
 
-    def losing_send(wire: Wire, message: bytes) -> bool:
-        return True if chance.random() < share else send(wire, message)
+    def losing_send(sock: PacketSocket, message: bytes) -> bool:
+        return True if chance.random() < share else send(sock, message)
 
-    def losing_receive(wire: Wire) -> bytes | None:
-        while (message := receive(wire)) is not None and chance.random() < share:
+    def losing_receive(sock: PacketSocket) -> bytes | None:
+        while (message := receive(sock)) is not None and chance.random() < share:
             pass
         return message
 
-    Wire.send, Wire.receive = losing_send, losing_receive  # type: ignore[method-assign]
+    PacketSocket.send, PacketSocket.receive = losing_send, losing_receive  # type: ignore[method-assign]
 
 
 def crowd(address: str, branches: int, tenants: int) -> None:

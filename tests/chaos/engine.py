@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kvmarket import Hit, counters
-from kvmarket.market.fetch import Moved
+from kvmarket.market.fetch import Fetch
 from tests.chaos.owner import STAGED_SLOTS, Life, Owner
 from tests.model_engine import BLOCK
 
@@ -25,7 +25,7 @@ BEAT_SECONDS = 0.5  # how often counters are written, and the driver is looked f
 class Flight(NamedTuple):
     """A fetch under way: the blocks asked for, and where they go."""
 
-    moved: Moved
+    moved: Fetch
     prompt: int
     first: int
     slots: np.ndarray

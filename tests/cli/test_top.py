@@ -53,11 +53,11 @@ def other_version(own_address: str) -> Iterator[Address]:
     def answer() -> None:
         wires = []
         while not stop.is_set():
-            if select.select([listener], [], [], 0.01)[0] and (wire := listener.accept()) is not None:
-                wires.append(wire)
-                wire.send(b"kvmarket/999\n\x80")
-        for wire in wires:
-            wire.close()
+            if select.select([listener], [], [], 0.01)[0] and (sock := listener.accept()) is not None:
+                wires.append(sock)
+                sock.send(b"kvmarket/999\n\x80")
+        for sock in wires:
+            sock.close()
 
     thread = threading.Thread(target=answer)
     thread.start()

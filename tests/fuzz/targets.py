@@ -54,7 +54,7 @@ from kvmarket.registry.protocol.messages import (
     unpack_request,
 )
 from kvmarket.registry.protocol.offering import offering_of
-from kvmarket.registry.protocol.packets import Wire, dial
+from kvmarket.registry.protocol.packets import PacketSocket, dial
 from kvmarket.registry.service.service import Service
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.space.snapshot import SnapshotParts
@@ -108,7 +108,7 @@ class ServiceTarget:
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
         self.service = Service(Address(Path(self._folder) / "s"))
-        self._ends: dict[Session, Wire] = {}  # each connection, and its other end, which nobody reads
+        self._ends: dict[Session, PacketSocket] = {}  # each connection, and its other end, which nobody reads
         self._stranger = self._connect()
         self._join()
 
@@ -128,10 +128,10 @@ class ServiceTarget:
 
     def state(self) -> object:
         """All that counts, to be compared."""
-        book = self.service._exchange.book
+        members = self.service._exchange.members
         return (
-            sorted(book.members),
-            [(name, state_of(space)) for name, space in sorted(book.spaces.items())],
+            sorted(members.by_name),
+            [(name, state_of(space)) for name, space in sorted(members.spaces.items())],
             sorted(session.member for session in self.service._sessions),
             len(self.service._deaths._watched),
         )
@@ -148,7 +148,7 @@ class ServiceTarget:
         except REFUSALS:
             assert self.state() == before, "a refused message changed the state"
             return False
-        for name, space in self.service._exchange.book.spaces.items():
+        for name, space in self.service._exchange.members.spaces.items():
             for pool in space.pools.values():
                 assert len(pool.standing()) <= pool.record.slots, name
             space.trie._check()

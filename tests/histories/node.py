@@ -15,7 +15,7 @@ import numpy as np
 from kvmarket.errors import KVMarketError, LayoutError, RegistryError
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client import client, home
-from kvmarket.registry.client.connection import Line
+from kvmarket.registry.client.connection import Connection
 from kvmarket.registry.protocol import numbering
 from kvmarket.registry.protocol.messages import Refused, unpack_request
 from kvmarket.registry.service import stream
@@ -40,7 +40,7 @@ class Node:
         for target, name, value in (
             (home, "join_service", self._join_service),
             (client.Client, "_watch", lambda _self: None),
-            (client.Client, "_settled", lambda _self, _line, _deadline: True),
+            (client.Client, "_settled", lambda _self, _connection, _deadline: True),
             (numbering, "ASK_SECONDS", 0.0),
             (feed, "MARK_SECONDS", 0.0),
             (feed, "MARKS_SECONDS", 0.0),
@@ -54,42 +54,42 @@ class Node:
             engine.control.close()
         self._patches.close()
 
-    def _join_service(self, _address: Any, join: Any, replica: Any, snapshot: Any, _closing: Any) -> Line:
+    def _join_service(self, _address: Any, join: Any, replica: Any, snapshot: Any, _closing: Any) -> Connection:
         """Join over a new connection that has bad weather; the answer itself comes."""
         ours, theirs = connection(self.weather)
-        line = Line(ours, join, replica, snapshot)  # type: ignore[arg-type]
+        joined = Connection(ours, join, replica, snapshot)  # type: ignore[arg-type]
         theirs.into.queue.clear()  # it is let in; whoever is not tries again
         theirs.into.late.clear()
         session = Session(theirs)  # type: ignore[arg-type]
-        book = self.exchange.book
-        if (former := book.former(join)) is not None:
+        members = self.exchange.members
+        if (former := members.former(join)) is not None:
             self._hang_up(former)
         self.exchange.join(session, uuid.uuid4().hex, join)
         self.sessions.append(session)
-        line.service = self._service
-        return line
+        joined.service = self._service
+        return joined
 
     def _hang_up(self, member: str) -> None:
         session = self.exchange.leave(member)
         if session is not None:
-            session.wire.close()
+            session.socket.close()
             self.sessions.remove(session)
 
     def kill_service(self) -> None:
         """All connections break, and nothing is known any more."""
         for session in self.sessions:
-            session.wire.close()
+            session.socket.close()
         self.exchange, self.sessions = Exchange(), []
         self._service = Process(ME.pid, self._service.start + 1, ME.namespace)
 
     def serve(self, messages: int = 1) -> None:
         """Let the service hear some messages of each member, and tell what it has to."""
         for session in list(self.sessions):
-            if session.wire.closed:
+            if session.socket.closed:
                 self._hang_up(session.member)
                 continue
             for _ in range(messages):
-                frame = session.wire.receive()
+                frame = session.socket.receive()
                 if frame is None:
                     break
                 self._hear(session, frame)
@@ -156,7 +156,7 @@ class Node:
         self.kill_service()
 
     def lose_connection(self, engine: Engine) -> None:
-        engine.client._line.wire.close()
+        engine.client._connection.socket.close()
 
     def replace(self, engine: Engine) -> None:
         """An engine leaves, and another one comes."""
@@ -172,8 +172,8 @@ class Node:
 
     def late(self, engine: Engine) -> None:
         """What was delayed arrives."""
-        wire: FakeWire = engine.client._line.wire
-        for hop in (wire.out, wire.into):
+        sock: FakeWire = engine.client._connection.socket
+        for hop in (sock.out, sock.into):
             hop.arrive_late()
 
     def check(self, most: int = 3) -> None:
@@ -200,7 +200,7 @@ class Node:
         for _ in range(rounds):
             for engine in self.engines:
                 self.late(engine)
-                engine.client._line._refused_at = min(engine.client._line._refused_at, 1e-9)
+                engine.client._connection._refused_at = min(engine.client._connection._refused_at, 1e-9)
                 engine.pump(4)
             self.serve(8)
 

@@ -81,10 +81,10 @@ class Engine:
     def pump(self, rounds: int = 1) -> None:
         """What the watching thread does, a little of it."""
         for _ in range(rounds):
-            if self.client._line.wire.closed:
+            if self.client._connection.socket.closed:
                 self.client._rejoin()
             with self.client._lock:
-                _, gone = self.client._line.drain(time.perf_counter())
+                _, gone = self.client._connection.drain(time.perf_counter())
             if gone:
                 self.control._forget(gone)
             self.control._go_on()

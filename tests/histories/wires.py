@@ -63,7 +63,7 @@ class Hop:
 
 
 class FakeWire:
-    """One end, as `kvmarket.registry.protocol.packets.Wire`."""
+    """One end, as `kvmarket.registry.protocol.packets.PacketSocket`."""
 
     def __init__(self, out: Hop, into: Hop) -> None:
         self.out, self.into = out, into

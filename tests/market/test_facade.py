@@ -205,12 +205,12 @@ def test_the_service_killed_and_back(own_address):
 def test_a_connection_that_broke_is_made_again(market_address, peer, talks):
     engine = ModelEngine(market_address)
     engine.publish(tokens := prompt(16), [0, 1, 2, 3])
-    line = engine.market._control._client._line
+    connection = engine.market._control._client._connection
     with engine.market._control._client._lock:  # else the watching thread may say something in the middle of it
-        line.wire.send(bytes(MAX_MESSAGE_BYTES + 1))  # the service hangs up on who sends such a thing
+        connection.socket.send(bytes(MAX_MESSAGE_BYTES + 1))  # the service hangs up on who sends such a thing
     if talks:
         engine.publish(tokens := prompt(16, 1), [4, 5, 6, 7])
-    until(lambda: engine.market._control._client._line is not line)
+    until(lambda: engine.market._control._client._connection is not connection)
     until(lambda: peer.take(tokens, [0, 1, 2, 3]) == 4)
     peer.publish(later := prompt(16, 2), [4, 5, 6, 7])
     until(lambda: engine.take(later, [4, 5, 6, 7]) == 4)

@@ -10,7 +10,7 @@ import pytest
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
-from kvmarket.market.fetch import Moved, Piece
+from kvmarket.market.fetch import Fetch, Piece
 from kvmarket.market.offer import Offers
 from kvmarket.pool import GenerationReader, Generations
 from kvmarket.ways import Started, cpu
@@ -67,7 +67,7 @@ def test_an_error_of_the_device_ends_a_fetch():
     def fail():
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    moved = Moved(3, [], Started(fail, fail, None))
+    moved = Fetch(3, [], Started(fail, fail, None))
     assert moved.valid.tolist() == []
     assert moved.done()
     assert moved.wait() == 0

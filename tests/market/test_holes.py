@@ -170,7 +170,7 @@ def test_owner_side_trouble_kills_all_offers_at_once(pair):
     owner.publish(tokens, [0, 1, 2, 3])
     owner.publish(prompt(16, 15), [4, 5, 6, 7], staged=True)
     hits = [matched(reader, tokens), matched(reader, prompt(16, 15))]
-    owner.market._control._client._line.feed.tell = lambda *_changes: False
+    owner.market._control._client._connection.feed.tell = lambda *_changes: False
     owner.market._control.fail_closed("an exception before the generation was raised")
     assert [reader.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [0, 0]
 

@@ -83,7 +83,7 @@ def test_ids_of_many_wide_blocks_stay_in_host_memory(owner: str):
     pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
     mover.start([Copy(source, ids, places, summed=False)]).finish()
     assert_bitwise(on("cpu", own), expected)
-    assert mover._rooms._short and not mover._rooms._long
+    assert mover._buffers._short and not mover._buffers._long
     mover.close()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-PATIENCE = 4  # times that chores wait; a load that lands while nothing is computed has them wait three times
+PATIENCE = 4  # times that deferred work waits; a load that lands while nothing is computed has it wait three times
 
 
-class Chores:
+class DeferredWork:
     """A queue of calls, done in order. Whoever adds one must run them before anything that relies on its effect."""
 
     def __init__(self) -> None:

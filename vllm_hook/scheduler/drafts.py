@@ -8,16 +8,16 @@ that no step that is back has made sure, and every step may complete blocks from
 
 from __future__ import annotations
 
-from vllm_hook.scheduler.requests import Track
+from vllm_hook.scheduler.requests import RequestState
 from vllm_hook.scheduler.steps import Written
 
 WITHOUT_KV = ("ngram", "ngram_gpu", "suffix", "medusa")  # methods of drafting that keep no KV cache of their own
 
 
-def open_block(track: Track, first: int) -> int:
+def open_block(state: RequestState, first: int) -> int:
     """The first block that a step may complete, which is scheduled from block `first` on if no draft is rejected."""
-    track.open = first if track.open is None else min(track.open, first)
-    return track.open
+    state.open = first if state.open is None else min(state.open, first)
+    return state.open
 
 
 def sure_part(written: Written, block_size: int) -> Written:
@@ -26,12 +26,12 @@ def sure_part(written: Written, block_size: int) -> Written:
     Call it when the request has the tokens that the step accepted: all but the last one, which nothing has computed
     yet, are sure. Moves the open block on.
     """
-    track, first = written.track, written.first
+    state, first = written.state, written.first
     end = first + len(written.slots)
-    sure = max(first, min(end, (len(track.request.all_token_ids) - 1) // block_size))
+    sure = max(first, min(end, (len(state.request.all_token_ids) - 1) // block_size))
     start = first
-    if track.open is not None and track.slots[first:end] == written.slots:  # else it was preempted meanwhile
-        start = min(max(first, track.open), sure)
-        track.open = max(track.open, sure)
+    if state.open is not None and state.slots[first:end] == written.slots:  # else it was preempted meanwhile
+        start = min(max(first, state.open), sure)
+        state.open = max(state.open, sure)
     part = slice(start - first, sure - first)
-    return Written(track, start, written.slots[part], written.generations[part])
+    return Written(state, start, written.slots[part], written.generations[part])

@@ -10,7 +10,7 @@ from kvmarket import counters
 from kvmarket.market.offer import Hit
 from kvmarket.pool import Slots, UInt64s
 from vllm_hook.metadata import Load
-from vllm_hook.scheduler.requests import Track
+from vllm_hook.scheduler.requests import RequestState
 
 if TYPE_CHECKING:
     from vllm_hook.worker.side import WorkerSide
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Flight:
     """A load under way: its destinations, their generations, and those destinations that a rank could not fill."""
 
-    track: Track
+    state: RequestState
     first: int
     slots: Slots
     generations: UInt64s
@@ -51,15 +51,15 @@ class Imports:
         """Whether loads wait for the next step to be dispatched."""
         return bool(self._unsent)
 
-    def may_ask(self, track: Track, computed: int) -> bool:
+    def may_ask(self, state: RequestState, computed: int) -> bool:
         """Whether the market is asked about a request with `computed` tokens; counted if a limit of ours forbids it."""
-        if track.imported:
+        if state.imported:
             return False
-        reason = track.refusal or ("local hit ends within a block" if computed % self._block_size else "")
-        if self.is_due(track.request.request_id):
+        reason = state.refusal or ("local hit ends within a block" if computed % self._block_size else "")
+        if self.is_due(state.request.request_id):
             reason = "an older request of that name is not over"
         if reason:
-            track.refused(reason)
+            state.refused(reason)
         return not reason
 
     def found(self, request_id: str, hit: Hit | None) -> None:
@@ -81,14 +81,14 @@ class Imports:
         self._unsent.append(load)
         return load
 
-    def take_off(self, load: Load, first: int, track: Track, generations: Callable[[Slots], UInt64s]) -> None:
+    def take_off(self, load: Load, first: int, state: RequestState, generations: Callable[[Slots], UInt64s]) -> None:
         """The pages of a load are retired: start it, where that can be done now, and note which blocks it is to fill.
 
         Those are blocks `first`, ... of the request.
         """
         if self.worker is not None:
             self.worker.start_now(load)
-        self._flights[load.request_id] = Flight(track, first, load.slots, generations(load.slots))
+        self._flights[load.request_id] = Flight(state, first, load.slots, generations(load.slots))
 
     def take_unsent(self) -> tuple[Load, ...]:
         """The loads that the next step's metadata carries."""

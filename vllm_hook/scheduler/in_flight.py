@@ -16,7 +16,7 @@ from kvmarket import counters
 from kvmarket.market.control import ControlHalf
 from kvmarket.registry.trie.tokens import Int32s
 from vllm_hook.scheduler.prefill_rate import PrefillRate
-from vllm_hook.scheduler.requests import Track
+from vllm_hook.scheduler.requests import RequestState
 
 STALLED_SECONDS = 1.0  # without a new block on offer: whoever promised it is stuck, or computes something else first
 OFFER_SECONDS = 0.02  # from the end of a peer's step until a request that waits has seen what it offers: at most
@@ -52,7 +52,7 @@ class _Wait:
         return TOO_SLOW if so_far * self.awaited > longest * came else ""
 
 
-class Waits:
+class InFlightPrefills:
     """Which requests wait, and which prompts this engine has promised itself. All on the scheduling thread."""
 
     def __init__(self, block_size: int, tokens: int, seconds: Callable[[int], float] | None = None) -> None:
@@ -93,15 +93,15 @@ class Waits:
             return self._go_on(request)
         return True
 
-    def begin(self, control: ControlHalf, request: str, track: Track, blocks: int, at_hand: int) -> None:
+    def begin(self, control: ControlHalf, request: str, state: RequestState, blocks: int, at_hand: int) -> None:
         """The request is scheduled, `at_hand` of its prompt's whole `blocks` computed or imported: promise the others.
 
         Costs nothing where those are too few, else what telling the prompt costs.
         """
         if self._blocks and blocks - at_hand >= self._blocks and request not in self._promised:
-            whole = track.tokens(blocks * self._block_size)
-            if not track.refusal:
-                self._promised[request] = control.promise(whole, tenant=track.tenant), blocks
+            whole = state.tokens(blocks * self._block_size)
+            if not state.refusal:
+                self._promised[request] = control.promise(whole, tenant=state.tenant), blocks
 
     def offered(self, control: ControlHalf, request: str, blocks: int) -> None:
         """The first `blocks` blocks of the request are on offer now: its promise is kept when those are all."""

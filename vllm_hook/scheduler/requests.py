@@ -26,7 +26,7 @@ NO_UNICODE = "tenant or cache_salt is no valid Unicode"
 
 
 @dataclass(slots=True)
-class Track:
+class RequestState:
     """One request. `slots` are all its pages in order; `known` of them are not news to us any more.
 
     `refusal`: why none of its blocks may be shared. `imported`: it has had its import, or wants none. `open`: its first
@@ -128,12 +128,12 @@ def tenant_refusal(base: str, salt: Any) -> str:
     return "" if fits else TOO_LONG
 
 
-def track_of(request: Any, base_tenant: str) -> Track:
-    """Start to track a request."""
+def state_of(request: Any, base_tenant: str) -> RequestState:
+    """Start to follow a request."""
     try:
         refusal = refusal_of(request) or tenant_refusal(base_tenant, request.cache_salt)
         skips, _ = bool(request.skip_reading_prefix_cache), request.num_tokens - len(request.all_token_ids)
     except (AttributeError, TypeError, ValueError):  # ValueError: of an array that is asked whether it is true
-        return Track(request, "", UNREADABLE)
+        return RequestState(request, "", UNREADABLE)
     tenant = "" if refusal else tenant_of(base_tenant, request.cache_salt)
-    return Track(request, tenant, refusal, imported=skips)
+    return RequestState(request, tenant, refusal, imported=skips)

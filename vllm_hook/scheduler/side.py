@@ -17,13 +17,13 @@ from vllm_hook.guard import unconcerned
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.metrics.summary import Summary
 from vllm_hook.scheduler import outputs
-from vllm_hook.scheduler.deferred import Chores
+from vllm_hook.scheduler.deferred import DeferredWork
 from vllm_hook.scheduler.drafts import sure_part
 from vllm_hook.scheduler.imports import Imports
-from vllm_hook.scheduler.in_flight import Waits
+from vllm_hook.scheduler.in_flight import InFlightPrefills
 from vllm_hook.scheduler.prefill_rate import PrefillRate
 from vllm_hook.scheduler.rejoin import Connect, Rejoin
-from vllm_hook.scheduler.requests import Track, track_of
+from vllm_hook.scheduler.requests import RequestState, state_of
 from vllm_hook.scheduler.reuse import Reuse
 from vllm_hook.scheduler.steps import Steps, Written
 
@@ -53,14 +53,14 @@ class SchedulerSide:
         self._control: ControlHalf | None = None
         self._rejoin: Rejoin | None = None
         self._ways = ""
-        self._tracks: dict[str, Track] = {}
+        self._states: dict[str, RequestState] = {}
         self._steps = Steps()
         self._loads = Imports(block_size)
-        self._chores = Chores()
-        self._reuse = Reuse(self._chores)
-        self._put_off = False  # whether chores were not done when a step came back
+        self._deferred = DeferredWork()
+        self._reuse = Reuse(self._deferred)
+        self._put_off = False  # whether deferred work was not done when a step came back
         self._rate = PrefillRate()
-        self._waits = Waits(block_size, wait_tokens and max(wait_tokens, min_tokens), self._rate.seconds)
+        self._in_flight = InFlightPrefills(block_size, wait_tokens and max(wait_tokens, min_tokens), self._rate.seconds)
 
     # ---- start and end
 
@@ -104,7 +104,7 @@ class SchedulerSide:
     def close(self) -> None:
         """Leave the market: all offers are dead when this returns."""
         control, self._control = self._control, None
-        self._chores.clear()
+        self._deferred.clear()
         self._loads.worker = None  # it holds the engine's pages
         if self._rejoin is not None:
             self._rejoin.close()
@@ -117,18 +117,18 @@ class SchedulerSide:
         Raises what `ControlHalf.fail_closed` raises: an engine that cannot take its offers down must not go on.
         """
         self.invalidate(reason)
-        self._tracks.clear()
+        self._states.clear()
 
     def invalidate(self, reason: str) -> None:
         """The engine's blocks lose their meaning: kill all offers; steps and loads in flight will offer nothing."""
         if self._control is not None:
             self._control.fail_closed(reason)
         self._steps.clear()
-        self._chores.clear()
+        self._deferred.clear()
         self._loads.clear()
-        self._waits.clear()
-        for track in self._tracks.values():  # what they go on to compute rests on blocks from before
-            track.refusal = track.refusal or reason
+        self._in_flight.clear()
+        for state in self._states.values():  # what they go on to compute rests on blocks from before
+            state.refusal = state.refusal or reason
 
     def describe(self, joined: ControlHalf | None = None) -> str:
         """What is on, and why what is not on is not, in one line for the engine's log; with `joined` on any thread."""
@@ -146,22 +146,22 @@ class SchedulerSide:
         control = self._market()
         if control is None:
             return 0, False
-        track = self._tracks.get(request.request_id)
-        if track is None or track.request is not request:
-            track = self._tracks[request.request_id] = track_of(request, self._tenant)
+        state = self._states.get(request.request_id)
+        if state is None or state.request is not request:
+            state = self._states[request.request_id] = state_of(request, self._tenant)
         first = computed // self._block_size
-        track.restart(first)
-        if not self._imports or not self._loads.may_ask(track, computed):
+        state.restart(first)
+        if not self._imports or not self._loads.may_ask(state, computed):
             return 0, False
         last = (request.num_tokens - 1) // self._block_size  # one token at least is left to compute
         if last <= first:
             return 0, False
-        tokens = track.tokens(last * self._block_size)
-        if track.refusal:
-            track.refused(track.refusal)
+        tokens = state.tokens(last * self._block_size)
+        if state.refusal:
+            state.refused(state.refusal)
             return 0, False
-        hit = control.match(tokens, tenant=track.tenant, first=first)
-        if self._waits.worth(control, request.request_id, tokens, track.tenant, first + hit.blocks):
+        hit = control.match(tokens, tenant=state.tenant, first=first)
+        if self._in_flight.worth(control, request.request_id, tokens, state.tenant, first + hit.blocks):
             return None, False
         if hit.blocks < self._least:
             self._loads.found(request.request_id, None)
@@ -176,27 +176,27 @@ class SchedulerSide:
             load = self._loads.plan(request.request_id, pages, external)
         if self._control is None:
             return
-        track = self._tracks.get(request.request_id)
-        fresh = track.whole(slots) if track else slots
+        state = self._states.get(request.request_id)
+        fresh = state.whole(slots) if state else slots
         known = len(slots) - len(fresh)
         self._reuse.retire(self._control, pages[known:] if external else fresh)
-        if track is None:
+        if state is None:
             return
         if external:
-            self._take_off(load, track)
-        if track.hit:
-            counters.add("vllm_tokens_local", track.hit * self._block_size)
-            track.hit = 0
-        if self._offers and not track.refusal:
+            self._take_off(load, state)
+        if state.hit:
+            counters.add("vllm_tokens_local", state.hit * self._block_size)
+            state.hit = 0
+        if self._offers and not state.refusal:
             blocks, at_hand = request.num_tokens // self._block_size, known + external // self._block_size
-            self._waits.begin(self._control, request.request_id, track, blocks, at_hand)
+            self._in_flight.begin(self._control, request.request_id, state, blocks, at_hand)
 
     def finished(self, request_id: str) -> None:
         """The request is over. What its steps in flight complete is still offered when they come back."""
-        self._tracks.pop(request_id, None)
-        self._waits.over(request_id)
+        self._states.pop(request_id, None)
+        self._in_flight.over(request_id)
         self._loads.over(request_id)
-        if not self._tracks:  # no further step may come
+        if not self._states:  # no further step may come
             self._steps.rest()
             self._catch_up(promises=not self._steps.computing)
 
@@ -210,10 +210,10 @@ class SchedulerSide:
         control = self._market()
         if control is None:
             return self.plain_step(tokens=tokens)
-        self._reuse.retire(control, outputs.new_pages(output, self._tracks))
+        self._reuse.retire(control, outputs.new_pages(output, self._states))
         now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
         if now and not self._loads.planned and not self._steps.waking:
-            self._chores.run()
+            self._deferred.run()
         return self.plain_step(list(self._completed(control, output)) if self._offers else [], tokens)
 
     def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
@@ -227,7 +227,7 @@ class SchedulerSide:
     def returned(self, output: Any) -> None:
         """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
         self._loads.hasten(output)
-        done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._tracks)
+        done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._states)
         whole = isinstance(done, StepDone) and done.ranks == self._ranks
         if whole:
             self._rate.returned(done.step)
@@ -238,7 +238,7 @@ class SchedulerSide:
             self._loads.spoilt(bad)
         for written in self._steps.through(done.step) if whole else ():
             sure = sure_part(written, self._block_size) if self._speculates else written
-            self._chores.add(partial(self._offer, sure.track, sure.first, sure.slots, sure.generations))
+            self._deferred.add(partial(self._offer, sure.state, sure.first, sure.slots, sure.generations))
         for pool in done.unreachable if isinstance(done, StepDone) else ():
             if self._control is not None:
                 self._control.avoid(pool)
@@ -246,17 +246,17 @@ class SchedulerSide:
         first = bool(landed) and not self._steps.computing
         if first:
             self._steps.rest()
-        if not self._chores.may_wait(self._put_off or first):
+        if not self._deferred.may_wait(self._put_off or first):
             self._catch_up()
         for flight in landed:
-            self._chores.add(partial(self._offer, flight.track, flight.first, flight.slots, flight.generations))
+            self._deferred.add(partial(self._offer, flight.state, flight.first, flight.slots, flight.generations))
 
     # ---- internals
 
     def _market(self) -> ControlHalf | None:
         """The control half of the market, None while this engine takes no part; it may have just been joined.
 
-        Then requests under way have no track: nothing of them is offered, and nothing was, from the pages they have.
+        Then requests under way have no state: nothing of them is offered, and nothing was, from the pages they have.
         """
         if self._control is None and self._rejoin is not None:
             self._control = self._rejoin.take()
@@ -264,9 +264,9 @@ class SchedulerSide:
 
     def _catch_up(self, promises: bool = True) -> None:
         """Offer all that is back; then requests that are over keep no promise, where `promises` may go."""
-        self._chores.run()
+        self._deferred.run()
         if promises and self._control is not None:
-            self._waits.end(self._control)
+            self._in_flight.end(self._control)
 
     def _heed_weights(self, done: StepDone) -> None:
         """Leave the market when a step computed with other weights than those that the market knows."""
@@ -275,26 +275,26 @@ class SchedulerSide:
             control, self._control = self._control, None
             self._rejoin.leave(control, done.step, done.weights)
 
-    def _take_off(self, load: Load, track: Track) -> None:
+    def _take_off(self, load: Load, state: RequestState) -> None:
         """A load is planned and its pages are retired. One import per request, ever."""
-        track.imported = True
+        state.imported = True
         if load.hit is not None and self._control is not None:
-            self._loads.take_off(load, load.hit.first, track, self._control.generations)
-            self._chores.add(lambda: self._reuse.watch(load.slots.tolist()))
+            self._loads.take_off(load, load.hit.first, state, self._control.generations)
+            self._deferred.add(lambda: self._reuse.watch(load.slots.tolist()))
 
     def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
         """The blocks that become whole with the tokens scheduled in this step, generations captured now."""
-        for track, first, slots in outputs.completed(output, self._tracks, self._block_size, self._speculates):
+        for state, first, slots in outputs.completed(output, self._states, self._block_size, self._speculates):
             self._reuse.watch(slots)
-            yield Written(track, first, slots, control.generations(slots))
+            yield Written(state, first, slots, control.generations(slots))
 
-    def _offer(self, track: Track, first: int, slots: Sequence[int] | Slots, generations: UInt64s) -> None:
+    def _offer(self, state: RequestState, first: int, slots: Sequence[int] | Slots, generations: UInt64s) -> None:
         """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
         if self._control is None or not self._offers or not len(slots):
             return
-        tokens = track.tokens((first + len(slots)) * self._block_size)
+        tokens = state.tokens((first + len(slots)) * self._block_size)
         count = len(tokens) // self._block_size - first
         if count > 0:
             whole = tokens[: (first + count) * self._block_size]
-            self._control.offer(whole, slots[:count], generations[:count], tenant=track.tenant, first=first)
-            self._waits.offered(self._control, track.request.request_id, first + count)
+            self._control.offer(whole, slots[:count], generations[:count], tenant=state.tenant, first=first)
+            self._in_flight.offered(self._control, state.request.request_id, first + count)

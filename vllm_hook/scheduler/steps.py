@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvmarket.pool import UInt64s
-from vllm_hook.scheduler.requests import Track
+from vllm_hook.scheduler.requests import RequestState
 
 
 @dataclass(slots=True)
 class Written:
     """Whole blocks `first`, ... of a request that one step completes: their slots, and the generations at dispatch."""
 
-    track: Track
+    state: RequestState
     first: int
     slots: list[int]
     generations: UInt64s
@@ -82,7 +82,7 @@ class Steps:
     def discard(self, bad: set[int]) -> None:
         """Forget what rests on a page in `bad`, which failed to load: what was computed from it does not count."""
         for _, written in self._queue:
-            written[:] = [one for one in written if bad.isdisjoint(one.track.slots)]
+            written[:] = [one for one in written if bad.isdisjoint(one.state.slots)]
 
     def clear(self) -> None:
         """Forget all steps in flight: none of their blocks will be offered."""

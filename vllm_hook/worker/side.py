@@ -11,7 +11,7 @@ import torch
 
 from kvmarket import counters
 from kvmarket.market.data import DataHalf
-from kvmarket.market.fetch import Moved
+from kvmarket.market.fetch import Fetch
 from vllm_hook.engine import compat, facts, limits
 from vllm_hook.guard import Guard
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
@@ -41,8 +41,8 @@ class WorkerSide:
         self._weights = self.make_weights()
         self._computing_with = ""  # the name of the weights of the step under way
         self._unstarted: list[Load] = []
-        self._ahead: dict[str, Moved] = {}  # loads that were started before their step came, by request
-        self._moving: list[tuple[Load, Moved, str]] = []  # and the weights that the blocks were computed with
+        self._ahead: dict[str, Fetch] = {}  # loads that were started before their step came, by request
+        self._moving: list[tuple[Load, Fetch, str]] = []  # and the weights that the blocks were computed with
         self._unreachable: list[str] = []
         self._finished: dict[str, bool] = {}  # requests whose load has ended, and whether it was whole
         self._told: dict[str, bool] = {}  # those of the last step

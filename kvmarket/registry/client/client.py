@@ -18,7 +18,7 @@ from contextlib import ExitStack
 
 from kvmarket import counters
 from kvmarket.errors import AddressError, KVMarketError
-from kvmarket.registry.client.connection import START_SECONDS, Line
+from kvmarket.registry.client.connection import START_SECONDS, Connection
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.address import Address
@@ -73,8 +73,8 @@ class Client:
             try:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
                 undo.callback(os.close, self._wake)
-                self._line = self._first_line()
-                undo.callback(self._line.close)
+                self._connection = self._first_connection()
+                undo.callback(self._connection.close)
                 self._thread = threading.Thread(target=self._watch, name="kvmarket-watch", daemon=True)
                 self._thread.start()
             except (OSError, RuntimeError) as error:
@@ -117,7 +117,7 @@ class Client:
         Nobody may change what is on offer meanwhile. Costs some 0.5 ms.
         """
         with self._lock:
-            return self._line.feed.go_on()
+            return self._connection.feed.go_on()
 
     def wake(self) -> None:
         """Have the watching thread look for what was left for later."""
@@ -155,7 +155,7 @@ class Client:
         os.eventfd_write(self._wake, 1)
         self._thread.join()
         with self._lock:
-            self._line.close()
+            self._connection.close()
         os.close(self._wake)
         del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
 
@@ -164,36 +164,36 @@ class Client:
         with self._lock:
             if self._finds_own:
                 self._replica.add(change)
-            line = self._line
-            line.feed.tell(change)
-            if line.wire.blocked or line.feed.ready:
+            connection = self._connection
+            connection.feed.tell(change)
+            if connection.socket.blocked or connection.feed.ready:
                 os.eventfd_write(self._wake, 1)  # for the watching thread to go on with it
 
-    def _first_line(self) -> Line:
+    def _first_connection(self) -> Connection:
         """Join, and know what the service knows, as far as that comes within `JOIN_SECONDS`."""
         deadline = time.monotonic() + START_SECONDS
         while True:
-            line = self._home.join()
-            if self._settled(line, time.monotonic() + JOIN_SECONDS):
-                return line
-            line.close()
+            connection = self._home.join()
+            if self._settled(connection, time.monotonic() + JOIN_SECONDS):
+                return connection
+            connection.close()
             if time.monotonic() > deadline:
                 raise AddressError(
                     f"the service at {self._home.address} let this engine in and died, again and again; see "
                     f"{self._home.address.log}"
                 )
 
-    def _settled(self, line: Line, deadline: float) -> bool:
+    def _settled(self, connection: Connection, deadline: float) -> bool:
         """Hear what stands; False where the service dies meanwhile. Nothing is on offer here yet."""
         poll = select.poll()
-        poll.register(line.wire, select.POLLIN)
-        poll.register(line.pidfd, select.POLLIN)
-        while (line.feed.telling or not self._replica.whole) and time.monotonic() < deadline:
-            line.feed.go_on()
-            current, gone = line.drain(time.perf_counter() + TURN_SECONDS)
+        poll.register(connection.socket, select.POLLIN)
+        poll.register(connection.pidfd, select.POLLIN)
+        while (connection.feed.telling or not self._replica.whole) and time.monotonic() < deadline:
+            connection.feed.go_on()
+            current, gone = connection.drain(time.perf_counter() + TURN_SECONDS)
             self._gone += gone
             ready = dict(poll.poll(WATCH_SECONDS * 1000 if current and not self._replica.whole else 0))
-            if line.pidfd in ready or line.wire.closed:
+            if connection.pidfd in ready or connection.socket.closed:
                 return False
         return True
 
@@ -217,11 +217,11 @@ class Client:
 
     def _ended(self, poll: select.poll) -> bool:
         """Wait until something has come, or for a while; whether the connection has ended, or is to end."""
-        if self._line.pidfd < 0:  # it has been let go of, and no other was made
+        if self._connection.pidfd < 0:  # it has been let go of, and no other was made
             return True
         if self._died_meanwhile(poll):
             counters.add("service_lost", reason="the service of the market died; joining again")
-        elif self._line.wire.closed:
+        elif self._connection.socket.closed:
             counters.add("membership_lost", reason="the connection to the service broke; joining again")
         elif not self._home.free(time.monotonic()):
             return False
@@ -233,14 +233,14 @@ class Client:
         Where the connection has ended, for `AGAIN_SECONDS`: who is killed closes it some moments before he is dead, and
         one that broke may break again and again.
         """
-        line, end = self._line, time.monotonic() + AGAIN_SECONDS
-        if line.wire.closed:
-            poll.unregister(line.wire)
+        connection, end = self._connection, time.monotonic() + AGAIN_SECONDS
+        if connection.socket.closed:
+            poll.unregister(connection.socket)
             while not self._closing.is_set() and (left := end - time.monotonic()) > 0:
                 if self._dies(poll, left):
                     return True
             return False
-        poll.register(line.wire, line.wire.events)
+        poll.register(connection.socket, connection.socket.events)
         return self._dies(poll, WATCH_SECONDS)
 
     def _dies(self, poll: select.poll, seconds: float) -> bool:
@@ -248,12 +248,12 @@ class Client:
         ready = dict(poll.poll(1000 * seconds))
         if self._wake in ready:
             os.eventfd_read(self._wake)
-        return self._line.pidfd in ready
+        return self._connection.pidfd in ready
 
     def _watched(self) -> select.poll:
         """What the watching thread waits for: the service, its end, and whoever wakes us."""
         poll = select.poll()
-        for source in (self._line.wire, self._line.pidfd, self._wake):
+        for source in (self._connection.socket, self._connection.pidfd, self._wake):
             poll.register(source, select.POLLIN)
         return poll
 
@@ -264,7 +264,7 @@ class Client:
             self._behind_since = now if self._behind_since is None else self._behind_since
             turn = min(max(TURN_SECONDS, TURN_SHARE * (now - self._behind_since)), LONGEST_TURN)
             with self._lock:
-                current, gone = self._line.drain(time.perf_counter() + turn)
+                current, gone = self._connection.drain(time.perf_counter() + turn)
                 self._gone += gone
                 if current and self._replica.space.collecting:
                     self._replica.space.collect()
@@ -278,17 +278,17 @@ class Client:
     def _rejoin(self) -> bool:
         """Join anew, trying until it works or the client is closed."""
         with self._lock:
-            self._line.close()
+            self._connection.close()
         while not self._closing.is_set():
             try:
-                line = self._home.join()
+                connection = self._home.join()
             except KVMarketError as error:
                 counters.add("rejoin_failed", reason=type(error).__name__)
                 self._closing.wait(0.5)
                 continue
             with self._lock:
-                if line.service != self._line.service:
+                if connection.service != self._connection.service:
                     self._replica.rejoin(time.monotonic())
-                self._line = line
+                self._connection = connection
             return True
         return False

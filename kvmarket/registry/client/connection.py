@@ -35,7 +35,7 @@ from kvmarket.registry.protocol.messages import (
     unpack_reply,
 )
 from kvmarket.registry.protocol.numbering import Heard
-from kvmarket.registry.protocol.packets import Wire, dial
+from kvmarket.registry.protocol.packets import PacketSocket, dial
 from kvmarket.registry.space.feed import Feed
 from kvmarket.registry.space.snapshot import SnapshotParts
 
@@ -45,26 +45,26 @@ KNOCK_SECONDS = 0.02  # after which we try again to be let in
 REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told once more: doubled each time
 
 
-class Line:
+class Connection:
     """A connection of a member: what it hears goes into `replica`, what it tells through `feed`. Not thread-safe."""
 
-    def __init__(self, wire: Wire, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts]) -> None:
+    def __init__(self, sock: PacketSocket, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts]) -> None:
         """Send `join`; the answer is not waited for. `snapshot`: of what this engine has on offer."""
-        self.wire = wire  # readable when something has come, closed when the service has died or will not have us
-        self.feed = Feed(wire, snapshot)
+        self.socket = sock  # readable when something has come, closed when the service has died or will not have us
+        self.feed = Feed(sock, snapshot)
         self.pidfd = -1  # readable when the service has died
         self.service: Process | None = None
         self._replica = replica
         self._heard = Heard(time.monotonic())
         self._refused_at, self._pause = 0.0, REFUSED_SECONDS
-        self.wire.send(pack_message(join))
+        self.socket.send(pack_message(join))
 
     def drain(self, end: float) -> tuple[bool, list[str]]:
         """Send what waits, and put what has come into the replica until ``perf_counter() >= end``.
 
         Whether that was all of it, and the pools that have gone.
         """
-        self.wire.flush()
+        self.socket.flush()
         self.look_after(time.monotonic())
         gone: list[str] = []
         while True:
@@ -80,7 +80,7 @@ class Line:
         if (again := self._heard.wanted(now)) is not None:
             if again.seen:  # else it waits for the first one
                 counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
-            self.wire.send(pack_message(again))
+            self.socket.send(pack_message(again))
         self.feed.mark(now)
         if self._refused_at and now > self._refused_at:
             self._refused_at = 0.0
@@ -103,7 +103,7 @@ class Line:
 
     def close(self) -> None:
         """Leave: the service takes down all that we offered. May be called twice."""
-        self.wire.close()
+        self.socket.close()
         self.feed.end()
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -112,12 +112,12 @@ class Line:
     def _hung_up(self) -> bool:
         """Whether the service's end of the connection is gone: a process has closed it before it is no more."""
         poll = select.poll()
-        poll.register(self.wire, 0)
+        poll.register(self.socket, 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _answer(self) -> Joined | None:
         """The answer to our joining, None if there is none within a second."""
-        frame = self.wire.wait(ANSWER_SECONDS)
+        frame = self.socket.wait(ANSWER_SECONDS)
         if frame is None:
             return None
         reply = unpack_reply(frame)
@@ -128,7 +128,7 @@ class Line:
     def _receive(self) -> bool:
         """Hand on one message, if one has come; whether one had."""
         try:
-            frame = self.wire.receive()
+            frame = self.socket.receive()
             if frame is None:
                 return False
             reply = unpack_reply(frame)
@@ -154,7 +154,7 @@ class Line:
 
 def join_service(
     address: Address, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts], closing: threading.Event
-) -> Line:
+) -> Connection:
     """Join on a fresh connection, starting the service where there is none.
 
     Raises AddressError when that does not work within `START_SECONDS`, and what a refusal stands for.
@@ -165,18 +165,18 @@ def join_service(
             start_service(address)
             continue
         try:
-            wire = dial(address.socket)
+            sock = dial(address.socket)
         except OSError:  # one of JUST_NOT_NOW
             closing.wait(KNOCK_SECONDS)
             continue
-        line = Line(wire, join, replica, snapshot)
+        connection = Connection(sock, join, replica, snapshot)
         try:
-            if line.joined(closing):
-                return line
+            if connection.joined(closing):
+                return connection
         except KVMarketError:
-            line.close()
+            connection.close()
             raise
-        line.close()
+        connection.close()
     raise AddressError(
         f"the service at {address} did not answer within {START_SECONDS:.0f} s; see {address.log}, "
         "or start it by hand with `kvmarket serve`"

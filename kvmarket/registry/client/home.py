@@ -11,7 +11,7 @@ from threading import Event
 
 from kvmarket import counters
 from kvmarket.errors import RegistryError, VersionError
-from kvmarket.registry.client.connection import ANSWER_SECONDS, Line, join_service
+from kvmarket.registry.client.connection import ANSWER_SECONDS, Connection, join_service
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import PROTOCOL, AskStatus, Join, pack_message, unpack_reply
@@ -33,16 +33,16 @@ class Home:
         self._joining = join, replica, snapshot, closing
         self._look_at = 0.0
 
-    def join(self) -> Line:
+    def join(self) -> Connection:
         """Join at the address, or beside it. Raises what `join_service` raises."""
         self.away = False
         try:
             return join_service(self.address, *self._joining)
         except VersionError as error:
             counters.add("market_beside", reason="engines of another version have the address", detail=error)
-        line = join_service(self.beside(), *self._joining)
+        connection = join_service(self.beside(), *self._joining)
         self.away = True
-        return line
+        return connection
 
     def beside(self) -> Address:
         """The address of the market for engines that speak as this one does."""
@@ -65,9 +65,9 @@ class Home:
 def _speaks(address: Address) -> bool:
     """Whether the service there speaks as this process does. Raises RegistryError where that cannot be known."""
     try:
-        with dial(address.socket) as wire:
-            wire.send(pack_message(AskStatus()))
-            frame = wire.wait(ANSWER_SECONDS)
+        with dial(address.socket) as sock:
+            sock.send(pack_message(AskStatus()))
+            frame = sock.wait(ANSWER_SECONDS)
     except OSError:
         return False
     return frame is not None and bool(unpack_reply(frame))

@@ -34,7 +34,7 @@ _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
 JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
 
 
-class Wire:
+class PacketSocket:
     """One end of a connection. Nothing here waits, but for `wait`. Not thread-safe."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -48,7 +48,7 @@ class Wire:
         self._begun = bytearray()  # of a message that goes on
         self.closed = False  # whether the other end has closed, and all it sent before was received; or broke the rules
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> PacketSocket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
@@ -108,7 +108,7 @@ class Wire:
     def receive(self) -> bytes | None:
         """The next message, None if no whole one has come.
 
-        Raises MessageError for what no `Wire` sends: whoever does is heard no more, as if he had closed.
+        Raises MessageError for what no `PacketSocket` sends: whoever does is heard no more, as if he had closed.
         """
         while not self.closed:
             try:
@@ -165,7 +165,7 @@ class Wire:
         return True
 
 
-class Door:
+class PacketListener:
     """A listening socket, which lets in processes of this user only."""
 
     def __init__(self, path: Path) -> None:
@@ -187,7 +187,7 @@ class Door:
         """Readable when somebody wants to come in."""
         return self._socket.fileno()
 
-    def accept(self) -> Wire | None:
+    def accept(self) -> PacketSocket | None:
         """Let the next one in, None where there is none. Raises OSError: out of descriptors."""
         while True:
             try:
@@ -195,7 +195,7 @@ class Door:
             except (BlockingIOError, ConnectionAbortedError):
                 return None
             if _user_of(end) == os.geteuid():
-                return Wire(end)
+                return PacketSocket(end)
             end.close()
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class Door:
         self._socket.close()
 
 
-def dial(path: Path) -> Wire:
+def dial(path: Path) -> PacketSocket:
     """Connect to the service of this user that listens at `path`.
 
     Raises OSError with one of `JUST_NOT_NOW` where that may work a moment later; else VersionError, or AddressError
@@ -230,7 +230,7 @@ def dial(path: Path) -> Wire:
     if uid != os.geteuid():
         end.close()
         raise AddressError(f"the service at {path} is another user's (uid {uid}); give an address of your own")
-    return Wire(end)
+    return PacketSocket(end)
 
 
 def _user_of(end: socket.socket) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 
 from kvmarket.errors import MessageError, MissingBlockError, NotJoinedError
 from kvmarket.registry.protocol.messages import Again, Changes, Join, News, PoolGone, PoolJoined
-from kvmarket.registry.service.members import Book
+from kvmarket.registry.service.members import Members
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.service.stream import Stream
 from kvmarket.registry.space.feed import Feed
@@ -20,7 +20,7 @@ class Exchange:
 
     def __init__(self) -> None:
         """Nobody has joined."""
-        self.book = Book()
+        self.members = Members()
         self.heard: Counter[str] = Counter()  # by kind
         self._sessions: dict[str, Session] = {}  # of members
         self._streams: dict[str, Stream] = {}  # space -> what its members hear
@@ -30,18 +30,18 @@ class Exchange:
 
         Raises RefusedError or LayoutError, and does nothing then.
         """
-        self.book.join(name, join)
+        self.members.join(name, join)
         session.member, self._sessions[name] = name, session
         stream = self._streams.setdefault(join.space, Stream())
         for record in join.pools:
             stream.add(PoolJoined(record), session)
-        space, own = self.book.spaces[join.space], frozenset(record.pool for record in join.pools)
-        session.feed = Feed(session.wire, partial(SnapshotParts, (space,), own, records=True))
+        space, own = self.members.spaces[join.space], frozenset(record.pool for record in join.pools)
+        session.feed = Feed(session.socket, partial(SnapshotParts, (space,), own, records=True))
         stream.feeds[session] = session.feed
 
     def leave(self, name: str) -> Session | None:
         """Take a member out with all its offers, and tell the others; its session, None where it is no member."""
-        join, session = self.book.leave(name), self._sessions.pop(name, None)
+        join, session = self.members.leave(name), self._sessions.pop(name, None)
         if join is None or session is None:
             return None
         stream = self._streams[join.space]
@@ -66,7 +66,7 @@ class Exchange:
             session.ask(time.monotonic())
         else:
             if message.snapshot:
-                self.book.begin(session.member)
+                self.members.begin(session.member)
             for change in message.changes:
                 self._put_in(session, change)
 
@@ -90,19 +90,19 @@ class Exchange:
     def collect(self, seconds: float) -> bool:
         """Give back memory of what stands no longer, for some time; whether there is more of it."""
         end = time.monotonic() + seconds
-        for space in self.book.spaces.values():
+        for space in self.members.spaces.values():
             while space.collecting and time.monotonic() < end:
                 space.collect()
-        return any(space.collecting for space in self.book.spaces.values())
+        return any(space.collecting for space in self.members.spaces.values())
 
     def _put_in(self, session: Session, change: object) -> None:
         self.heard[type(change).__name__] += 1
         if not isinstance(change, News):
             raise MessageError(f"a {type(change).__name__} from an engine; only the service says that")
-        stream = self._streams[self.book.members[session.member].join.space]
+        stream = self._streams[self.members.by_name[session.member].join.space]
         try:
-            for heard in self.book.hear(session.member, change):
+            for heard in self.members.hear(session.member, change):
                 stream.add(heard, session)
         except MissingBlockError:
-            if not self.book.telling(session.member):  # else its snapshot comes to it yet
+            if not self.members.telling(session.member):  # else its snapshot comes to it yet
                 raise

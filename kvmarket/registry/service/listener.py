@@ -15,7 +15,7 @@ import weakref
 from kvmarket import counters
 from kvmarket.errors import AddressError
 from kvmarket.registry.protocol.address import Address, identity
-from kvmarket.registry.protocol.packets import Door, Wire
+from kvmarket.registry.protocol.packets import PacketListener, PacketSocket
 from kvmarket.support.advice import explained
 
 LOOK_SECONDS = 0.2
@@ -28,7 +28,7 @@ class Listener:
     def __init__(self, address: Address) -> None:
         """Take the lock and make the socket. Raises AddressError if another service has them, or they cannot be."""
         self._address = address
-        self._door: Door | None = None
+        self._door: PacketListener | None = None
         self._socket: tuple[int, int] | None = None  # identity of its file
         self._lock = -1
         self._directory_made = False  # again, and not by who made it first, and may have removed it
@@ -49,8 +49,8 @@ class Listener:
         """Readable when somebody wants to come in."""
         return self._poll.fileno()
 
-    def accept(self) -> Wire | None:
-        """As `Door.accept`."""
+    def accept(self) -> PacketSocket | None:
+        """As `PacketListener.accept`."""
         return None if self._door is None else self._door.accept()
 
     def keep(self, needed: bool = True) -> bool:
@@ -103,7 +103,7 @@ class Listener:
 
     def _open(self) -> None:
         """Make the socket, in place of the one before. Raises OSError."""
-        door = Door(self._address.socket)
+        door = PacketListener(self._address.socket)
         try:
             self._poll.register(door, select.EPOLLIN)
             self._socket = identity(self._address.socket)

@@ -1,4 +1,4 @@
-"""The book of a market: which engines are members, which pools they have, and the space of offers that each shares.
+"""The members of a market: which engines there are, which pools they have, and the space of offers that each shares.
 
 Pure data: no sockets, no files, no processes. The service drives it.
 """
@@ -38,12 +38,12 @@ class Member(msgspec.Struct, frozen=True):
         return tuple(record.pool for record in self.join.pools)
 
 
-class Book:
+class Members:
     """Members and offers. Every method either does all it says or raises and does nothing."""
 
     def __init__(self) -> None:
-        """An empty book."""
-        self.members: dict[str, Member] = {}
+        """Nobody is one yet."""
+        self.by_name: dict[str, Member] = {}
         self.spaces: dict[str, Space] = {}
         self._owners: dict[str, str] = {}  # pool -> member
 
@@ -60,7 +60,7 @@ class Book:
         for record in join.pools:
             if record.pool in self._owners or sum(record.pool == other.pool for other in join.pools) > 1:
                 raise RefusedError(f"pool {record.pool} has joined already; give every pool a new id")
-        for member in self.members.values():
+        for member in self.by_name.values():
             other = member.join
             if other.space == join.space and (other.geometry, other.block_size) != (join.geometry, join.block_size):
                 raise LayoutError(
@@ -69,7 +69,7 @@ class Book:
                     "put what differs into the fingerprint, or give the caches equal logical shapes"
                 )
         space = self.spaces.setdefault(join.space, Space(join.block_size))
-        self.members[name] = Member(join, space)
+        self.by_name[name] = Member(join, space)
         for record in join.pools:
             space.add_pool(record)
             self._owners[record.pool] = name
@@ -77,29 +77,29 @@ class Book:
     def former(self, join: Join) -> str | None:
         """The member that the same process joined as before with the same pools, because it had heard no answer."""
         names = {self._owners.get(record.pool, "") for record in join.pools} - {""}
-        return next((name for name in names if self.members[name].join.process == join.process), None)
+        return next((name for name in names if self.by_name[name].join.process == join.process), None)
 
     def leave(self, name: str) -> Join | None:
         """Remove member `name` with all its offers; what it had joined with. Costs some us a pool, and `collect`."""
-        member = self.members.pop(name, None)
+        member = self.by_name.pop(name, None)
         if member is None:
             return None
         for pool in member.pools:
             member.space.drop_pool(pool)
             del self._owners[pool]
-        if not any(other.space is member.space for other in self.members.values()):
+        if not any(other.space is member.space for other in self.by_name.values()):
             del self.spaces[member.join.space]
         return member.join
 
     def begin(self, name: str) -> None:
         """Member `name` begins to tell all that it has on offer."""
-        member = self.members[name]
+        member = self.by_name[name]
         for pool in member.pools:
             member.space.pools[pool].begin()
 
     def telling(self, name: str) -> bool:
         """Whether member `name` is telling all that it has on offer just now."""
-        member = self.members[name]
+        member = self.by_name[name]
         return any(member.space.pools[pool].telling for pool in member.pools)
 
     def hear(self, name: str, news: News) -> Iterator[Change]:
@@ -107,7 +107,7 @@ class Book:
 
         Raises MessageError. Costs as what `Space` does for it.
         """
-        member = self.members[name]
+        member = self.by_name[name]
         match news:
             case SnapshotEnd():
                 self._check(name, news.told)
@@ -127,7 +127,7 @@ class Book:
     def status(self) -> tuple[MemberStatus, ...]:
         """One row per member."""
         rows = []
-        for member in self.members.values():
+        for member in self.by_name.values():
             offers = sum(len(member.space.pools[pool].standing()) for pool in member.pools)
             rows.append(MemberStatus(member.join.process.pid, member.join.space, len(member.pools), offers))
         return tuple(rows)

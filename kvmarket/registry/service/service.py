@@ -1,4 +1,4 @@
-"""The service: one process per user and market that holds the book. Everything it knows is soft state.
+"""The service: one process per user and market that knows them. Everything it knows is soft state.
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
 moment it dies. A member that closes its connection has left. It answers no match: every engine does that itself, from
@@ -85,8 +85,8 @@ class Service:
 
     def _turn(self) -> None:
         """Wait until something has come, do it, and tell who has to hear of it."""
-        book = self._exchange.book
-        if not self._door.keep(needed=self._idle_exit is None or bool(book.members)):
+        members = self._exchange.members
+        if not self._door.keep(needed=self._idle_exit is None or bool(members.by_name)):
             _log.info("%s is another service's, or gone; this one gives way", self.address)
             self._stopped = True
             return
@@ -98,7 +98,7 @@ class Service:
                 self._remove(member)
                 sweep()
         for session, events in sessions:
-            if session is not None and session.wire.fileno() >= 0:  # not hung up meanwhile
+            if session is not None and session.socket.fileno() >= 0:  # not hung up meanwhile
                 self._serve(session, events)
         if any(fd == self._door.fileno() for fd, _ in ready):
             self._sessions.let_in()
@@ -112,7 +112,7 @@ class Service:
         if now > self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
             sweep()
-        self._empty_since = now if book.members else self._empty_since
+        self._empty_since = now if members.by_name else self._empty_since
         idle = self._idle_exit is not None and now - self._empty_since > self._idle_exit
         self._stopped = self._stopped or idle
         self._wait = 0.0 if more else min(POLL_SECONDS, max(0.0, self._exchange.due()))
@@ -133,23 +133,23 @@ class Service:
 
         Where the other end has closed it, whatever it said before counts no more.
         """
-        wire = session.wire
+        sock = session.socket
         if events & select.EPOLLHUP:
             self._end(session)
             return
         if events & select.EPOLLOUT:
-            wire.flush()
+            sock.flush()
         with survived("a message of an engine") as heard:
             end = time.monotonic() + TURN_SECONDS
             while events & select.EPOLLIN and time.monotonic() < end and self._hear(session):
                 pass
-        if wire.closed or heard.failed:  # it joins again, and tells all that stands
+        if sock.closed or heard.failed:  # it joins again, and tells all that stands
             self._end(session)
 
     def _hear(self, session: Session) -> bool:
         """Do what the next message of a connection asks for; False where none has come."""
         try:
-            frame = session.wire.receive()
+            frame = session.socket.receive()
             if frame is None:
                 return False
             self._handle(session, unpack_request(frame))
@@ -176,9 +176,9 @@ class Service:
             case Changes() | Again():
                 self._exchange.hear(session, request)
             case AskStatus():
-                book = self._exchange.book
+                members = self._exchange.members
                 counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
-                self._send(session, Status(self._me, book.status(), book.blocks, counted))
+                self._send(session, Status(self._me, members.status(), members.blocks, counted))
 
     def _join(self, session: Session, join: Join) -> None:
         if session.member:
@@ -188,7 +188,7 @@ class Service:
         pidfds = open_pidfds({join.process, *(process for pool in join.pools for process in pool.processes)})
         self._deaths.watch(name, pidfds)
         try:
-            if (former := self._exchange.book.former(join)) is not None:
+            if (former := self._exchange.members.former(join)) is not None:
                 self._remove(former)
             self._exchange.join(session, name, join)
         except (RefusedError, LayoutError):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from kvmarket import counters
 from kvmarket.registry.protocol.messages import Reply, pack_message
 from kvmarket.registry.protocol.numbering import Heard
-from kvmarket.registry.protocol.packets import Wire
+from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.registry.service.listener import Listener
 from kvmarket.registry.space.feed import Feed
 
@@ -22,17 +22,17 @@ _log = logging.getLogger("kvmarket.service")
 class Session:
     """A connection: nobody's until a member has joined over it. Not thread-safe."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, sock: PacketSocket) -> None:
         """Take over a connection that was let in."""
-        self.wire = wire
-        self.events = wire.events  # what it is polled for
+        self.socket = sock
+        self.events = sock.events  # what it is polled for
         self.member = ""
         self.heard = Heard(time.monotonic())
         self.feed: Feed | None = None
 
     def send(self, reply: Reply) -> bool:
         """Send without waiting; False where the connection is gone or does not keep up."""
-        return self.wire.send(pack_message(reply))
+        return self.socket.send(pack_message(reply))
 
     def ask(self, now: float) -> None:
         """Ask for what was missed, where that is due."""
@@ -61,9 +61,9 @@ class Sessions:
     def let_in(self) -> None:
         """Whoever knocks; where there are no descriptors left, nobody for a while: they go on knocking."""
         try:
-            while (wire := self._door.accept()) is not None:
-                self._by_descriptor[wire.fileno()] = Session(wire)
-                self._poll.register(wire, wire.events)
+            while (sock := self._door.accept()) is not None:
+                self._by_descriptor[sock.fileno()] = Session(sock)
+                self._poll.register(sock, sock.events)
         except OSError as error:
             counters.add("not_let_in", reason="no descriptor is left; raise the limit of open files", detail=error)
             self._poll.unregister(self._door)
@@ -82,19 +82,19 @@ class Sessions:
     def expect(self) -> None:
         """Have the poll tell when a connection takes more, where something waits for it, and only then."""
         for session in self._by_descriptor.values():
-            events = session.wire.events
+            events = session.socket.events
             if events != session.events:
                 session.events = events
-                self._poll.modify(session.wire, events)
+                self._poll.modify(session.socket, events)
 
     def hang_up(self, session: Session) -> None:
         """Close a connection."""
-        if self._by_descriptor.pop(session.wire.fileno(), None) is not None:
-            self._poll.unregister(session.wire)
-            session.wire.close()
+        if self._by_descriptor.pop(session.socket.fileno(), None) is not None:
+            self._poll.unregister(session.socket)
+            session.socket.close()
 
     def close(self) -> None:
         """Close all of them, and the door."""
         for session in self._by_descriptor.values():
-            session.wire.close()
+            session.socket.close()
         self._door.close()

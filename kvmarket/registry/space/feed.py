@@ -13,7 +13,7 @@ from collections.abc import Callable
 from kvmarket import counters
 from kvmarket.registry.protocol.messages import Again, Change, pack_message
 from kvmarket.registry.protocol.numbering import Told
-from kvmarket.registry.protocol.packets import Wire
+from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.registry.space.snapshot import SnapshotParts
 
 MOST_BYTES = 8 << 20  # that wait for the other end; beyond it a change is not sent
@@ -24,9 +24,9 @@ MARK_SECONDS, MARKS_SECONDS = 0.1, 1.0  # after which the last number is told ag
 class Feed:
     """The numbered changes to one listener. Not thread-safe."""
 
-    def __init__(self, wire: Wire, snapshot: Callable[[], SnapshotParts]) -> None:
-        """Over `wire`; a first snapshot is due, and nothing is told before it begins."""
-        self._wire, self._snapshot = wire, snapshot
+    def __init__(self, sock: PacketSocket, snapshot: Callable[[], SnapshotParts]) -> None:
+        """Over `sock`; a first snapshot is due, and nothing is told before it begins."""
+        self._socket, self._snapshot = sock, snapshot
         self._told = Told()
         self._under_way: SnapshotParts | None = None
         self._lacking = True  # whether a snapshot is to begin: until then nothing is told
@@ -40,13 +40,13 @@ class Feed:
     @property
     def ready(self) -> bool:
         """Whether `go_on` would tell something now."""
-        return self.telling and self._wire.waiting < AHEAD_BYTES
+        return self.telling and self._socket.waiting < AHEAD_BYTES
 
     def tell(self, *changes: Change) -> bool:
         """Tell what has changed; False where it was not sent: a snapshot will tell it. Costs 10 us and 1 us a KiB."""
         if self._lacking:
             return False
-        full = self._wire.waiting >= MOST_BYTES
+        full = self._socket.waiting >= MOST_BYTES
         if not full and self._send(changes):
             return True
         if full:
@@ -67,7 +67,7 @@ class Feed:
 
     def go_on(self) -> bool:
         """Tell the next part of a snapshot, where there is room; whether that told anything. Costs some 0.5 ms."""
-        if not self.ready or self._wire.closed:
+        if not self.ready or self._socket.closed:
             return False
         begins = self._lacking
         if begins:
@@ -88,11 +88,11 @@ class Feed:
         """Tell the last number once more, where it is time for that; to be called every now and then."""
         if now >= self._mark_at and not self._lacking:
             self._mark_at = now + MARKS_SECONDS
-            self._wire.send(pack_message(self._told.mark()))
+            self._socket.send(pack_message(self._told.mark()))
 
     def _send(self, changes: tuple[Change, ...], *, snapshot: bool = False) -> bool:
         self._mark_at = time.monotonic() + MARK_SECONDS
-        return self._wire.send(pack_message(self._told.changes(changes, snapshot=snapshot)))
+        return self._socket.send(pack_message(self._told.changes(changes, snapshot=snapshot)))
 
 
 def _nothing() -> SnapshotParts:

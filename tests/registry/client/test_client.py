@@ -14,7 +14,7 @@ import pytest
 from kvmarket.errors import AddressError
 from kvmarket.registry.client import client
 from kvmarket.registry.client.client import Client
-from kvmarket.registry.protocol.packets import Wire
+from kvmarket.registry.protocol.packets import PacketSocket
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def watching() -> Iterator[SimpleNamespace]:
     """A client whose connection has ended, without a service; writing to `death` is its service's end."""
     made: Client = Client.__new__(Client)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    wire, (dead, death) = Wire(ours), os.pipe()
+    sock, (dead, death) = PacketSocket(ours), os.pipe()
     theirs.close()
-    assert wire.receive() is None and wire.closed
+    assert sock.receive() is None and sock.closed
     made._closing, made._wake = threading.Event(), os.eventfd(0, os.EFD_NONBLOCK)
-    made._line = SimpleNamespace(wire=wire, pidfd=dead)
+    made._connection = SimpleNamespace(socket=sock, pidfd=dead)
     yield SimpleNamespace(client=made, death=death, wake=made._wake)
-    wire.close()
+    sock.close()
     for descriptor in (dead, death, made._wake):
         os.close(descriptor)
 
@@ -62,18 +62,18 @@ def rejoining(monkeypatch, watching, service: str, *, fails: int = 0) -> tuple[l
         return SimpleNamespace(service=service)
 
     made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
-    made._line.service, made._line.close = "a", lambda: said.append("closed")
+    made._connection.service, made._connection.close = "a", lambda: said.append("closed")
     made._replica = SimpleNamespace(rejoin=lambda now: said.append("rejoined"))
     assert made._rejoin() is True
-    assert made._line.service == service
+    assert made._connection.service == service
     return tries, said
 
 
 def test_a_replica_hears_of_a_new_service_and_of_no_other(watching, monkeypatch):
     """Of a service that goes on, all that stands stands; with a dead one engines may have died, unseen."""
-    wire, pidfd = watching.client._line.wire, watching.client._line.pidfd
+    sock, pidfd = watching.client._connection.socket, watching.client._connection.pidfd
     assert rejoining(monkeypatch, watching, "b")[1] == ["closed", "rejoined"]
-    watching.client._line = SimpleNamespace(wire=wire, pidfd=pidfd)
+    watching.client._connection = SimpleNamespace(socket=sock, pidfd=pidfd)
     assert rejoining(monkeypatch, watching, "a")[1] == ["closed"]
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from kvmarket.processes.shared_file import Process
-from kvmarket.registry.client.connection import Line
+from kvmarket.registry.client.connection import Connection
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.messages import (
     Again,
@@ -23,7 +23,7 @@ from kvmarket.registry.protocol.messages import (
     pack_message,
     unpack_request,
 )
-from kvmarket.registry.protocol.packets import Wire
+from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.registry.space import feed as feed_module
 from kvmarket.registry.space.snapshot import SnapshotParts
 
@@ -33,13 +33,13 @@ JOIN = Join(ME, "space", "geometry", 4, (PoolRecord("own", 8, (ME,), b""),))
 
 @pytest.fixture
 def pair() -> Iterator[SimpleNamespace]:
-    """A line, its replica, and the service's end of the connection."""
+    """A connection, its replica, and the service's end of the connection."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    replica, service = Replica(4, JOIN.pools), Wire(theirs)
-    line = Line(Wire(ours), JOIN, replica, lambda: SnapshotParts(()))
+    replica, service = Replica(4, JOIN.pools), PacketSocket(theirs)
+    connection = Connection(PacketSocket(ours), JOIN, replica, lambda: SnapshotParts(()))
     assert unpack_request(service.receive()) == JOIN
-    yield SimpleNamespace(line=line, replica=replica, service=service)
-    line.close()
+    yield SimpleNamespace(connection=connection, replica=replica, service=service)
+    connection.close()
     service.close()
 
 
@@ -58,7 +58,7 @@ def test_one_look_takes_in_all_that_has_come(pair):
     tell(pair, 1, SnapshotEnd(()), snapshot=True)
     for number in range(2, 6):
         tell(pair, number, PoolGone(f"pool {number}"))
-    assert pair.line.drain(time.perf_counter() + 5) == (True, [])
+    assert pair.connection.drain(time.perf_counter() + 5) == (True, [])
     assert pair.replica.whole and not pair.replica.pending
     tell(pair, 6, PoolGone("pool"))
     assert not [message for message in heard(pair) if isinstance(message, Again)], "nothing was missed"
@@ -67,7 +67,7 @@ def test_one_look_takes_in_all_that_has_come(pair):
 def test_what_cannot_be_read_keeps_nothing_back(pair):
     assert pair.service.send(b"kvmarket/8\nnonsense")
     tell(pair, 1, SnapshotEnd(()), snapshot=True)
-    assert pair.line.drain(time.perf_counter() + 5) == (True, [])
+    assert pair.connection.drain(time.perf_counter() + 5) == (True, [])
     assert pair.replica.whole
 
 
@@ -75,7 +75,7 @@ def test_a_look_ends_when_its_time_is_over(pair):
     for number in range(1, 6):
         tell(pair, number, SnapshotEnd(()), snapshot=True)
     looks = 0
-    while not pair.line.drain(time.perf_counter())[0]:
+    while not pair.connection.drain(time.perf_counter())[0]:
         looks += 1
     assert looks >= 5 and pair.replica.whole
 
@@ -83,19 +83,19 @@ def test_a_look_ends_when_its_time_is_over(pair):
 def test_what_was_missed_is_asked_for(pair):
     tell(pair, 1, SnapshotEnd(()), snapshot=True)
     tell(pair, 3, PoolGone("pool"))
-    pair.line.drain(time.perf_counter() + 5)
+    pair.connection.drain(time.perf_counter() + 5)
     assert [message for message in heard(pair) if isinstance(message, Again)] == [Again(3)]
 
 
 def test_the_last_number_is_told_again(pair, monkeypatch):
     """So that the loss of the last message is noticed."""
     monkeypatch.setattr(feed_module, "MARK_SECONDS", 0.0)
-    assert pair.line.feed.go_on()
+    assert pair.connection.feed.go_on()
     heard(pair)
-    pair.line.drain(time.perf_counter() + 5)
+    pair.connection.drain(time.perf_counter() + 5)
     assert heard(pair) == [Changes(1)]
 
 
 def test_no_answer_is_no_membership(pair, monkeypatch):
     monkeypatch.setattr("kvmarket.registry.client.connection.ANSWER_SECONDS", 0.05)
-    assert pair.line.joined(threading.Event()) is False and pair.line.pidfd == -1
+    assert pair.connection.joined(threading.Event()) is False and pair.connection.pidfd == -1

@@ -19,7 +19,7 @@ from kvmarket.registry.client.connection import join_service
 from kvmarket.registry.protocol import address as address_module
 from kvmarket.registry.protocol import messages
 from kvmarket.registry.protocol.address import _MAX_SOCKET_PATH, Address
-from kvmarket.registry.protocol.packets import Door, Wire
+from kvmarket.registry.protocol.packets import PacketListener, PacketSocket
 from tests.model_engine import FACTS, ModelEngine
 from tests.registry.service.test_strangers import as_nobody, joining_with, refusal_of
 
@@ -151,8 +151,8 @@ def test_a_service_of_another_version(own_address):
     place = Address(own_address)
     lock = place.take_lock()
     assert lock is not None
-    door = Door(place.socket)
-    wires: list[Wire] = []
+    door = PacketListener(place.socket)
+    wires: list[PacketSocket] = []
 
     def answer() -> None:
         select.select([door], [], [])

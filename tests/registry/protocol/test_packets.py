@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmarket.errors import MessageError
-from kvmarket.registry.protocol import packets as wire_module
-from kvmarket.registry.protocol.packets import PACKET_BYTES, Door, Wire, dial
+from kvmarket.registry.protocol import packets as packets_module
+from kvmarket.registry.protocol.packets import PACKET_BYTES, PacketListener, PacketSocket, dial
 
 
-def ends() -> tuple[Wire, Wire]:
+def ends() -> tuple[PacketSocket, PacketSocket]:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Wire(one), Wire(other)
+    return PacketSocket(one), PacketSocket(other)
 
 
-def carry(one: Wire, other: Wire) -> bytes:
+def carry(one: PacketSocket, other: PacketSocket) -> bytes:
     """The next message from one to the other."""
     while (message := other.receive()) is None:
         assert not other.closed
@@ -43,7 +43,7 @@ def test_messages_of_any_length_come_whole_and_in_order(size):
 
 
 def test_whoever_does_not_read_makes_nobody_wait(monkeypatch):
-    monkeypatch.setattr(wire_module, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(packets_module, "MOST_BYTES", 50_000)
     one, other = ends()
     with one, other:
         sent = 0
@@ -128,7 +128,7 @@ def test_a_child_that_inherited_the_socket_does_not_keep_it_open():
 
 
 def test_a_message_beyond_the_limit_ends_the_connection(monkeypatch):
-    monkeypatch.setattr(wire_module, "MAX_MESSAGE_BYTES", 3 * PACKET_BYTES)
+    monkeypatch.setattr(packets_module, "MAX_MESSAGE_BYTES", 3 * PACKET_BYTES)
     one, other = ends()
     with one, other:
         one.send(bytes(3 * PACKET_BYTES))
@@ -143,20 +143,20 @@ def test_a_message_beyond_the_limit_ends_the_connection(monkeypatch):
 def test_packets_of_strangers(packets):
     """Whatever comes: messages, or the error of the protocol."""
     stranger, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with stranger, Wire(end) as wire:
+    with stranger, PacketSocket(end) as sock:
         for packet in packets:
             stranger.send(packet)
         taken = 0
         try:
-            while wire.receive() is not None:
+            while sock.receive() is not None:
                 taken += 1
         except MessageError:
-            assert wire.closed
+            assert sock.closed
         assert taken <= len(packets)
 
 
 def test_a_door_lets_in_who_knocks(tmp_path):
-    door = Door(tmp_path / "s")
+    door = PacketListener(tmp_path / "s")
     assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
     assert door.accept() is None
     with dial(tmp_path / "s") as outside:

@@ -53,13 +53,13 @@ def test_of_the_service_in_a_message(engine, peer, fails):
     """Whoever said it joins again, and tells all that stands; nobody else notices."""
     engine.publish(older := prompt(16, 2), [4, 5, 6, 7])
     until(lambda: peer.take(older, [0, 1, 2, 3]) == 4)
-    before, line = survived("a message of an engine"), engine.market._control._client._line
+    before, line = survived("a message of an engine"), engine.market._control._client._connection
     raised = fails(Exchange, "hear")
     engine.publish(tokens := prompt(16, 3), [0, 1, 2, 3])
     until(lambda: raised)
     until(lambda: peer.take(tokens, [4, 5, 6, 7]) == 4)
     assert survived("a message of an engine") >= before + 1
-    assert engine.market._control._client._line is not line
+    assert engine.market._control._client._connection is not line
     assert peer.take(older, [0, 1, 2, 3]) == 4
 
 

@@ -16,7 +16,7 @@ import pytest
 from kvmarket import counters
 from kvmarket.errors import AddressError
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.packets import Door, dial
+from kvmarket.registry.protocol.packets import PacketListener, dial
 from kvmarket.registry.service import listener as listener_module
 from kvmarket.registry.service.listener import Listener
 from tests.model_engine import until
@@ -39,10 +39,10 @@ def listener(place, monkeypatch):
 def answers(listener: Listener, place: Address) -> bool:
     """Whether somebody who dials the address is let in."""
     with dial(place.socket):
-        wire = listener.accept()
-        if wire is not None:
-            wire.close()
-        return wire is not None
+        sock = listener.accept()
+        if sock is not None:
+            sock.close()
+        return sock is not None
 
 
 def remove(place: Address, what: str) -> None:
@@ -153,14 +153,14 @@ def test_whatever_lies_in_place_of_the_socket_stays(listener, place):
 def test_a_socket_that_is_removed_at_once(place, monkeypatch):
     """Before anybody could look at it."""
 
-    class Removed(Door):
+    class Removed(PacketListener):
         def __init__(self, path: Path) -> None:
             super().__init__(path)
             path.unlink()
 
     monkeypatch.setattr(listener_module, "LOOK_SECONDS", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(listener_module, "Door", Removed)
+        patched.setattr(listener_module, "PacketListener", Removed)
         listener = Listener(place)
     assert listener.keep() and answers(listener, place)
     listener.close()

@@ -59,7 +59,7 @@ class Line:
     """A raw connection."""
 
     def __init__(self, place: Address) -> None:
-        self.wire = dial(place.socket)
+        self.socket = dial(place.socket)
         self.number = 0  # of the last change heard
 
     def ask(self, frame: bytes):
@@ -67,7 +67,7 @@ class Line:
         return self.hear()
 
     def hear(self):
-        frame = self.wire.wait(5.0)
+        frame = self.socket.wait(5.0)
         assert frame is not None, "no answer"
         return unpack_reply(frame)
 
@@ -98,13 +98,13 @@ class Line:
         return answer
 
     def tell(self, frame: bytes) -> None:
-        assert self.wire.send(frame)
+        assert self.socket.send(frame)
 
     def __enter__(self) -> Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.wire.close()
+        self.socket.close()
 
 
 def join_message(pool: str = "pool") -> Join:
@@ -132,7 +132,7 @@ def test_join_status_leave(place):
         assert [member.pid for member in status.members] == [os.getpid()]
         assert status.counters["Join"] == 1
         with Line(place) as other:
-            line.wire.close()
+            line.socket.close()
             deadline = time.monotonic() + 10
             while other.ask_status().members:
                 assert time.monotonic() < deadline
@@ -204,8 +204,8 @@ def test_whoever_joins_anew_takes_the_place_of_who_heard_no_answer(place):
             assert isinstance(each.ask(pack_message(join_message())), Joined)
         assert len(line.ask_status().members) == 1
         deadline = time.monotonic() + 10
-        while not former.wire.closed:
-            former.wire.receive()
+        while not former.socket.closed:
+            former.socket.receive()
             assert time.monotonic() < deadline
 
 

@@ -25,7 +25,7 @@ from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol import packets
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import PROTOCOL, Joined, pack_message
-from kvmarket.registry.protocol.packets import Door, Wire, dial
+from kvmarket.registry.protocol.packets import PacketListener, PacketSocket, dial
 from kvmarket.registry.service.deaths import open_pidfds
 from kvmarket.registry.space.snapshot import SnapshotParts
 from tests.registry.service.test_service import join_message
@@ -102,7 +102,7 @@ def test_another_users_address_is_refused_with_a_reason(market_address):
 def test_who_is_not_of_this_user_hears_nothing(own_address, monkeypatch, side):
     """Whichever end asks the kernel who the other one is: it says who we are, and we are another user."""
     path, uid = Address(own_address).socket, os.geteuid()
-    with contextlib.closing(Door(path)) as door:
+    with contextlib.closing(PacketListener(path)) as door:
         if side == "engine":
             monkeypatch.setattr(packets.os, "geteuid", lambda: NOBODY)
             with pytest.raises(AddressError, match=f"another user's .uid {uid}.; give an address"):
@@ -121,7 +121,7 @@ def test_who_is_not_of_this_user_hears_nothing(own_address, monkeypatch, side):
 def _listen(path, asked, pipe) -> None:
     os.setgid(NOBODY)
     os.setuid(NOBODY)
-    with contextlib.closing(Door(path)) as door:
+    with contextlib.closing(PacketListener(path)) as door:
         path.chmod(0o777)
         pipe.send("listening")
         asked.wait()
@@ -189,8 +189,8 @@ def test_a_service_that_dies_once_it_has_let_one_in_is_no_refusal(dies):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     over = subprocess.Popen(["true"])
     over.wait()
-    with Wire(theirs) as service, Wire(ours) as member:
-        joining = connection.Line(member, *joining_with())
+    with PacketSocket(theirs) as service, PacketSocket(ours) as member:
+        joining = connection.Connection(member, *joining_with())
         service.send(pack_message(Joined(Process(over.pid, 0, pid_namespace()))))
         if dies:
             service.close()
@@ -203,8 +203,8 @@ def test_a_service_that_dies_once_it_has_let_one_in_is_no_refusal(dies):
 def test_a_service_of_another_pid_namespace_is_not_watched_by_its_number():
     """A process here may have that number, and would live on, or die, instead of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with Wire(theirs) as service, Wire(ours) as member:
-        joining = connection.Line(member, *joining_with())
+    with PacketSocket(theirs) as service, PacketSocket(ours) as member:
+        joining = connection.Connection(member, *joining_with())
         me = Process.current()
         service.send(pack_message(Joined(Process(me.pid, me.start, me.namespace + 1))))
         with pytest.raises(NamespaceError, match="--pid=host"):

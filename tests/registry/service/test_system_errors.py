@@ -33,7 +33,7 @@ def test_what_the_system_refuses_is_said_with_what_to_do(own_address, monkeypatc
         "open": ("os.open", [place.take_lock, place.service_lives, lambda: start_service(place)]),
         "flock": ("fcntl.flock", [place.take_lock, place.service_lives]),
         "fstat": ("os.fstat", [lambda: place.is_locked_by(listener._lock)]),
-        "bind": ("kvmarket.registry.service.listener.Door", [lambda: Listener(place)]),
+        "bind": ("kvmarket.registry.service.listener.PacketListener", [lambda: Listener(place)]),
         "socket": ("socket.socket", [lambda: dial(place.socket)]),
         "epoll_create": ("select.epoll", [lambda: Listener(place)]),
         "run": ("subprocess.run", [lambda: start_service(place)]),

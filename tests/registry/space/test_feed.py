@@ -22,7 +22,7 @@ class Pair:
         self.space = made("pa")
         self.weather = Weather(random.Random(1), dict.fromkeys(FAULTS, 0.0))
         ours, self.theirs = connection(self.weather)
-        self.wire: FakeWire = ours
+        self.socket: FakeWire = ours
         self.snapshots = 0
         self.feed = Feed(ours, self._snapshot)  # type: ignore[arg-type]
         self.heard = Heard(0.0)
@@ -93,13 +93,13 @@ def test_a_snapshot_waits_for_room(pair):
 
 
 def test_a_snapshot_whose_part_could_not_be_sent_begins_anew(pair):
-    pair.wire.closed = True
+    pair.socket.closed = True
     assert not pair.feed.go_on()
-    pair.wire.closed = False
-    send, pair.wire.send = pair.wire.send, lambda _frame: False
+    pair.socket.closed = False
+    send, pair.socket.send = pair.socket.send, lambda _frame: False
     assert pair.feed.go_on()
     assert pair.feed.telling
-    pair.wire.send = send
+    pair.socket.send = send
     pair.tell_all()
     assert pair.read() == ["begin", "SnapshotEnd"]
     assert pair.snapshots == 2
@@ -117,16 +117,16 @@ def test_who_asks_is_told_all_again_once(pair):
 def test_the_last_number_is_told_again(pair, monkeypatch):
     monkeypatch.setattr(feed_module.time, "monotonic", lambda: 10.0)
     pair.feed.mark(1e9)
-    assert not pair.wire.out.queue, "nothing was told yet"
+    assert not pair.socket.out.queue, "nothing was told yet"
     pair.tell_all()
     pair.read()
     pair.feed.mark(10.0 + feed_module.MARK_SECONDS / 2)
-    assert not pair.wire.out.queue
+    assert not pair.socket.out.queue
     pair.feed.mark(10.0 + feed_module.MARK_SECONDS)
     pair.feed.mark(10.1 + feed_module.MARK_SECONDS)
-    assert [unpack_reply(frame) for frame in pair.wire.out.queue] == [Changes(1)]
+    assert [unpack_reply(frame) for frame in pair.socket.out.queue] == [Changes(1)]
     pair.feed.mark(11.2 + feed_module.MARKS_SECONDS)
-    assert len(pair.wire.out.queue) == 2
+    assert len(pair.socket.out.queue) == 2
 
 
 def test_the_end_names_what_was_told_in_full(pair):

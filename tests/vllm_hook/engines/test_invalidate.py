@@ -46,7 +46,7 @@ def test_blocks_of_a_request_that_is_over_which_wait_to_be_offered(way: Way):
     step = side.dispatch(step_of(new={"a": ([1, 2], 0, 8), "b": ([3, 4], 0, 4)}))
     side.returned(back(step.step))
     side.finished("a")
-    assert len(side._chores), "they are offered behind the first token"
+    assert len(side._deferred), "they are offered behind the first token"
     way(side, "test")
     side.returned(back(side.dispatch(step_of()).step))
     side.dispatch(step_of())
@@ -90,9 +90,9 @@ def test_new_requests_are_as_ever(way: Way):
 def test_a_request_that_ran_is_not_looked_up_after_a_reset_and_is_after_a_failure_of_ours():
     side, control, _ = running()
     control.found = 3
-    one = side._tracks["a"].request
+    one = side._states["a"].request
     side.invalidate("prefix cache reset")
-    assert side.match(one, 0) == (0, False) and side._tracks["a"].refusal == "prefix cache reset"
+    assert side.match(one, 0) == (0, False) and side._states["a"].refusal == "prefix cache reset"
     side.fail("test")
     assert side.match(one, 0) == (12, True), "what we knew of it is forgotten"
 
@@ -101,13 +101,13 @@ def test_the_first_reason_of_a_request_stays():
     side, _ = joined()
     admit(side, request("a", 8, lora_request=object()), [1, 2])
     side.invalidate("test")
-    assert side._tracks["a"].refusal == "LoRA"
+    assert side._states["a"].refusal == "LoRA"
 
 
 def test_whoever_has_left_calls_the_market_no_more():
     side, control, flying = running(wait_tokens=4)
     admit(side, request("b", 8), [1, 5])
-    assert len(control.promises) == 2 and len(side._chores)
+    assert len(control.promises) == 2 and len(side._deferred)
     side.close()
     control.log.clear()
     side.finished("b")

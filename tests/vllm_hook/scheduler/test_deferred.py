@@ -96,7 +96,7 @@ def test_an_empty_step_behind_a_load_that_has_landed_does_nothing_else():
     first = side.dispatch(step_of(new={"b": ([1, 3], 4, 4)}))
     assert 1 in control.standing, "the step waited for this"
     side.returned(back(empty.step, finished={"b"}))
-    assert 1 in control.standing and len(side._chores), "it runs, but its token is waited for"
+    assert 1 in control.standing and len(side._deferred), "it runs, but its token is waited for"
     side.returned(back(first.step))
     side.dispatch(step_of(cached={"b": (None, 8, 1)}))
     assert control.live()[1] == prefix(1)
@@ -142,14 +142,14 @@ def test_what_is_left_to_do_is_done_though_a_load_ends_with_every_step():
         assert step.loads
         side.finished(this)
         side.returned(back(step.step, finished={after}))
-    assert len(side._chores) < 30 and len(control.live()) > 20 and len(control.promises) < 6
+    assert len(side._deferred) < 30 and len(control.live()) > 20 and len(control.promises) < 6
 
 
 def test_what_is_left_to_do_is_done_though_every_other_step_is_empty_and_all_bring_loads():
     worker = FakeWorker()
     side, control = joined(worker=worker)
     control.found, done = 1, []
-    side._chores.add(lambda: done.append(True))
+    side._deferred.add(lambda: done.append(True))
     own = None
     for i in range(10):  # two at a time: the load of one is heard of with the one ahead of it
         name, pages = str(i), [2 * i + 1, 2 * i + 2]

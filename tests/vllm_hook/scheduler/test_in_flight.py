@@ -25,7 +25,7 @@ BLOCK_SECONDS = 10.0  # what this engine takes to compute one
 
 def waiting(tokens: int = 2 * BLOCK, **more: Any) -> tuple[SchedulerSide, FakeControl]:
     side, control = joined(wait_tokens=tokens, **more)
-    side._waits._seconds = lambda tokens: tokens / BLOCK * BLOCK_SECONDS
+    side._in_flight._seconds = lambda tokens: tokens / BLOCK * BLOCK_SECONDS
     return side, control
 
 
@@ -90,7 +90,12 @@ def test_who_offers_nothing_more_is_not_waited_for(clock):
 
 
 def test_an_engine_that_has_not_measured_does_not_wait_for_half_an_hour_either(clock):
-    wait, tokens, control, offered = in_flight.Waits(16, 1024), np.zeros(2048 * 16, np.int32), FakeControl(), 0
+    wait, tokens, control, offered = (
+        in_flight.InFlightPrefills(16, 1024),
+        np.zeros(2048 * 16, np.int32),
+        FakeControl(),
+        0,
+    )
     control.coming = 2048
     while wait.worth(control, "a", tokens, "", offered):  # type: ignore[arg-type]
         clock[0] += 0.9
@@ -101,7 +106,7 @@ def test_an_engine_that_has_not_measured_does_not_wait_for_half_an_hour_either(c
 def offering(clock: list[float], pace: float, blocks: int, tokens_a_second: float) -> tuple[float, int, str]:
     """Wait for a peer that offers a block every `pace` seconds: how long, the blocks on offer then, and why no more."""
     before = counters.snapshot()
-    wait = in_flight.Waits(16, 1024, lambda tokens: tokens / tokens_a_second)
+    wait = in_flight.InFlightPrefills(16, 1024, lambda tokens: tokens / tokens_a_second)
     control, begun, offered = FakeControl(), clock[0], 0
     control.coming = blocks
     while wait.worth(control, "a", np.zeros(blocks * 16, np.int32), "", offered):  # type: ignore[arg-type]
@@ -121,7 +126,7 @@ def test_a_slow_peer_is_left_as_soon_as_its_pace_shows(clock):
 
 def test_a_pace_is_that_of_the_blocks_that_came_meanwhile(clock):
     (side, control), one = waiting(), request("a", 40 * BLOCK + 1)
-    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.5  # 10 s for the 20 blocks that are awaited
+    side._in_flight._seconds = lambda tokens: tokens / BLOCK * 0.5  # 10 s for the 20 blocks that are awaited
     control.found, control.coming = 10, 30
     assert side.match(one, 0) == (None, False)
     clock[0] += 0.9
@@ -141,7 +146,7 @@ def test_a_peer_that_is_as_fast_is_waited_for_until_the_rest_is_not_worth_it(clo
 
 def test_no_wait_is_longer_than_computing_takes_here(clock):
     (side, control), one, before = waiting(), request("a", 4 * BLOCK + 1), given_up(in_flight.TOO_LONG)
-    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.1
+    side._in_flight._seconds = lambda tokens: tokens / BLOCK * 0.1
     control.coming = 3  # the fourth block is computed here in any case
     assert side.match(one, 0) == (None, False)
     clock[0] += 0.3
@@ -153,7 +158,7 @@ def test_no_wait_is_longer_than_computing_takes_here(clock):
 
 def test_a_peer_that_promises_more_and_more_is_not_waited_for_longer(clock):
     (side, control), one, begun = waiting(), request("a", 40 * BLOCK + 1), clock[0]
-    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.5
+    side._in_flight._seconds = lambda tokens: tokens / BLOCK * 0.5
     control.coming = 4
     while side.match(one, 0) == (None, False):
         clock[0] += 0.25
@@ -164,7 +169,7 @@ def test_a_peer_that_promises_more_and_more_is_not_waited_for_longer(clock):
 
 def test_a_request_that_has_the_name_of_one_that_waited_waits_as_long_as_any(clock):
     (side, control), one = waiting(), request("a", 4 * BLOCK + 1)
-    side._waits._seconds = lambda tokens: tokens / BLOCK * 0.1
+    side._in_flight._seconds = lambda tokens: tokens / BLOCK * 0.1
     control.coming = 4
     assert side.match(one, 0) == (None, False)
     side.finished("a")
@@ -219,7 +224,7 @@ def test_a_prompt_of_just_enough_is_promised():
 
 
 def side_tenant(side: SchedulerSide) -> str:
-    return next(iter(side._tracks.values())).tenant
+    return next(iter(side._states.values())).tenant
 
 
 def test_the_last_blocks_of_a_finished_request_are_offered_before_its_promise_goes():
@@ -285,7 +290,7 @@ def test_two_engines_that_have_begun_never_wait_for_each_other(clock):
         assert len(other.promises) == 1
         control.coming = 3
         side.dispatch(step_of(new={"a": ([1, 2, 3, 4], 0, 3 * BLOCK)}))
-        assert not side._waits._waiting
+        assert not side._in_flight._waiting
     (side, control), one = engines[0], requests[0]
     control.log.clear()
     assert side.match(one, 0) == (None, False), "preempted: the other one has begun"

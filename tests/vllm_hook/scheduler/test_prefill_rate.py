@@ -123,4 +123,4 @@ def scheduler_side(clock: list[float], ranks: int, seconds: float) -> SchedulerS
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_scheduler_side_measures_its_steps(clock: list[float], ranks: int):
     side = scheduler_side(clock, ranks, 0.5)
-    assert side._waits._seconds(100 * BLOCK) == pytest.approx(0.5)
+    assert side._in_flight._seconds(100 * BLOCK) == pytest.approx(0.5)

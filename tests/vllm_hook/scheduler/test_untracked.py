@@ -6,7 +6,7 @@ import pytest
 
 from tests.vllm_hook.scheduler.fakes import FakeControl, FakePool, admit, back, joined, prefix, request, step_of
 from vllm_hook.scheduler import outputs
-from vllm_hook.scheduler.requests import Track, track_of
+from vllm_hook.scheduler.requests import RequestState, state_of
 from vllm_hook.scheduler.side import SchedulerSide
 
 
@@ -61,11 +61,11 @@ def test_pages_of_a_load_whose_request_was_forgotten():
 
 
 def test_pages_are_told_once_though_several_requests_share_them():
-    tracks: dict[str, Track] = {"b": track_of(request("b", 12), "")}
+    states: dict[str, RequestState] = {"b": state_of(request("b", 12), "")}
     output = step_of(new={"b": ([1, 2], 0, 8), "c": ([1, 3], 4, 4)}, cached={"d": ([3, 4], 0, 8)})
-    assert outputs.new_pages(output, tracks) == [1, 2, 3, 4]
-    assert tracks["b"].slots == [1, 2]
-    assert outputs.new_pages(step_of(new={"b": ([1, 2, 5], 8, 4)}), tracks) == [5], "the others are not news"
+    assert outputs.new_pages(output, states) == [1, 2, 3, 4]
+    assert states["b"].slots == [1, 2]
+    assert outputs.new_pages(step_of(new={"b": ([1, 2, 5], 8, 4)}), states) == [5], "the others are not news"
 
 
 def test_pages_that_the_pool_reports_beside_those_of_the_step():
@@ -101,16 +101,16 @@ def test_pages_that_vllm_told_to_another_connector_alone():
 
 
 def test_blocks_of_a_step_are_those_that_become_whole_in_it():
-    track = track_of(request("b", 20), "")
-    track.whole([1, 2, 3, 4, 5])
+    state = state_of(request("b", 20), "")
+    state.whole([1, 2, 3, 4, 5])
 
     def completed(done: int, now: int) -> list[tuple[int, list[int]]]:
         output = step_of(cached={"b": (None, done, now)})
-        return [(first, slots) for _, first, slots in outputs.completed(output, {"b": track}, 4, speculates=False)]
+        return [(first, slots) for _, first, slots in outputs.completed(output, {"b": state}, 4, speculates=False)]
 
     assert completed(0, 9) == [(0, [1, 2])]
     assert completed(9, 2) == []
     assert completed(11, 6) == [(2, [3, 4])]
     assert completed(17, 3) == [(4, [5])]
-    track.refusal = "test"
+    state.refusal = "test"
     assert completed(0, 20) == []
