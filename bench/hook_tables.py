@@ -1,4 +1,4 @@
-"""The README's tables of the vLLM hook, made from its results. What was not measured is left out."""
+"""The documentation's tables of the vLLM hook, made from its results. What was not measured is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Markdown of the README's tables."""
+"""Markdown of the documentation's tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables of the README, made from ``bench/results/``:  python -m bench.tables  writes them between their markers."""
+"""Tables of the documentation, made from ``bench/results/``: python -m bench.tables writes them between their marks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from bench import hook_tables
 from bench.markdown import Row, markdown, short
 from bench.report import RESULTS
 
-README = RESULTS.parent.parent / "README.md"
+ROOT = RESULTS.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TRANSFER_ROWS = {
     "packed_staged": "packed source (staged)",
     "packed_pull": "packed source, pulled",
@@ -178,14 +179,21 @@ TABLES = {
 
 
 def fill(text: str) -> str:
-    """`text` with every marked table made anew from its results. Raises ValueError where a mark is missing."""
+    """`text` with every table that is marked in it made anew from its results. Raises ValueError for half a mark."""
     for name, (make, file) in TABLES.items():
-        if (RESULTS / file).exists():
-            head, tail = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
+        head, tail = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
+        if (RESULTS / file).exists() and (head in text or tail in text):
             start = text.index(head) + len(head)
             text = text[:start] + make(RESULTS / file) + "\n" + text[text.index(tail, start) :]
     return text
 
 
+def marked(pages: Iterable[Path]) -> set[str]:
+    """The tables that have a place in one of these pages."""
+    texts = [page.read_text() for page in pages]
+    return {name for name in TABLES if any(f"<!-- bench:{name} -->" in text for text in texts)}
+
+
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text()))
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))

@@ -15,7 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted(p for package in ("kvmarket", "vllm_hook") for p in (ROOT / package).rglob("*.py"))
 SOURCES = LIBRARY + sorted(p for folder in ("tests", "bench", "examples") for p in (ROOT / folder).rglob("*.py"))
-TEXTS = SOURCES + sorted(p for pattern in ("*.md", "*.toml", "Makefile", ".ci/run") for p in ROOT.glob(pattern))
+TEXTS = SOURCES + sorted(
+    p for pattern in ("*.md", "docs/*.md", "*.toml", "*.yml", "Makefile", ".ci/run") for p in ROOT.glob(pattern)
+)
 
 MOST_LINES = 300
 MOST_MODULES = 12  # in one folder, its __init__ aside
@@ -118,6 +120,10 @@ def test_files_are_short():
 
     assert not (found := found_in(SOURCES, look)), found
     assert set(LONGER) <= {name_of(path) for path in SOURCES}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150, "the rest belongs into docs/"
 
 
 def test_folders_hold_few_modules():

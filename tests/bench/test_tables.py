@@ -1,4 +1,4 @@
-"""Numbers in the README come from bench/results/, and nowhere else."""
+"""Numbers in the documentation come from bench/results/, and nowhere else."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from bench.report import RESULTS, percentiles
-from bench.tables import README, TABLES, fill, short, transfer
+from bench.tables import PAGES, TABLES, fill, marked, short, transfer
 
 
-def test_the_readme_shows_what_was_measured():
-    text = README.read_text()
-    for name in TABLES:
-        assert f"<!-- bench:{name} -->" in text
-    assert fill(text) == text, "run python -m bench.tables"
+def test_the_pages_show_what_was_measured():
+    assert marked(PAGES) == set(TABLES)
+    for page in PAGES:
+        text = page.read_text()
+        assert fill(text) == text, f"{page.name}: run python -m bench.tables"
 
 
 def test_results_have_the_common_format():

@@ -1,4 +1,4 @@
-"""The metrics are one list: every counter behind them exists in the code, the board and the README use their names."""
+"""The metrics are one list: every counter behind them exists in the code, the board and the docs use their names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_board_shows_what_there_is():
     assert all(query.count("(") == query.count(")") and query.count("{") == query.count("}") for query in queries)
 
 
-def test_readme_names_them():
-    text = (ROOT / "README.md").read_text()
+def test_the_documentation_names_them():
+    text = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     assert set(NAME.findall(text)) <= ON_PAGE
     assert set(metrics.names()) <= set(NAME.findall(text))
