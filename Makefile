@@ -88,7 +88,7 @@ demo-serve: $(FULL) ## two `vllm serve` processes and a client
 	@$(PY) examples/vllm_serve.py
 
 test: $(FULL) ## all tests that this machine can run; says what it skipped and why
-	$(PY) -m pytest -rs
+	$(PY) -m pytest
 
 test-vllm: $(FULL) $(VERSIONS:%=.vllm/%/.full) ## the engine tests with each of VERSIONS; results go to bench/results/
 	$(PY) -m tests.vllm_hook.engines.versions --machine $(MACHINE) $(foreach v,$(VERSIONS),$(v)=$(CURDIR)/.vllm/$(v)/bin/python)

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=f"{item.name}: {reason}"))
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Why tests were skipped, and how many in which file; ``-rs`` names each of them."""
+    reasons: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        reasons.setdefault(reason, Counter())[report.nodeid.partition("::")[0].removeprefix("tests/")] += 1
+    for reason, files in sorted(reasons.items(), key=lambda each: -each[1].total()):
+        terminalreporter.write_line(f"{files.total()} skipped: {reason}")
+        terminalreporter.write_line("    " + ", ".join(f"{file} {count}" for file, count in sorted(files.items())))
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -55,9 +57,20 @@ def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
             raise MisuseError(
                 f'kv_load_failure_policy is "{policy}": a request would fail whenever a peer reuses or loses a block '
                 'in mid-fetch; set "kv_load_failure_policy": "recompute" in kv_transfer_config (under MultiConnector '
-                'there and in the entry of this connector), or "force": true in kv_connector_extra_config'
+                'there and in the entry of this connector), or "force": true in kv_connector_extra_config. The whole '
+                f"flag: {flag_of(transfer_config)}"
             )
     return settings
+
+
+def flag_of(transfer_config: Any) -> str:
+    """The flag of ``vllm serve`` with which the connector takes part, with what this one says, to be pasted."""
+    said: dict[str, object] = {"kv_connector": "KVMarketConnector", "kv_role": "kv_both"}
+    said |= {name: value for name in said if isinstance(value := getattr(transfer_config, name, None), str)}
+    said["kv_load_failure_policy"] = "recompute"
+    if extra := dict(transfer_config.kv_connector_extra_config or {}):
+        said["kv_connector_extra_config"] = extra
+    return f"--kv-transfer-config {shlex.quote(json.dumps(said))}"
 
 
 def layout_asked_for(vllm_config: Any) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +22,17 @@ def transfer(policy: str = "recompute", **extra: object) -> Any:
 def test_policy_must_be_recompute_unless_forced():
     with pytest.raises(MisuseError, match="kv_load_failure_policy"):
         limits.settings_of(transfer("fail"))
+    with pytest.raises(
+        MisuseError, match=r"--kv-transfer-config '\{.*\"kv_load_failure_policy\": \"recompute\""
+    ) as said:
+        limits.settings_of(transfer("fail", tenant="it's ours"))
+    flag = shlex.split(str(said.value).partition("The whole flag: ")[2])
+    assert flag[0] == "--kv-transfer-config" and json.loads(flag[1]) == {
+        "kv_connector": "KVMarketConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"tenant": "it's ours"},
+    }
     with pytest.raises(MisuseError, match="under MultiConnector there and in the entry"):
         limits.settings_of(transfer(), transfer("fail"))
     with pytest.raises(MisuseError, match="kv_load_failure_policy"):
