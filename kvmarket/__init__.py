@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kvmarket.market.fetch import Fetch
     from kvmarket.market.offer import Hit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Fetch", "Fingerprint", "Hit", "KVMarketError", "Market", "PagedCache", "connect", "errors", "registry"]
 
 _HOMES = {
