@@ -106,7 +106,7 @@ docs: $(FULL) ## the documentation, in site/
 dist: $(BASE) ## the wheel, in dist/, checked: nothing in it but the two packages
 	rm -rf dist build
 	@$(call pip,$(or $(USE_PYTHON:%/bin/python=%),.venv)) build
-	$(PY) -m build --wheel --outdir dist .
+	$(PY) -m build --wheel --outdir dist . && rm -rf build
 	@$(PY) -c "$$CHECK_WHEEL" dist/*.whl
 
 define CHECK_WHEEL

@@ -175,6 +175,17 @@ def test_nothing_waits_for_a_device():
     assert not (found := found_in(LIBRARY, look)), found
 
 
+def test_generations_are_raised_in_one_place():
+    """Offers die by that alone; whoever looks for it finds it in one guess."""
+    raisers = {
+        name_of(path)
+        for path in LIBRARY
+        for call in calls(path)
+        if ast.unparse(call.func).rpartition(".")[2] in ("raise_slots", "raise_epoch")
+    }
+    assert raisers == {"kvmarket/market/own_pool.py", "kvmarket/pool/generations.py"}, "it closes itself too"
+
+
 def test_layers():
     def look(path: Path) -> Iterator[str]:
         for where, banned in FORBIDDEN.items():

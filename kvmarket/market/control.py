@@ -1,6 +1,6 @@
 """The control half of a market: tokens, offers, generations. It has no tensors, so a scheduler can hold it.
 
-Every place where a generation is raised is here: `retire` and `fail_closed`.
+Generations are raised where `OwnPool.kill` is called: by `retire`, `fail_closed` and `close`.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class ControlHalf:
     def retire_checked(self, ids: Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """What `retire` does, for slots that were checked: they must be in range, and none may come twice."""
         pool = self._pools.of(staged)
-        pool.generations.raise_slots(ids)  # first, and without waiting for whoever holds the lock
+        pool.kill(ids)  # first, and without waiting for whoever holds the lock
         if take_down:
             self._take_down(pool, ids)
 
@@ -226,7 +226,7 @@ class ControlHalf:
     def fail_closed(self, reason: str) -> None:
         """Raise the epoch of every pool: all offers of this engine are dead on return; counted under `reason`."""
         for pool in self._pools:
-            pool.generations.raise_epoch()
+            pool.kill()
         counters.add("failed_closed", reason=reason)
         with self._lock:
             for pool in self._pools:
@@ -252,7 +252,7 @@ class ControlHalf:
             self._open_in = 0
             with self._lock:  # asked, the ledger notes what was offered: not while another thread has it do so
                 for pool in self._pools:
-                    pool.generations.raise_slots(pool.ledger.slots())
+                    pool.kill(pool.ledger.slots())
             self._client.close()
             self._on_gone = None
             self._peers.close()

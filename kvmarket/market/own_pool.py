@@ -10,7 +10,7 @@ import msgspec
 from kvmarket.errors import SlotError
 from kvmarket.market.ledger import Ledger
 from kvmarket.market.offer import PoolDescriptor, Stage, check_stages
-from kvmarket.pool import Generations
+from kvmarket.pool import Generations, Slots
 from kvmarket.pool.owners import release
 from kvmarket.registry.protocol.messages import PoolRecord
 from kvmarket.registry.space.snapshot import SnapshotParts
@@ -43,12 +43,22 @@ class OwnPool:
         """The epoch of what is in the ledger, as of the last `catch_up`: an offer of it carries this one."""
         return self._epoch
 
+    def kill(self, slots: Slots | None = None) -> None:
+        """Every offer of these slots is dead when this returns; without slots, every offer of the pool.
+
+        The one place where a generation or an epoch is raised. Never waits, and may be called from any thread.
+        """
+        if slots is None:
+            self.generations.raise_epoch()
+        else:
+            self.generations.raise_slots(slots)
+
     def close(self) -> None:
         """Every offer of this pool is dead when this returns; what others offer of the same memory is not."""
         if release(self.generations):
             self.generations.close()
         else:
-            self.generations.raise_slots(self.ledger.slots())
+            self.kill(self.ledger.slots())
 
     @property
     def id(self) -> str:
