@@ -20,9 +20,9 @@ from kvmarket.layout.paged import PagedCache, SlotArray
 from kvmarket.market.avoided import Avoided
 from kvmarket.market.fetch import Fetch, Piece
 from kvmarket.market.offer import Hit, Offers, PoolDescriptor
-from kvmarket.market.owners_watch import ProcessWatch
 from kvmarket.pool import GenerationReader, Slots, as_slots
 from kvmarket.pool.landings import Landing
+from kvmarket.processes.process_watch import ProcessWatch
 from kvmarket.processes.shared_file import Process
 from kvmarket.support.flags import leading
 from kvmarket.support.sets import common
@@ -127,12 +127,12 @@ class DataHalf:
             except FAILURES as error:  # out of memory, say; nothing of it will land any more
                 reason = f"the copy could not be launched: {type(error).__name__}"
                 counters.add("fetch_failed", reason=reason, detail=error)
-            moved = Fetch(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
+            fetch = Fetch(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
             with self._lock:
                 if len(self._flying) >= FLYING:
                     self._prune()
-                self._flying.append((moved, ids))
-        return moved
+                self._flying.append((fetch, ids))
+        return fetch
 
     def settle(self) -> None:
         """Look which fetches have landed. Costs nothing where none is under way, else some us."""
@@ -176,7 +176,7 @@ class DataHalf:
 
     def _prune(self) -> None:
         """Forget copies that are done, and with them what they kept alive."""
-        self._flying = [(moved, slots) for moved, slots in self._flying if not moved.done()]
+        self._flying = [(fetch, slots) for fetch, slots in self._flying if not fetch.done()]
 
     def check(self, hit: Hit, count: int, first: int) -> None:
         """Raise SlotError unless `fetch` could take `count` blocks from block `first` on; launches nothing.

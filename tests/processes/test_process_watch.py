@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvmarket import counters
-from kvmarket.market import owners_watch
-from kvmarket.market.owners_watch import ProcessWatch
+from kvmarket.processes import process_watch
+from kvmarket.processes.process_watch import ProcessWatch
 from kvmarket.processes.shared_file import Process, pid_namespace
 from tests.model_engine import until
 from tests.scarcity import descriptors, no_descriptors
@@ -114,7 +114,7 @@ def test_whoever_has_not_finished_is_called_again(sleepers):
 
 
 def test_it_survives_an_exception_and_tells_again(sleepers, monkeypatch):
-    monkeypatch.setattr(owners_watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
     heir = Heir()
     heir.fails = 2
     watch = ProcessWatch(heir.heed)
@@ -126,7 +126,7 @@ def test_it_survives_an_exception_and_tells_again(sleepers, monkeypatch):
 
 
 def test_without_descriptors_it_looks_now_and_then(sleepers, monkeypatch):
-    monkeypatch.setattr(owners_watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
     heir, before = Heir(), descriptors()
     watch = ProcessWatch(heir.heed)
     with no_descriptors():
@@ -137,7 +137,7 @@ def test_without_descriptors_it_looks_now_and_then(sleepers, monkeypatch):
         until(lambda: heir.calls == [{sleepers[0].known}])
     assert any(name.startswith("watch_delayed") for name in counters.snapshot())
     until(lambda: descriptors() == before + 2)  # the eventfd and one process: tried again
-    monkeypatch.setattr(owners_watch, "LOOK_SECONDS", 60.0)
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 60.0)
     sleepers[1].kill()
     assert until(lambda: heir.dead == {sleepers[0].known, sleepers[1].known}) < 1
     watch.close()
@@ -146,7 +146,7 @@ def test_without_descriptors_it_looks_now_and_then(sleepers, monkeypatch):
 
 def test_who_dies_unreaped_while_there_is_no_descriptor_for_it(sleepers, monkeypatch):
     """Its number is still taken; what tells is /proc."""
-    monkeypatch.setattr(owners_watch, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.05)
 
     def refuse(*_: int) -> int:
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
