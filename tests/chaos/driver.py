@@ -112,8 +112,6 @@ class Driver:
         engine = Incarnation(life, kept=kept)
         self._engines.append(engine)
         self._pids.add(engine.pid)
-        if kept:
-            self._samples[engine.pid] = leaks.Samples(f"{name}, never killed")
         self.result.incarnations += 1
 
     def _act(self) -> None:
@@ -212,6 +210,9 @@ class Driver:
                 pid = status.service.pid
                 if status.blocks >= CROWDED * (self.plan.branches + self.plan.tenants):  # it has heard of them again
                     self._samples.setdefault(pid, leaks.Samples(f"service {pid}"))
+                    for engine in self._engines:
+                        if engine.kept:
+                            self._samples.setdefault(engine.pid, leaks.Samples(f"{engine.life.name}, never killed"))
             found = self.result
             wrong = found.done["wrong"] + sum(engine.tally["wrong"] for engine in self._engines)
             self._progress(

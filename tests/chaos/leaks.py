@@ -60,8 +60,10 @@ def _drivers_bytes(proc: Path) -> int:
     return sum(_kib(part, "Rss") for part in parts)
 
 
-# Comings and goings of peers (a mapped one costs some ten descriptors); a leak at each kill or fetch outgrows it.
-SLACK = Held(8 * MiB, 8 * MiB, 32, 60, 2)
+# Comings and goings of peers (a mapped one costs some ten descriptors), and an engine that has left the market for a
+# moment (its connection has three threads); a leak at each kill or fetch outgrows it.
+SLACK = Held(8 * MiB, 8 * MiB, 32, 60, 3)
+COURSE = 8
 
 
 class Samples:
@@ -86,16 +88,21 @@ class Samples:
         return tuple(Held(*(int(median(column)) for column in zip(*part, strict=True))) for part in (early, late))
 
     def leaks(self) -> list[str]:
-        """What grew by more than the slack."""
+        """What grew by more than the slack, and how: medians of so many parts of the time, one after the other."""
         levels = self.levels()
         if levels is None:
             return []
         rows = zip(Held._fields, *levels, SLACK, strict=True)
         return [
-            f"{self.who}: {name} grew from {early} to {late}"
+            f"{self.who}: {name} grew from {early} to {late} ({', '.join(map(str, self._course(name)))})"
             for name, early, late, slack in rows
             if late - early > slack
         ]
+
+    def _course(self, name: str) -> list[int]:
+        values = [getattr(held, name) for held in self._held]
+        bounds = [len(values) * part // COURSE for part in range(COURSE + 1)]
+        return [int(median(values[start:end])) for start, end in itertools.pairwise(bounds)]
 
 
 def left_by_market(address: Address) -> list[str]:

@@ -12,7 +12,8 @@ import pytest
 
 from kvmarket.registry.protocol.address import Address
 from tests.chaos import leaks
-from tests.vllm_hook.engines.node import GPUS, Node
+from tests.vllm_hook.engines.node import Node
+from tests.vllm_hook.engines.processes import GPUS
 from tests.vllm_hook.engines.versions import INSTALLED, interpreters
 
 

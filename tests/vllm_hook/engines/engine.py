@@ -118,7 +118,7 @@ class Engine:
             kv_transfer_config=transfer_config(options),
             **options.get("llm", {}),
         )
-        if options.get("llm", {}).get("pipeline_parallel_size", 1) > 1 and not options.get("gpu"):
+        if options.get("llm", {}).get("pipeline_parallel_size", 1) > 1 and not options["gpu"]:
             self.llm.collective_rpc(make_stage_buffers)
         if options.get("overlap"):
             overlap_steps(self.llm.llm_engine.engine_core.engine_core)
@@ -258,7 +258,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else prints goes to stderr
     options = json.loads(sys.argv[1])
-    if not options.get("gpu"):
+    if not options["gpu"]:
         for name, value in CPU.items():
             os.environ.setdefault(name, value)
     sys.path[:0] = options.get("path", [])

@@ -9,15 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from kvmarket.cli.top import ask_status
 from kvmarket.registry.protocol.address import Address
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_adapter, save_tiny_llama
-from tests.vllm_hook.engines.processes import HERE, EngineProcess
+from tests.vllm_hook.engines.processes import GPUS, HERE, EngineProcess
 
 VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
-GPUS = torch.cuda.device_count()
 
 
 def whole(tokens: int) -> int:
@@ -63,9 +60,9 @@ class Node:
             "c": (0, "3", {"module": "connectors", "connector": "GatedConnector", "beside": beside}),
             "plain": (1, "1", {"address": None}),
         }[name]
-        llm = {**llm_options(GPUS), "enable_lora": self.adapters, "async_scheduling": name != "a"}
+        llm = {**llm_options(), "enable_lora": self.adapters, "async_scheduling": name != "a"}
         llm["disable_log_stats"] = not more.pop("stats", False)
-        options = {"model": self.model, "address": self.address, "llm": llm, "gpu": GPUS > 0, "path": [str(HERE)]}
+        options = {"model": self.model, "address": self.address, "llm": llm, "path": [str(HERE)]}
         options["extra"] = {"wait_tokens": 8 * BLOCK}
         env = {"KVMARKET_TEST_GATE": str(self.gate), "PYTHONHASHSEED": seed}
         if GPUS:

@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+GPUS = torch.cuda.device_count()
 
 
 class EngineError(AssertionError):
@@ -26,6 +29,7 @@ class EngineProcess:
         self, log: Path, options: dict[str, Any], python: str = sys.executable, env: dict[str, str] | None = None
     ):
         """Start the process; `wait` says when it is up. `options` are those of engine.py; `log` takes its stderr."""
+        options = {"gpu": GPUS > 0, **options}
         self.log = log
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from tests.vllm_hook.engines.model import BLOCK, VOCAB
-from tests.vllm_hook.engines.node import GPUS, Node, whole
+from tests.vllm_hook.engines.node import Node, whole
+from tests.vllm_hook.engines.processes import GPUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm_hook.engines.model import VOCAB, save_tiny_hybrid
-from tests.vllm_hook.engines.node import GPUS
-from tests.vllm_hook.engines.processes import EngineProcess
+from tests.vllm_hook.engines.processes import GPUS, EngineProcess
 from tests.vllm_hook.engines.versions import INSTALLED, interpreters
 
 pytestmark = [

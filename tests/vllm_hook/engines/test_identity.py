@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.vllm_hook.engines.model import llm_options
-from tests.vllm_hook.engines.node import GPUS, Node, whole
+from tests.vllm_hook.engines.node import Node, whole
 from tests.vllm_hook.engines.processes import EngineProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -18,8 +18,8 @@ WEIGHTS = "model.safetensors"
 
 def on(node: Node, model: str, log: str) -> EngineProcess:
     """An engine like those of the node, with the model that lies there; named otherwise, and with other limits."""
-    llm = {**llm_options(GPUS), "enable_lora": node.adapters, "max_num_seqs": 4, "served_model_name": log}
-    options = {"model": model, "address": node.address, "llm": llm, "module": "", "gpu": GPUS > 0}
+    llm = {**llm_options(), "enable_lora": node.adapters, "max_num_seqs": 4, "served_model_name": log}
+    options = {"model": model, "address": node.address, "llm": llm, "module": ""}
     engine = EngineProcess(node.folder / f"{log}.log", options, node.python, {"PYTHONHASHSEED": "9"})
     node.pids.append(engine.pid)
     return engine

@@ -16,12 +16,13 @@ import pytest
 from tests.model_engine import until
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.engines.node import VISIBLE
-from tests.vllm_hook.engines.processes import HERE, EngineProcess
+from tests.vllm_hook.engines.processes import GPUS, HERE, EngineProcess
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(GPUS == 1, reason="two ranks need two GPUs, this machine has one"),
 ]
 
 
