@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from bench.micro.forms import FORMS, Shape, clone, make, packed
 from kvmarket.layout.paged import SlotArray
-from tests.generators import FORMS, Shape, clone, make, packed
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.uint8]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.micro.forms import Shape, clone, make
 from tests.bitwise import assert_bitwise, assert_same_blocks
-from tests.generators import Shape, clone, make
 
 ODD = Shape("kv", 8, 3, 5)
 

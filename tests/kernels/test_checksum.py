@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.micro.forms import CASES, Case, packed
 from kvmarket.errors import LayoutError, SlotError
 from kvmarket.kernels import can_sum, copy_blocks, pull_reference
 from kvmarket.kernels.checksum import FIRST_KEY, KEY_STEP, SEED, agree, checksum_reference, finish
@@ -17,7 +18,6 @@ from kvmarket.kernels.scatter import scatter
 from kvmarket.kernels.tile import PER_UNIT
 from kvmarket.layout.paged import SlotArray
 from tests.bitwise import assert_bitwise
-from tests.generators import CASES, Case, packed
 from tests.kernels.arrays import on, pairs, slots_of
 
 KERNELS = {"pack": pack, "scatter": scatter, "pull": pull}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from bench.micro.forms import CASES, Case, Shape, clone, make
 from kvmarket.errors import LayoutError, MisuseError, SlotError
 from kvmarket.kernels import copy_blocks, pack_reference, prepare, pull_reference, scatter_reference, tile
 from kvmarket.kernels.pack import pack
@@ -22,7 +23,6 @@ from kvmarket.kernels.shape import LINK, LOCAL, SMALL_LINK, SUMMING_LINK, Progra
 from kvmarket.kernels.tile import interpreted
 from kvmarket.layout.paged import SlotArray
 from tests.bitwise import assert_bitwise
-from tests.generators import CASES, Case, Shape, clone, make
 from tests.kernels.arrays import on, pairs, slots_of
 
 KERNELS = {"pack": (pack, pack_reference), "scatter": (scatter, scatter_reference), "pull": (pull, pull_reference)}

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.micro.forms import CASES, FORMS, Shape, clone, make, packed
 from kvmarket.errors import LayoutError, SlotError
 from kvmarket.kernels import copy_blocks, launch, pack_reference, prepare, pull_reference, scatter_reference
 from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.layout.paged import WORDS
 from tests.bitwise import assert_bitwise, assert_same_blocks
-from tests.generators import CASES, FORMS, Shape, clone, make, packed
 from tests.kernels.arrays import SHAPES, pairs, slots_of
 
 

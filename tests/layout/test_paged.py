@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.micro.forms import FORMS, Shape, make
 from kvmarket.errors import LayoutError
 from kvmarket.layout.layout import Layout, Part
 from kvmarket.layout.overlap import overlapping_parts
 from kvmarket.layout.paged import PagedCache, SlotArray
-from tests.generators import FORMS, Shape, make
 
 KV = Shape("kv", 16, 8, 64)
 

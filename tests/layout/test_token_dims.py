@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import kvmarket
+from bench.micro.forms import FORMS, Shape, make
 from kvmarket import PagedCache
 from kvmarket.errors import LayoutError
 from kvmarket.layout.layout import Layout
-from tests.generators import FORMS, Shape, make
 
 FACTS = kvmarket.Fingerprint.of(model="shapes", dtype=torch.float32)
 

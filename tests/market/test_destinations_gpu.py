@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.micro.forms import FORMS, Shape, make
 from kvmarket import PagedCache, counters
 from kvmarket.errors import SlotError
 from kvmarket.market.data import DataHalf
 from kvmarket.pool.marks import Marks
-from tests.generators import FORMS, Shape, make
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 pytestmark = pytest.mark.gpu

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from bench.micro.forms import FORMS, Shape, make
 from kvmarket import PagedCache, counters
 from kvmarket.errors import SlotError
 from kvmarket.pool import Generations
 from kvmarket.pool import landings as landings_module
 from kvmarket.pool.landings import Landings, Purpose
 from kvmarket.pool.marks import MARK_BYTES, Marks
-from tests.generators import FORMS, Shape, make
 
 BLOCK, SLOTS = 4, 8
 YES, NO = True, False

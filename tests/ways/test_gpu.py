@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.micro.forms import CASES, Case, Shape, clone
 from kvmarket.errors import TransportError
 from kvmarket.kernels import can_sum, pull_reference
 from kvmarket.kernels.checksum import checksum_reference
@@ -17,7 +18,6 @@ from kvmarket.transport import enable_peer_access
 from kvmarket.ways import Copy, buffers, copy_engine, staged_way
 from kvmarket.ways.choice import Forced
 from tests.bitwise import assert_bitwise
-from tests.generators import CASES, Case, Shape, clone
 from tests.kernels.arrays import on
 
 pytestmark = pytest.mark.gpu

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.micro.forms import Shape, clone, make
 from kvmarket.errors import LayoutError
 from kvmarket.kernels import Fragments, fragments, pull_reference
 from kvmarket.layout.layout import Layout
 from kvmarket.layout.paged import SlotArray
 from tests.bitwise import assert_bitwise
-from tests.generators import Shape, clone, make
 from tests.kernels.arrays import pairs
 
 

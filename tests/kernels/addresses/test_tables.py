@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bench.micro.forms import packed
 from kvmarket import PagedCache
 from kvmarket.errors import LayoutError, SlotError
 from kvmarket.kernels.addresses.slots import check_slots, check_sums
 from kvmarket.kernels.addresses.tables import table_of
 from kvmarket.layout.paged import SlotArray
-from tests.generators import packed
 
 
 def rows_of(dtype: torch.dtype, width: int, gap: int = 0):

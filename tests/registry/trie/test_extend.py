@@ -10,7 +10,7 @@ import pytest
 
 from kvmarket.errors import MisuseError
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
-from tests.registry.trie.dict_trie import contents
+from tests.registry.trie.contents import contents
 
 
 def test_extend_goes_on_from_an_offered_block():

@@ -14,7 +14,7 @@ from kvmarket.registry.trie import prefix_trie
 from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
 from kvmarket.registry.trie.offer_index import PAGE_BITS
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
-from tests.registry.trie.dict_trie import SmallNodes, contents
+from tests.registry.trie.contents import SmallNodes, contents
 
 
 def test_the_examples_in_the_docstrings_hold():

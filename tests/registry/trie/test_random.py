@@ -10,9 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from bench.registry.dict_trie import DictTrie
 from kvmarket.registry.trie import offer_index
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
-from tests.registry.trie.dict_trie import DictTrie, SmallNodes, contents
+from tests.registry.trie.contents import SmallNodes, contents
 
 KINDS = [PrefixTrie, SmallNodes]
 

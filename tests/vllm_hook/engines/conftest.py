@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import GPUS
 from kvmarket.registry.protocol.address import Address
 from tests.chaos import leaks
 from tests.vllm_hook.engines.node import Node
-from tests.vllm_hook.engines.processes import GPUS
 from tests.vllm_hook.engines.versions import INSTALLED, interpreters
 
 

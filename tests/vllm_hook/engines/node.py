@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.engines.process import GPUS, EngineProcess
 from kvmarket.cli.top import ask_status
 from kvmarket.registry.protocol.address import Address
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_adapter, save_tiny_llama
-from tests.vllm_hook.engines.processes import GPUS, HERE, EngineProcess
 
+CONNECTORS = Path(__file__).resolve().parent  # engines import their modules from here
 VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
 
 
@@ -62,7 +63,7 @@ class Node:
         }[name]
         llm = {**llm_options(), "enable_lora": self.adapters, "async_scheduling": name != "a"}
         llm["disable_log_stats"] = not more.pop("stats", False)
-        options = {"model": self.model, "address": self.address, "llm": llm, "path": [str(HERE)]}
+        options = {"model": self.model, "address": self.address, "llm": llm, "path": [str(CONNECTORS)]}
         options["extra"] = {"wait_tokens": 8 * BLOCK}
         env = {"KVMARKET_TEST_GATE": str(self.gate), "PYTHONHASHSEED": seed}
         if GPUS:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from bench.engines.process import GPUS, EngineProcess
 from tests.vllm_hook.engines.node import Node, whole
-from tests.vllm_hook.engines.processes import GPUS, EngineProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

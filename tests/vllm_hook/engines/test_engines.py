@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from bench.engines.process import GPUS
 from tests.vllm_hook.engines.model import BLOCK, VOCAB
 from tests.vllm_hook.engines.node import Node, whole
-from tests.vllm_hook.engines.processes import GPUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

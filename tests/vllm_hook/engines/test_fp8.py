@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import EngineProcess
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.engines.node import VISIBLE
-from tests.vllm_hook.engines.processes import HERE, EngineProcess
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +30,7 @@ def pair() -> Iterator[tuple[EngineProcess, EngineProcess]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp")))
         llm = {**llm_options(), "kv_cache_dtype": "fp8"}
         model, address = save_tiny_llama(folder / "model"), str(folder / "s")
-        options = {"model": model, "address": address, "llm": llm, "path": [str(HERE)]}
+        options = {"model": model, "address": address, "llm": llm}
         a, b = (stack.enter_context(EngineProcess(folder / f"{name}.log", options)) for name in "ab")
         a.wait()
         b.wait()

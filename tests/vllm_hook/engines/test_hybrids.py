@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import GPUS, EngineProcess
 from tests.vllm_hook.engines.model import VOCAB, save_tiny_hybrid
-from tests.vllm_hook.engines.processes import GPUS, EngineProcess
 from tests.vllm_hook.engines.versions import INSTALLED, interpreters
 
 pytestmark = [

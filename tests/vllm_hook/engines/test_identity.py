@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import EngineProcess
 from tests.vllm_hook.engines.model import llm_options
 from tests.vllm_hook.engines.node import Node, whole
-from tests.vllm_hook.engines.processes import EngineProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 WEIGHTS = "model.safetensors"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import GPUS
 from tests.chaos.leaks import SLACK, Held
 from tests.vllm_hook.engines.node import VISIBLE, Node, whole
-from tests.vllm_hook.engines.processes import GPUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 

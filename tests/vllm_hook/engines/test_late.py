@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import EngineProcess
 from kvmarket.registry.protocol.messages import PROTOCOL
 from tests.vllm_hook.engines.late_market import service_of_another_version
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.engines.node import VISIBLE
-from tests.vllm_hook.engines.processes import HERE, EngineProcess
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,7 +39,7 @@ def test_an_engine_joins_when_the_service_of_another_version_has_gone():
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as name:
         folder = Path(name)
         model, address = save_tiny_llama(folder / "model"), str(folder / "s")
-        options = {"model": model, "address": address, "path": [str(HERE)], "llm": llm_options()}
+        options = {"model": model, "address": address, "llm": llm_options()}
         with EngineProcess(folder / "a.log", options) as a:
             with service_of_another_version(address), service_of_another_version(beside(address)):
                 a.wait()

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import GPUS, EngineProcess
 from tests.model_engine import until
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_llama
-from tests.vllm_hook.engines.node import VISIBLE
-from tests.vllm_hook.engines.processes import GPUS, HERE, EngineProcess
+from tests.vllm_hook.engines.node import CONNECTORS, VISIBLE
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,7 +43,7 @@ class Node:
         modules = {"KVMarketConnector": "vllm_hook.connector", "LameConnector": "lame_connector"}
         options = {
             "model": self.model,
-            "path": [str(HERE)],
+            "path": [str(CONNECTORS)],
             "llm": {**llm_options(), **llm},
             "address": str(self.folder / "s") if connector else None,
             "connector": connector,

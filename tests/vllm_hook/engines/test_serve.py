@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vllm_hook.engines.engine import CPU
+from bench.engines.engine import CPU
+from bench.engines.process import ROOT
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, save_tiny_llama
-from tests.vllm_hook.engines.processes import ROOT
 
 pytestmark = [
     pytest.mark.slow,

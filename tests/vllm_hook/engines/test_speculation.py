@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.engines.process import GPUS, EngineProcess
 from tests.vllm_hook.engines.model import BLOCK, llm_options, save_tiny_llama
 from tests.vllm_hook.engines.node import VISIBLE
-from tests.vllm_hook.engines.processes import GPUS, HERE, EngineProcess
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +34,7 @@ def engines() -> Iterator[tuple[EngineProcess, EngineProcess, EngineProcess]]:
 
         def start(name: str, **llm: object) -> EngineProcess:
             connector = {"address": address} if llm else {}
-            options = {"model": model, "path": [str(HERE)], "llm": {**llm_options(), **llm}, **connector}
+            options = {"model": model, "llm": {**llm_options(), **llm}, **connector}
             return stack.enter_context(EngineProcess(folder / f"{name}.log", options))
 
         speculating = {"speculative_config": NGRAM, "disable_log_stats": False}

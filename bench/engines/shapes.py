@@ -1,0 +1,126 @@
+"""The engines of the benchmarks of the vLLM hook: the model's shape, dummy weights, and the options of a GPU or a CPU.
+
+On GPUs the shape is Llama-3.1-8B in bf16 with CUDA graphs. The CPU's is tiny: it shows that a benchmark runs from end
+to end, and its times mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+from bench.engines.process import EngineProcess
+
+LLAMA_8B = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "tie_word_embeddings": False,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "hidden_act": "silu",
+}
+TINY = LLAMA_8B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "torch_dtype": "float32",
+    "initializer_range": 0.2,
+}
+MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent vector of 512, and 64 with positions
+    "architectures": ["DeepseekV2ForCausalLM"],
+    "model_type": "deepseek_v2",
+    "hidden_size": 2048,
+    "intermediate_size": 10944,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "kv_lora_rank": 512,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "first_k_dense_replace": 16,  # all layers: no experts
+    "n_routed_experts": 64,
+    "rope_theta": 10000.0,
+}
+WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, the largest, and of activations, graphs and contexts of one engine
+START_SECONDS = 600  # none takes that long; with CUDA graphs one is up in 40, several start at a time
+COMMANDS = "bench.engines.commands"  # what engine processes know beside the commands of their own
+
+
+def token_bytes(shape: dict[str, Any]) -> int:
+    """Bytes of the KV of one token: of every layer a key and a value per head, or one latent vector (MLA)."""
+    width = {"bfloat16": 2, "float32": 4}[shape["torch_dtype"]]
+    latent = shape.get("kv_lora_rank")
+    numbers = latent + shape["qk_rope_head_dim"] if latent else 2 * shape["num_key_value_heads"] * shape["head_dim"]
+    return int(shape["num_hidden_layers"] * numbers) * width
+
+
+def gpu_bytes(gpu: int) -> int:
+    """The memory of a GPU."""
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu)).total)
+
+
+def await_up(stack: ExitStack, engines: Iterable[EngineProcess]) -> None:
+    """Wait until all of these are up; they end with `stack`, whatever happens."""
+    engines = [stack.enter_context(engine) for engine in engines]
+    for engine in engines:
+        engine.wait(START_SECONDS)
+
+
+class Engines:
+    """Starts engines of one shape; `gpus` empty: on the CPU. Their logs and the model lie in `folder`."""
+
+    def __init__(self, folder: Path, gpus: list[int], shape: dict[str, Any] = LLAMA_8B) -> None:
+        self.gpus = gpus
+        self.shape = shape if gpus else TINY
+        self.block_size = 16 if gpus else 32
+        self.token_bytes = token_bytes(self.shape)
+        self.address = str(folder / "market")
+        self._folder = folder
+        (folder / "config.json").write_text(json.dumps(self.shape))
+
+    def start(
+        self, name: str, gpu: int = 0, *, share: float, longest: int, seqs: int = 16, gpus: int = 1, **options: Any
+    ) -> EngineProcess:
+        """Start an engine on the GPU at place `gpu` of ours, or on `gpus` from there on: it sees no others.
+
+        `share` of each GPU's memory is its own, `longest` its longest request in tokens, `seqs` how many run at once.
+        Engines of one GPU may start together: the size of their caches is given, not measured. ``llm`` and ``env``
+        among the `options` go over what is set here; `address` puts the engine into that market.
+        """
+        llm: dict[str, Any] = {"load_format": "dummy", "max_model_len": longest, "max_num_seqs": seqs}
+        environment = {"VLLM_LOGGING_LEVEL": "WARNING", **options.pop("env", {})}
+        if self.gpus:
+            seen = [self.gpus[(gpu + rank) % len(self.gpus)] for rank in range(gpus)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seen))
+            room = share * gpu_bytes(seen[0]) - WEIGHTS / gpus - OTHER
+            llm |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": int(room)}
+            llm |= {"max_num_batched_tokens": 8192, "tensor_parallel_size": gpus}
+        else:
+            llm |= {"dtype": "float32", "block_size": self.block_size, "enforce_eager": True}
+            llm |= {"max_num_batched_tokens": max(2048, seqs)}
+        llm |= options.pop("llm", {})
+        config = {"model": str(self._folder), "gpu": bool(self.gpus), "llm": llm, "commands": COMMANDS, **options}
+        return EngineProcess(self._folder / f"{name}.log", config, env=environment)

@@ -1,0 +1,125 @@
+"""The documentation's tables of the vLLM hook, made from its results. What was not measured is left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bench.tables.markdown import Row, markdown, short
+
+TTFT_COLUMNS = [
+    "prefill",
+    "prefill, hook on",
+    "own prefix cache",
+    "peer's pool",
+    "host memory (OffloadingConnector)",
+    "host memory (LMCache)",
+]
+
+PEER_COLUMNS = {"goal": "goal for the peer's pool", "extra": "longer than own, round by round"}
+
+RUNNING = (
+    "Milliseconds per output token of requests that run meanwhile, over each whole request and between two tokens. "
+    "A request with so long a prefix slows the others wherever that comes from: what the fetch itself costs is the "
+    "second row beyond the third."
+)
+
+
+def ttft(path: Path) -> str:
+    """Milliseconds to the first token, one row per prompt length."""
+    result = json.loads(path.read_text())
+    cells = {(row["column"], row["tokens"]): row for row in result["rows"]}
+    columns = [column for column in TTFT_COLUMNS if any(column == found for found, _ in cells)]
+    versions = result["versions"]
+    graphs = ", LMCache's ".join(dict.fromkeys((result["graphs"], result["graphs_lmcache"])))
+    text = (
+        f"{result['gpu']}, vLLM {versions['vllm']}, Llama-3.1-8B shape, bf16, CUDA graphs ({graphs}), "
+        f"one request at a time, median of {result['repeats']} (prefill: of {result['prompts']}) in ms (p10 – p90); "
+        f"contiguous peer copy {result['copy_GBps']:.0f} GB/s. "
+    )
+    if "lmcache" in versions:
+        text += f"LMCache {versions['lmcache']}. "
+    else:
+        text += "LMCache was not installed. "
+    shown_too = [key for key in PEER_COLUMNS if any(key in row for row in result["rows"])]
+    rows = []
+    for tokens in sorted({row["tokens"] for row in result["rows"]}):
+        shown = [cells.get((column, tokens)) for column in columns]
+        values = [f"{row['p50']:.1f} ({row['p10']:.1f} – {row['p90']:.1f})" if row else "" for row in shown]
+        peer = cells.get(("peer's pool", tokens), {})
+        rows.append([f"{tokens:,}", *values, *(f"{peer[key]:.1f}" if key in peer else "" for key in shown_too)])
+    if "goal" in shown_too:
+        text += "Goal: own prefix cache, 1.15 times the bytes at that rate, and 2 ms. "
+    head = ["prompt tokens", *columns, *(PEER_COLUMNS[key] for key in shown_too)]
+    return "\n".join([f"{text}From `bench/results/{path.name}`.", *markdown(head, rows)])
+
+
+def throughput(path: Path) -> str:
+    """Two tables: tokens per second with no hits, and the time per output token while fetches run."""
+    result = json.loads(path.read_text())
+    rates = [row for row in result["rows"] if row["unit"] in ("tokens/s", "ratio")]
+    running = [row for row in result["rows"] if "mode" in row]
+    named = [[row["name"], *(short(row[key]) for key in ("p10", "p50", "p90"))] for row in rates]
+    lines = [f"{result['gpu']}. From `bench/results/{path.name}`.", *markdown(["", "p10", "p50", "p90"], named)]
+    if running:
+        lines += ["", RUNNING]
+        head = ["", "per request, p50", "slower", "gap, p50", "slower", "gap, p99"]
+        lines += markdown(head, [_running(row, running[0]) for row in running])
+    return "\n".join(lines)
+
+
+def _running(row: Row, undisturbed: Row) -> list[str]:
+    slower = f"{100 * (row['gap_p50'] / undisturbed['gap_p50'] - 1):.1f} %"
+    per_request = short(row["p50"]), f"{row['slower_percent']:.1f} %"
+    return [row["mode"], *per_request, short(row["gap_p50"]), slower, short(row["gap_p99"])]
+
+
+def serving(path: Path) -> str:
+    """One row for each run: what came, what was done, milliseconds to the first token, what had to be computed."""
+    result = json.loads(path.read_text())
+    rows = [
+        [
+            f"{row['load']}, {row['rate']:g} requests/s"
+            if "rate" in row
+            else f"{row['load']}, {row['window']} at a time on each of {row['engines']} engines",
+            row["mode"],
+            *(short(row[key]) for key in ("requests_per_s", "p50", "p99", "tpot_p50")),
+            f"{100 * row['computed_share']:.1f} %",
+        ]
+        for row in sorted(result["rows"], key=lambda row: (row["load"], row.get("rate", row.get("window"))))
+    ]
+    done = {(row["window"], row["mode"]): row["requests_per_s"] for row in result["rows"] if row["load"] == "retrieval"}
+    more = [
+        f"{done[window, 'hook on'] / done[window, mode]:.2f} times as many with {window} at a time"
+        for window, mode in done
+        if mode == "hook off" and (window, "hook on") in done
+    ]
+    text = f"Requests done in retrieval, hook on against off: {', '.join(more)}. " if more else ""
+    head = ["what comes", "mode", "requests done/s", "first token p50, ms", "p99", "per output token", "computed"]
+    return "\n".join([f"{result['gpu']}. {text}From `bench/results/{path.name}`.", *markdown(head, rows)])
+
+
+def waits(path: Path) -> str:
+    """One row for each length and number of requests at a time: both engines' requests a second, and first tokens."""
+    result = json.loads(path.read_text())
+    cells = {(row["tokens"], row["window"], row["mode"]): row for row in result["rows"]}
+    rows = []
+    for tokens, window in sorted({(tokens, window) for tokens, window, _ in cells}):
+        on, off = (cells[tokens, window, mode] for mode in ("waits", "does not"))
+        rate = on["requests_per_s"] / off["requests_per_s"]
+        rows.append([f"{tokens:,}", str(window), f"{rate:.2f}", *(short(row["p50"]) for row in (on, off))])
+    head = ["prompt tokens", "at a time", "requests/s, waiting over not", "first token p50, waiting, ms", "not waiting"]
+    return "\n".join([f"{result['gpu']}. From `bench/results/{path.name}`.", *markdown(head, rows)])
+
+
+def outputs(path: Path) -> str:
+    """One row for each mode: answers, those that imports left the same, and the model's own spread."""
+    result = json.loads(path.read_text())
+    rows = [
+        [row["mode"], *(f"{row[key]:,}" for key in ("answers", "tokens_imported", "same", "spread"))]
+        for row in result["rows"]
+    ]
+    head = ["mode", "answers", "tokens imported", "same as without", "differ without the hook too"]
+    killed = all("service" in row for row in result["rows"])
+    text = f"{result['gpu']}. " + ("In each mode the market's service is killed halfway. " if killed else "")
+    return "\n".join([f"{text}From `bench/results/{path.name}`.", *markdown(head, rows)])

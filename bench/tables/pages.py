@@ -1,0 +1,200 @@
+"""Tables of the documentation, made from ``bench/results/``: python -m bench.tables writes them between their marks."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.report import RESULTS
+from bench.tables import hook_tables
+from bench.tables.markdown import Row, markdown, short
+
+ROOT = RESULTS.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRANSFER_ROWS = {
+    "packed_staged": "packed source (staged)",
+    "packed_pull": "packed source, pulled",
+    "contiguous_copy": "contiguous slots, copy engine",
+    "in_place": "pages in place",
+    "pull_8": "pages in place, 8 programs",
+    "pull_132": "pages in place, every SM",
+}
+TRANSFER_SIZES = {16 << 20: "16 MiB", 64 << 20: "64 MiB", 256 << 20: "256 MiB", 1 << 30: "1 GiB"}
+BASELINES = {
+    "index_select": "`index_select` and `index_copy_`",
+    "copy_per_page": "one copy per page",
+    "memcpy_batch": "`cudaMemcpyBatchAsync` of pages",
+}
+CO_RUNNERS = {
+    f"co_runner_{side}_{model}": f"{model}-like on the {side}"
+    for model in ("decode", "prefill")
+    for side in ("reader", "owner")
+}
+CO_FETCHES = {  # here "contiguous_copy" is the bare copy, and "contiguous" a fetch by the copy engine
+    "contiguous_copy": "one contiguous copy, no fetch",
+    "contiguous": "contiguous slots, copy engine",
+    "packed_staged": "packed source (staged)",
+    **{f"pull_{n}": f"pages in place, {n} programs" for n in (4, 8, 10, 12, 16, 24)},
+    "pull_132": "pages in place, every SM",
+}
+
+
+def transfer(path: Path) -> str:
+    """Three tables: the rates of fetches, what else they cost, what a co-runner loses. Rows not there are left out."""
+    result = json.loads(path.read_text())
+    versions, rows = result["versions"], result["rows"]
+    lines = [
+        f"{result.get('gpu', result['machine'])}, torch {versions.get('torch', '?')}, triton "
+        f"{versions.get('triton', '?')}, blocks of 2 MiB (Llama-3.1-8B shape, 32 layers x 64 KiB pages), random slots "
+        "on both sides, process to process, two fetches under way all the time, "
+        f"median of {result.get('repeats', '?')}: GB/s (percent of the contiguous copy of as many bytes, "
+        f"timed the same way). From `bench/results/{path.name}`.",
+        *markdown(["what is fetched", *TRANSFER_SIZES.values()], _rates(rows)),
+        *markdown(["beside that", "", ""], _costs(rows)),
+    ]
+    losses = list(_losses(rows))
+    if losses:
+        text = "What a model loses in percent of its step time while one fetch of 256 MiB after the other runs, and"
+        lines += ["", f"{text} the GB/s that these reach meanwhile:"]
+        lines += markdown(["fetched meanwhile", *CO_RUNNERS.values()], losses)
+    return "\n".join(lines)
+
+
+def _rates(rows: list[Row]) -> Iterable[list[str]]:
+    """GB/s (ratio) of every way and size; last the copy that they are compared with."""
+    cells = {(row["name"], row["bytes"]): row for row in rows}
+    for name, label in TRANSFER_ROWS.items():
+        shown = [cells.get((name, size)) for size in TRANSFER_SIZES]
+        if any(shown):
+            yield [
+                label + by_default(row for row in shown if row),
+                *(f"{short(row['GBps'])} ({short(100 * row['ratio'])} %)" if row else "" for row in shown),
+            ]
+    ceilings = [
+        [cells[name, size]["ceiling"] for name in TRANSFER_ROWS if (name, size) in cells] for size in TRANSFER_SIZES
+    ]
+    if any(ceilings):
+        rates = (
+            short(size / statistics.median(us) / 1e3) if us else ""
+            for size, us in zip(TRANSFER_SIZES, ceilings, strict=True)
+        )
+        yield ["the contiguous copy itself", *rates]
+
+
+def by_default(rows: Iterable[Row]) -> str:
+    """What is added to the label of these rows of one name: the number of programs, where the name does not say it."""
+    programs = {row["programs"] for row in rows if row.get("programs") and str(row["programs"]) not in row["name"]}
+    return f", {programs.pop()} programs" if programs else ""
+
+
+def _costs(rows: list[Row]) -> Iterable[list[str]]:
+    """Latency, the caller's time, both directions, kernels within one GPU, and what one would write alone."""
+    cells = {(row["name"], row["bytes"]): row for row in rows}
+    first = {row["name"]: row for row in reversed(rows)}
+    for name, label in (
+        ("one_block", "one block of 2 MiB, call to done"),
+        ("cpu_2048", "CPU time of the caller, 2,048 blocks"),
+    ):
+        if row := first.get(name):
+            yield [label, f"{short(row['p50'])} us", f"p10 – p90: {short(row['p10'])} – {short(row['p90'])} us"]
+    if row := first.get("both_ways"):
+        yield ["both GPUs at once, contiguous slots", f"{short(row['p50'])} GB/s", _share(row, "bare copies both ways")]
+    for name in ("pack", "scatter"):
+        if row := cells.get((name, 1 << 30)):
+            yield [f"{name} within one GPU, 1 GiB", f"{short(row['GBps'])} GB/s", _share(row, "a copy within the GPU")]
+    alone = "256 MiB of pages in place, one call at a time"
+    if (row := cells.get(("in_place", 256 << 20))) and "call_p50" in row:
+        ratio = {"ratio": row["call_ratio"]}
+        yield [f"{alone}: fetch", f"{short(row['bytes'] / row['call_p50'] / 1e3)} GB/s", _share(ratio, "one copy")]
+    for name, label in BASELINES.items():
+        if row := cells.get((f"baseline_{name}", 256 << 20)):
+            yield [f"{alone}: {label}", f"{short(row['GBps'])} GB/s", _share(row, "one copy")]
+
+
+def _share(row: Row, of: str) -> str:
+    return f"{short(100 * row['ratio'])} % of {of}"
+
+
+def _losses(rows: list[Row]) -> Iterable[list[str]]:
+    """Percent (GB/s) of every kind of fetch, for the four co-runners."""
+    cells = {(row["name"], row.get("fetch")): row for row in rows}
+    for fetch, label in CO_FETCHES.items():
+        shown = [cells.get((model, fetch)) for model in CO_RUNNERS]
+        if any(shown):
+            values = (
+                f"{short(round(row['slower_percent'], 1))} % ({short(row['GBps'])})" if row else "" for row in shown
+            )
+            yield [label, *values]
+
+
+REGISTRY = {  # row of a result: what the README calls it
+    "match, int32 array": "match in a trie of a million blocks, 8,192 tokens (int32 array)",
+    "match, list": "the same from a Python list",
+    "insert, all new": "insert, 8,192 new tokens",
+    "memory": "memory of that trie",
+    "visible, prompts of 64 blocks": "eight engines publish 2,000 blocks a second, 64 each: until others match them",
+    "visible, single blocks": "the same block by block, as they do while they decode",
+    "match, CPU, prompts of 64 blocks": "CPU time of each match while 64 come at a time, news of the market included",
+    "engine killed": "engine killed until nobody matches its offers, 100 times",
+    "service killed": "service killed under load until all matches are right again, 100 times",
+}
+
+
+def registry(path: Path) -> str:
+    """The registry's times and sizes; `path` is one of three files of one machine."""
+    files = [path.with_name(path.name.replace("recover", suite)) for suite in ("trie", "visible", "recover")]
+    rows = {row["name"]: row for file in files for row in json.loads(file.read_text())["rows"]}
+    table = [
+        [label, *(f"{short(row[key])} {row['unit']}" if key in row else "" for key in ("p50", "p99", "max"))]
+        for name, label in REGISTRY.items()
+        if (row := rows.get(name))
+    ]
+    named = ", ".join(f"`bench/results/{file.name}`" for file in files)
+    return "\n".join([f"Two CPU cores for everything. From {named}.", *markdown(["", "p50", "p99", "max"], table)])
+
+
+def versions(path: Path) -> str:
+    """What passed with each version of vLLM; `path` is written by tests/vllm_hook/engines/versions.py."""
+    result = json.loads(path.read_text())
+    columns = ["vLLM", "torch", "tests passed", "failed"]
+    table = [[row["name"], row["versions"]["torch"], str(row["passed"]), str(row["failed"])] for row in result["rows"]]
+    text = f"Real engines sharing prefixes, on the {result['machine'].upper()} build. From `bench/results/{path.name}`."
+    return "\n".join([text, *markdown(columns, table)])
+
+
+TABLES = {
+    "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
+    "ttft, default": (hook_tables.ttft, "h200x2-default-ttft.json"),
+    "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
+    "serving": (hook_tables.serving, "h100x2-serving.json"),
+    "retrieval": (hook_tables.serving, "h100x4-retrieval.json"),
+    "waits": (hook_tables.waits, "h200x2-waits.json"),
+    "outputs": (hook_tables.outputs, "h100x2-outputs.json"),
+    "transfer": (transfer, "h100x2-transfer.json"),
+    "registry": (registry, "cpu2-recover.json"),
+    "versions": (versions, "cpu-vllm-versions.json"),
+}
+
+
+def fill(text: str) -> str:
+    """`text` with every table that is marked in it made anew from its results. Raises ValueError for half a mark."""
+    for name, (make, file) in TABLES.items():
+        head, tail = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
+        if (RESULTS / file).exists() and (head in text or tail in text):
+            start = text.index(head) + len(head)
+            text = text[:start] + make(RESULTS / file) + "\n" + text[text.index(tail, start) :]
+    return text
+
+
+def marked(pages: Iterable[Path]) -> set[str]:
+    """The tables that have a place in one of these pages."""
+    texts = [page.read_text() for page in pages]
+    return {name for name in TABLES if any(f"<!-- bench:{name} -->" in text for text in texts)}
+
+
+def main() -> None:
+    """Write all pages anew."""
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))
