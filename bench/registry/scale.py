@@ -5,7 +5,7 @@
     python -m bench.registry.scale tenants --tenants 50000     as many tenants of one engine
     ... --write MACHINE                                      also writes bench/results/MACHINE-scale-branches.json
 
-`branches`: the service is killed, until it and every engine have all on offer again; then a ninth engine joins.
+`branches`: the service is killed, until it and every engine have all on offer again; and again; then one more joins.
 Meanwhile the owner steps once in 5 ms, and each step's calls of kvmarket are timed: that is what a scheduling thread
 would wait. `blocks`: what a match of 8,192 tokens takes, how long joining does, and what a process holds for it.
 `tenants`: memory of each, and in what pieces the death of their engine is put in.
@@ -36,7 +36,7 @@ from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.space import Space
 
 HEAD, STEP, PROMPT = 1024, 0.005, 512  # blocks of the long prompt; seconds; blocks of other prompts
-GIVE_UP = 300.0
+GIVE_UP, KILLS = 300.0, 5
 
 
 class Reader:
@@ -114,7 +114,7 @@ def branch_owner(pipe: Connection, address: str, branches: int) -> None:
 
 
 def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One engine with many branches, `options.engines` others, one kill of the service, one more engine."""
+    """One engine with many branches, `options.engines` others, kills of the service, one more engine."""
     total = HEAD + options.branches
     with market_address() as address:
         readers = [Child(Reader, address) for _ in range(options.engines)]
@@ -126,18 +126,20 @@ def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         owner.pipe.send("memory")
         before["owner"] = owner.pipe.recv()
         before["reader"] = max(ask(readers, "memory"))
-        take_waits(owner)
         peak = Peak(address, [owner, *readers])
-        os.kill(ask_status(place).service.pid, signal.SIGKILL)
-        start = time.monotonic()
-        while blocks_of(place) < total and time.monotonic() < start + GIVE_UP:
-            peak.look()
-            time.sleep(0.05)
-        service = time.monotonic() - start
-        everywhere = max([service, *(moment - start for moment in ask(readers, "told"))])
-        peak.look()
-        again = take_waits(owner)
-        yield number("all on offer at the service again", service, "s")
+        times, again = [], []
+        for _ in range(KILLS):
+            take_waits(owner)
+            os.kill(ask_status(place).service.pid, signal.SIGKILL)
+            start = time.monotonic()
+            while blocks_of(place) < total and time.monotonic() < start + GIVE_UP:
+                peak.look()
+                time.sleep(0.05)
+            service = time.monotonic() - start
+            times.append((max([service, *(moment - start for moment in ask(readers, "told"))]), service))
+            again += take_waits(owner)
+        everywhere, service = max(times)
+        yield number(f"all on offer at the service again, the slowest of {KILLS}", service, "s")
         yield number("and known to be so by every engine", everywhere, "s")
         yield row("a step's wait meanwhile", again, "us", 0, float(np.percentile(again, 10)))
         yield number("a step's wait meanwhile, p99.9", float(np.percentile(again, 99.9)), "us")

@@ -69,6 +69,11 @@ class Ledger:
         self._late = []
         self._space.retire(self._name, None)
 
+    def close(self) -> None:
+        """Give back the memory of everything; what is on offer is not known any more. Costs 0.2 us a branch."""
+        self._late = []
+        self._space.trie.clear()
+
     @property
     def collecting(self) -> bool:
         """Whether memory of what was forgotten is still to be given back, by `collect`."""

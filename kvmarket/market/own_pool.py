@@ -59,6 +59,7 @@ class OwnPool:
             self.generations.close()
         else:
             self.kill(self.ledger.slots())
+        self.ledger.close()
 
     @property
     def id(self) -> str:

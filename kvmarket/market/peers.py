@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -17,6 +17,8 @@ from kvmarket.registry.space.standing import Run
 from kvmarket.support.flags import leading
 from kvmarket.support.transient import is_transient
 
+DEAD_POOLS = 3  # that a match looks behind: their owners have just retired something, or left while no service lived
+Matched = tuple[list[Run], list[PoolRecord]]
 _descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
 
 
@@ -25,6 +27,14 @@ class Peer(NamedTuple):
 
     descriptor: PoolDescriptor
     generations: GenerationReader
+
+
+class Standing(NamedTuple):
+    """Offers of consecutive blocks that are not dead, and their pools by id; and of which pool the next one is dead."""
+
+    offers: list[Offers]
+    pools: dict[str, PoolDescriptor]
+    dead: str | None  # or cannot be met; None where all stand
 
 
 class Peers:
@@ -64,23 +74,41 @@ class Peers:
             self._peers[record.pool] = peer
         return peer
 
-    def standing(
-        self, runs: Sequence[Run], records: Sequence[PoolRecord]
+    def leading(
+        self, match: Callable[[int, Collection[str]], Matched], first: int, without: Collection[str]
     ) -> tuple[list[Offers], dict[str, PoolDescriptor]]:
-        """The leading offers of `runs`, each of the pool of its record, that are not dead; and those pools, by id."""
+        """The offers, not dead, of the leading blocks from block `first` on that `match` finds; and their pools, by id.
+
+        `match` is asked from a block on, and without some pools. Where the offer of a block is dead, others have it
+        perhaps: it is asked again from there, `DEAD_POOLS` times at most.
+        """
+        offers: list[Offers] = []
+        pools: dict[str, PoolDescriptor] = {}
+        for _ in range(1 + DEAD_POOLS):
+            standing = self._standing(*match(first, without))
+            offers += standing.offers
+            pools |= standing.pools
+            if standing.dead is None:
+                break
+            first += sum(map(len, standing.offers))
+            without = {*without, standing.dead}
+        return offers, pools
+
+    def _standing(self, runs: Sequence[Run], records: Sequence[PoolRecord]) -> Standing:
+        """The leading offers of `runs`, each of the pool of its record, that are not dead."""
         found: list[Offers] = []
         pools: dict[str, PoolDescriptor] = {}
         for run, record in zip(runs, records, strict=True):
             peer = self.of(record)
             if peer is None:
-                break
+                return Standing(found, pools, record.pool)
             live = leading(peer.generations.valid(run.epoch, run.slots, run.generations))
             if live:
                 found.append(Offers(*run).part(0, live))
                 pools[run.pool] = peer.descriptor
             if live < len(run.slots):
-                break
-        return found, pools
+                return Standing(found, pools, record.pool)
+        return Standing(found, pools, None)
 
     def met(self) -> tuple[str, ...]:
         """The pools that offers were found of, and that have not gone."""

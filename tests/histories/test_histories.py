@@ -18,6 +18,12 @@ def test_random_histories(first):
         run(seed)
 
 
+@pytest.mark.parametrize(("seed", "steps"), [(10573543, 25)])
+def test_histories_that_went_wrong_once(seed, steps):
+    """10573543: an engine left while no service lived, and its offers hid another one's of the same blocks."""
+    run(seed, steps)
+
+
 def test_four_engines_for_longer():
     for seed in range(20):
         run(seed, steps=60, engines=4)

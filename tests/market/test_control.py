@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 from kvmarket import counters
 from kvmarket.errors import SlotError
 from kvmarket.registry.client import client
-from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
+from kvmarket.registry.trie.node import OFFERS_PER_BLOCK, Node
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 
@@ -66,6 +68,42 @@ def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
     assert control.offer(tokens, [0], control.generations([0])) == 1
     assert control.match(tokens).blocks == 1
     engine.close()
+
+
+def test_who_leaves_gives_its_memory_back_at_once(own_address):
+    """The nodes of a trie name each other: left to Python's collector they would lie there for a long time."""
+    engine, other = ModelEngine(own_address), ModelEngine(own_address)
+    for number in range(20):
+        engine.publish([number, *prompt(BLOCK, 62)[1:]], [number])
+    until(lambda: other.market.match([19, *prompt(BLOCK, 62)[1:]]).blocks == 1)
+    gc.collect()
+    gc.disable()
+    try:
+        before = nodes()
+        other.close()
+        engine.close()
+        assert before - nodes() > 2.5 * 20, "two replicas and the ledger of one of them, but for their roots"
+    finally:
+        gc.enable()
+
+
+def nodes() -> int:
+    return sum(type(each) is Node for each in gc.get_objects())
+
+
+def test_another_engine_has_what_the_newest_offer_has_no_longer(own_address):
+    """The newest offer is preferred; where it is dead and not taken down yet, an older one of the same block counts."""
+    older, newer, reader = (ModelEngine(own_address) for _ in range(3))
+    tokens = np.array(prompt(3 * BLOCK, 62), np.int32)
+    older.publish(tokens, [4, 5, 6])
+    until(lambda: reader.market.match(tokens).blocks == 3)
+    newer.publish(tokens, [0, 1, 2])
+    until(lambda: {run.pool for run in reader.market.match(tokens).runs} == {newer.market._control.pool.id})
+    newer.market._control.retire([1], take_down=False)
+    hit = reader.market.match(tokens)
+    assert [run.slots.tolist() for run in hit.runs] == [[0], [5, 6]] and len(hit.pools) == 2
+    for engine in (older, newer, reader):
+        engine.close()
 
 
 def test_peers_are_the_engines_of_the_same_space(own_address):

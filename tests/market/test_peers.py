@@ -11,7 +11,7 @@ from kvmarket import PagedCache, counters
 from kvmarket.market.data import DataHalf
 from kvmarket.market.offer import Stage
 from kvmarket.market.own_pool import OwnPool
-from kvmarket.market.peers import Peers
+from kvmarket.market.peers import DEAD_POOLS, Peers
 from kvmarket.registry.space.standing import Run
 from tests.scarcity import no_descriptors
 
@@ -65,27 +65,69 @@ def slots_found(found) -> list[list[int]]:
     return [offers.slots.tolist() for offers in found[0]]
 
 
+def leading(peers, runs, records):
+    """Of a match that finds these, and nothing else behind a dead block."""
+    return peers.leading(lambda at, without: ([], []) if without else (runs, records), 0, ())
+
+
 def test_what_lies_behind_a_dead_block_is_not_found(owners, peers):
     one, two = owners
     runs, records = [one.run(0, 1, 2), two.run(5, 6), one.run(3)], [one.record, two.record, one.record]
-    assert slots_found(peers.standing(runs, records)) == [[0, 1, 2], [5, 6], [3]]
-    assert set(peers.standing(runs, records)[1]) == {one.pool.id, two.pool.id}
+    assert slots_found(leading(peers, runs, records)) == [[0, 1, 2], [5, 6], [3]]
+    assert set(leading(peers, runs, records)[1]) == {one.pool.id, two.pool.id}
     two.retire(6)
-    assert slots_found(peers.standing(runs, records)) == [[0, 1, 2], [5]]
+    assert slots_found(leading(peers, runs, records)) == [[0, 1, 2], [5]]
     two.retire(5)
-    assert slots_found(peers.standing(runs, records)) == [[0, 1, 2]]
-    assert set(peers.standing(runs, records)[1]) == {one.pool.id}, "no pool without a block"
+    assert slots_found(leading(peers, runs, records)) == [[0, 1, 2]]
+    assert set(leading(peers, runs, records)[1]) == {one.pool.id}, "no pool without a block"
     one.retire(1)
-    assert slots_found(peers.standing(runs, records)) == [[0]]
+    assert slots_found(leading(peers, runs, records)) == [[0]]
     one.retire(0)
-    assert peers.standing(runs, records) == ([], {})
+    assert leading(peers, runs, records) == ([], {})
+
+
+def test_behind_a_dead_block_another_pool_is_asked_for(owners, peers):
+    """Whoever retired it has not been heard of yet, say; what others have of the same prompt counts all the same."""
+    one, two = owners
+    asked, told = [], [(owner.record, owner.run(*range(5))) for owner in owners]
+
+    def match(at, without):
+        asked.append((at, set(without)))
+        for record, run in told:
+            if record.pool not in without:
+                return [run._replace(slots=run.slots[at:], generations=run.generations[at:])], [record]
+        return [], []
+
+    assert slots_found(peers.leading(match, 0, ())) == [[0, 1, 2, 3, 4]] and asked == [(0, set())]
+    one.retire(2)
+    assert slots_found(peers.leading(match, 0, ())) == [[0, 1], [2, 3, 4]]
+    two.retire(3)
+    assert slots_found(peers.leading(match, 0, ())) == [[0, 1], [2]]
+    assert asked[-1] == (3, {one.pool.id, two.pool.id})
+    assert slots_found(peers.leading(match, 0, {one.pool.id})) == [[0, 1, 2]]
+
+
+def test_a_match_looks_behind_few_dead_pools(peers):
+    asked, owners = [], [Owner() for _ in range(DEAD_POOLS + 2)]
+    runs = [owner.run(0) for owner in owners]
+    for owner in owners:
+        owner.retire(0)
+
+    def match(at, without):
+        asked.append(without)
+        return [runs[len(without)]], [owners[len(without)].record]
+
+    assert peers.leading(match, 0, ()) == ([], {})
+    assert len(asked) == 1 + DEAD_POOLS and len(asked[-1]) == DEAD_POOLS
+    for owner in owners:
+        owner.close()
 
 
 def test_another_epoch_is_dead(owners, peers):
     one, two = owners
     runs, records = [one.run(0), two.run(1)], [one.record, two.record]
     two.pool.generations.raise_epoch()
-    assert slots_found(peers.standing(runs, records)) == [[0]]
+    assert slots_found(leading(peers, runs, records)) == [[0]]
 
 
 def test_a_pool_that_cannot_be_read_ends_the_hit(owners, peers, told):
@@ -93,7 +135,7 @@ def test_a_pool_that_cannot_be_read_ends_the_hit(owners, peers, told):
     lies = msgspec.structs.replace(two.record, description=b"nonsense")
     before = counted("pool_unreachable")
     runs = [one.run(0), two.run(1), one.run(2)]
-    assert slots_found(peers.standing(runs, [one.record, lies, one.record])) == [[0]]
+    assert slots_found(leading(peers, runs, [one.record, lies, one.record])) == [[0]]
     assert told == {"unreadable": [two.pool.id], "scarce": []}
     assert counted("pool_unreachable") == before + 1
 

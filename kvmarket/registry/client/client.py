@@ -156,6 +156,7 @@ class Client:
         self._thread.join()
         with self._lock:
             self._connection.close()
+            self._replica.space.trie.clear()
         os.close(self._wake)
         del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
 

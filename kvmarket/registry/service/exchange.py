@@ -89,11 +89,7 @@ class Exchange:
 
     def collect(self, seconds: float) -> bool:
         """Give back memory of what stands no longer, for some time; whether there is more of it."""
-        end = time.monotonic() + seconds
-        for space in self.members.spaces.values():
-            while space.collecting and time.monotonic() < end:
-                space.collect()
-        return any(space.collecting for space in self.members.spaces.values())
+        return self.members.collect(seconds)
 
     def _put_in(self, session: Session, change: object) -> None:
         self.heard[type(change).__name__] += 1

@@ -5,6 +5,7 @@ Pure data: no sockets, no files, no processes. The service drives it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -45,6 +46,7 @@ class Members:
         """Nobody is one yet."""
         self.by_name: dict[str, Member] = {}
         self.spaces: dict[str, Space] = {}
+        self._left: list[Space] = []  # whose last member has left: they are still to be collected
         self._owners: dict[str, str] = {}  # pool -> member
 
     @property
@@ -88,8 +90,17 @@ class Members:
             member.space.drop_pool(pool)
             del self._owners[pool]
         if not any(other.space is member.space for other in self.by_name.values()):
-            del self.spaces[member.join.space]
+            self._left.append(self.spaces.pop(member.join.space))
         return member.join
+
+    def collect(self, seconds: float) -> bool:
+        """Give back memory of what stands no longer, for some time; whether there is more of it."""
+        end = time.monotonic() + seconds
+        for space in (*self.spaces.values(), *self._left):
+            while space.collecting and time.monotonic() < end:
+                space.collect()
+        self._left = [space for space in self._left if space.collecting]
+        return bool(self._left) or any(space.collecting for space in self.spaces.values())
 
     def begin(self, name: str) -> None:
         """Member `name` begins to tell all that it has on offer."""

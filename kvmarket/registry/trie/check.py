@@ -70,7 +70,8 @@ def _check_tree(tree: Tree) -> None:
         if node.children is None:
             assert offers[0, -1] >= 0, "a leaf ends in an offered block"
         else:
-            assert node.children, "no empty dict of children"
+            assert len(node.children), "no empty dict of children"
+            assert all(node.children.get(child.key) is child for child in node.children.values()), "children by key"
             if len(node.children) == 1:
                 (child,) = node.children.values()
                 assert node.size + child.size > tree.node_blocks, "an only child is joined where it fits"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from kvmarket.registry.trie.children import Children
 from kvmarket.registry.trie.node import Node
 from kvmarket.registry.trie.tokens import Int64s
 
@@ -54,18 +55,28 @@ class Leaves(NamedTuple):
 
 
 class _Level:
-    """The children of a place that the cursor has visited: how they begin, and how many of them it has come to."""
+    """The children of a place that the cursor has visited: how some begin, and how many of those it has come to."""
 
-    __slots__ = ("depth", "keys", "node", "seen", "tenant")
+    __slots__ = ("_many", "_shard", "depth", "keys", "node", "seen", "tenant")
 
     def __init__(self, node: Node, depth: int, tenant: bytes) -> None:
         self.node, self.depth, self.tenant = node, depth, tenant
-        self.keys = list(node.children or ())
-        self.seen = 0
+        self._many = node.children if isinstance(node.children, Children) else None
+        self._shard = self.seen = 0
+        self.keys: list[bytes] = [] if self._many or not isinstance(node.children, dict) else list(node.children)
+
+    def over(self) -> bool:
+        """Whether the cursor has come to all children; else there are keys that it has not come to."""
+        while self.seen == len(self.keys):
+            if self._many is None or self._shard == len(self._many.shards):
+                return True
+            self.keys, self.seen = list(self._many.shards[self._shard]), 0
+            self._shard += 1
+        return False
 
 
 class Cursor:
-    """Visits every block of a trie, each after those above it; O(1) memory a block of the widest levels.
+    """Visits every block of a trie, each after those above it. Its memory is O(`children.WIDE`) a level.
 
     What is in the trie from the first step to the last is visited. What comes meanwhile is visited unless the block
     above it has been visited before; so whoever tells each visit to somebody and each later change to him too tells him
@@ -81,7 +92,7 @@ class Cursor:
         """The next blocks, of one node; None at the end. Cost: O(blocks), and some us."""
         while self._levels:
             level = self._levels[-1]
-            if level.seen == len(level.keys):
+            if level.over():
                 self._levels.pop()
                 continue
             key = level.keys[level.seen]
@@ -110,9 +121,9 @@ class Cursor:
             return None
         if not wanted(level.depth, covering[0]):
             return None
-        children = covering[0].children or {}
+        children = {} if covering[0].children is None else covering[0].children
         found: list[Node] = []
-        while level.seen < len(level.keys) and len(found) < most:
+        while len(found) < most and not level.over():
             child = children.get(level.keys[level.seen])
             if child is not None:
                 if child.children is not None or child.offers.shape != (1, 1):
@@ -131,7 +142,7 @@ class Cursor:
             return None
         node, blocks = covering
         if blocks == node.size:
-            child = (node.children or {}).get(key)
+            child = None if node.children is None else node.children.get(key)
             return None if child is None else (node, child, 0)
         width = self._tree.width
         data = node.tail[(blocks - 1) * width : blocks * width]  # its children were joined to it

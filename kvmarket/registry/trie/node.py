@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from kvmarket.registry.trie.children import WIDE, Children
 from kvmarket.registry.trie.tokens import Int32s, Int64s
 from kvmarket.support.flags import leading, total
 
@@ -22,7 +23,7 @@ class Node:
     offers    int64 (rows, blocks): row 0 the newest offer of each block, older ones below, NONE where there is none;
               no row but the first is empty
     holes     blocks without an offer
-    children  by their keys; None if there is none (the root's is never None)
+    children  by their keys; None if there is none (the root's is never None); a `Children` where they are many
     number    index in the trie's list of nodes; NONE once the node is gone, and `parent` then says what took its place
     stamps    int64 (blocks,): when each block was last matched; None where nothing is ever evicted
     """
@@ -46,7 +47,7 @@ class Node:
         self.tail = tail
         self.offers = offers
         self.holes = 0 if full else total(offers[0] < 0)
-        self.children: dict[bytes, Node] | None = None
+        self.children: dict[bytes, Node] | Children[Node] | None = None
         self.number = NONE
         self.stamps = stamps
 
@@ -177,12 +178,29 @@ class Node:
             self.stamps = np.concatenate((self.stamps, stamps))
         self.holes = total(self.offers[0] < 0)
 
-    def absorb(self, child: Node) -> None:
-        """Append the only child's blocks to this node and take over its children. Cost: O(tokens of both)."""
-        self.append(child.head + child.tail, child.offers, child.stamps)
-        self.children = child.children
-        for grandchild in (self.children or {}).values():
-            grandchild.parent = self
+    def hang(self, key: bytes, child: Node) -> None:
+        """Make a node that names this one as its parent its child."""
+        if self.children is None:
+            self.children = {}
+        elif len(self.children) >= WIDE and isinstance(self.children, dict):
+            self.children = Children(self.children)
+        self.children[key] = child
+
+    def absorb(self, above: Node) -> None:
+        """Take the place of the node above, whose only child this is, with its blocks before these ones.
+
+        Not the other way round: children know their parent, and there may be many. Cost: O(tokens of both).
+        """
+        self.head, self.tail = above.head, above.tail + self.head + self.tail
+        self.key, self.parent = above.key, above.parent
+        rows = max(len(self.offers), len(above.offers))
+        self.offers = np.concatenate((_tall(above.offers, rows), _tall(self.offers, rows)), axis=1)
+        self.holes += above.holes
+        if self.stamps is not None and above.stamps is not None:
+            self.stamps = np.concatenate((above.stamps, self.stamps))
+        assert self.parent is not None and self.parent.children is not None
+        self.parent.children[self.key] = self
+        above.parent, above.children = self, None
 
     def _set(self, offers: Int64s, stamps: Int64s | None) -> None:
         """Take over these offers and stamps, as memory of our own."""

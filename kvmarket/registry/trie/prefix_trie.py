@@ -48,7 +48,15 @@ class PrefixTrie:
             raise MisuseError(f"max_blocks is {max_blocks}; give at least one, or None for no bound")
         self.block_size = block_size
         self.max_blocks = max_blocks
-        self._tree = Tree(4 * block_size, self.NODE_BLOCKS, evicts=max_blocks is not None)
+        self._tree = self._empty()
+
+    def _empty(self) -> Tree:
+        return Tree(4 * self.block_size, self.NODE_BLOCKS, evicts=self.max_blocks is not None)
+
+    def clear(self) -> None:
+        """Forget everything, and give back its memory at once. Cost: 0.2 us a node."""
+        tree, self._tree = self._tree, self._empty()
+        tree.let_go()
 
     def __len__(self) -> int:
         """Return how many blocks have at least one offer. Cost: O(1)."""
@@ -116,7 +124,7 @@ class PrefixTrie:
         `place` is not the last one of its node; nothing changed then. Cost: 4 us each.
         """
         tree, (node, position) = self._tree, place
-        children = node.children or {}
+        children = () if node.children is None else node.children
         alone = len(heads) < 2 or len(set(heads)) < len(heads) or position + 1 < node.size
         if alone or any(head in children for head in heads):
             return False
@@ -165,7 +173,8 @@ class PrefixTrie:
         if rest is not None and rest.parent is not None:
             above = rest.parent
             tree.join(rest)
-            tree.join(above.parent)
+            if above.parent is not None:
+                tree.join(above.parent)
         tree.join(node)
         if self.max_blocks is not None:
             tree.evict(self.max_blocks)

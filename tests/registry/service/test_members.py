@@ -86,6 +86,18 @@ def test_retire_and_leave(members):
     members.join("d", joining("pa", geometry="another"))
 
 
+def test_a_space_whose_last_member_has_left_is_collected_little_by_little(members):
+    for name in ("a", "b"):
+        offer(members, name, f"p{name}")
+    space = members.by_name["a"].space
+    for name in list(members.by_name):
+        members.leave(name)
+    assert members.spaces == {} and space.collecting
+    assert members.collect(0.0), "no time to do any of it"
+    assert not members.collect(1.0)
+    assert not space.collecting and len(space.trie) == 0 and not members.collect(1.0)
+
+
 def test_joining_twice_or_with_another_geometry(members):
     for bad in (joining("pa"), joining("new", "new")):
         with pytest.raises(RefusedError, match="joined already"):

@@ -11,6 +11,12 @@ from kvmarket.registry.trie.cursor import Cursor
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
 
 
+@pytest.fixture(params=["few", "many"], autouse=True)
+def _children(request: pytest.FixtureRequest) -> None:
+    if request.param == "many":
+        request.getfixturevalue("wide")
+
+
 def paths(trie: PrefixTrie, cursor: Cursor) -> dict[tuple[bytes, bytes], tuple[int, ...]]:
     """The offers of every block that a cursor visits, by tenant and tokens."""
     found = {}

@@ -16,6 +16,7 @@ from kvmarket.registry.trie.prefix_trie import PrefixTrie
 from tests.registry.trie.contents import SmallNodes, contents
 
 KINDS = [PrefixTrie, SmallNodes]
+pytestmark = pytest.mark.usefixtures("wide")
 
 
 @pytest.mark.parametrize("block_size", [1, 3, 16])
