@@ -130,9 +130,14 @@ def left_in_shm(pids: Iterable[int]) -> list[str]:
 
 
 def gpu_memory() -> int:
-    """Bytes in use on the first GPU, over all processes."""
+    """Bytes in use on the first GPU that CUDA sees, over all processes."""
+    first = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
     with library():
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+        if first.isdigit():
+            gpu = pynvml.nvmlDeviceGetHandleByIndex(int(first))
+        else:
+            gpu = pynvml.nvmlDeviceGetHandleByUUID(first)
+        return int(pynvml.nvmlDeviceGetMemoryInfo(gpu).used)
 
 
 def _field(text: str, name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.leaks import DRIVERS, Held, left_in_shm
+from tests.chaos.leaks import DRIVERS, Held, MiB, Samples, left_in_shm
 
 NOBODY = 99_999_999  # no process has such a number
 MAPS = """
@@ -57,3 +57,13 @@ def test_mapped_memory_counts_unless_it_is_the_drivers(name: str, counts: bool):
         path.unlink()
     assert held.shared - before.shared == (size if counts else 0)
     assert (held.mappings > before.mappings) == counts
+
+
+def test_what_grows_is_told_with_its_course():
+    samples = Samples("engine0")
+    for number in range(80):
+        samples._held.append(Held(100 * MiB + number * MiB, 0, 30, 400, 1 if number < 40 else 4))
+    (leak,) = samples.leaks()
+    assert leak.startswith("engine0: private grew from ") and "threads" not in leak, "a connection has three threads"
+    course = [int(each) for each in leak.partition("(")[2].rstrip(")").split(", ")]
+    assert len(course) == 8 and course == sorted(course) and course[-1] > course[0] + 60 * MiB
