@@ -25,6 +25,7 @@ import numpy as np
 from bench import report
 from bench.registry.joined import BLOCK, Child, Connection, await_all, join_as_scheduler, market_address, prompt
 from bench.registry.memory import memory_of, service_memory
+from bench.registry.readers import GIVE_UP, HEAD, PROMPT, Reader, branch_owner
 from bench.registry.trie import resident
 from bench.registry.visible import row, show
 from kvmarket.cli.top import ask_status
@@ -35,82 +36,7 @@ from kvmarket.registry.protocol.messages import PoolRecord
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.space import Space
 
-HEAD, STEP, PROMPT = 1024, 0.005, 512  # blocks of the long prompt; seconds; blocks of other prompts
-GIVE_UP, KILLS = 300.0, 5
-
-
-class Reader:
-    """An engine that offers nothing, and says when it knows so many blocks."""
-
-    def __init__(self, pipe: Connection, address: str) -> None:
-        start = time.monotonic()
-        self.control, self.pipe = join_as_scheduler(address, 8), pipe
-        self.before = resident()
-        pipe.send(time.monotonic() - start)
-        while (request := pipe.recv()) is not None:
-            pipe.send(getattr(self, request[0])(*request[1:]))
-        self.control.close()
-
-    def know(self, blocks: int) -> float:
-        """When all that many blocks were known."""
-        space, end = self.control._client._replica.space, time.monotonic() + GIVE_UP
-        while space.blocks < blocks and time.monotonic() < end:
-            time.sleep(0.01)
-        return time.monotonic()
-
-    def told(self) -> float:
-        """When the present service had told all of every pool."""
-        client, end = self.control._client, time.monotonic() + GIVE_UP
-        while time.monotonic() < end:
-            pools = [pool for name, pool in client._replica.space.pools.items() if name != self.control.pool.id]
-            if client._replica.whole and not client._replica.pending and not any(pool.telling for pool in pools):
-                break
-            time.sleep(0.01)
-        return time.monotonic()
-
-    def memory(self) -> int:
-        """Bytes that this process holds."""
-        return resident()
-
-    def match(self, seeds: list[tuple[int, ...]]) -> list[float]:
-        """Microseconds that each of these prompts takes to match."""
-        prompts, spent = [prompt(PROMPT, *seed) for seed in seeds], []
-        for tokens in prompts:
-            start = time.perf_counter_ns()
-            hit = self.control.match(tokens)
-            spent.append((time.perf_counter_ns() - start) / 1e3)
-            assert hit.blocks == PROMPT, f"{hit.blocks} of {PROMPT} blocks"
-        return spent
-
-
-def branch_owner(pipe: Connection, address: str, branches: int) -> None:
-    """The engine with the branches; on demand it steps, and tells what each step's calls took, in us."""
-    control, head = join_as_scheduler(address, HEAD + branches + 1), prompt(HEAD, 0)
-    control.offer(head, range(HEAD), control.generations(range(HEAD)))
-    for branch in range(branches):
-        tokens, slot = np.concatenate([head, np.full(BLOCK, branch, np.int32)]), [HEAD + branch]
-        control.offer(tokens, slot, control.generations(slot), first=HEAD)
-        if branch % 200 == 0:
-            time.sleep(0.002)
-    pipe.send("ready")
-    spare, waits = [HEAD + branches], []
-    while True:
-        if pipe.poll():
-            message = pipe.recv()
-            if message is None:
-                break
-            if message == "waits":
-                pipe.send(waits)
-                waits = []
-            elif message == "memory":
-                pipe.send(resident())
-        start = time.perf_counter_ns()
-        control.retire(spare)
-        control.take_gone()
-        control.match(head)
-        waits.append((time.perf_counter_ns() - start) / 1e3)
-        time.sleep(STEP)
-    control.close()
+KILLS = 5
 
 
 def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -127,7 +53,7 @@ def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         before["owner"] = owner.pipe.recv()
         before["reader"] = max(ask(readers, "memory"))
         peak = Peak(address, [owner, *readers])
-        times, again = [], []
+        times, again, others = [], [], []
         for _ in range(KILLS):
             take_waits(owner)
             os.kill(ask_status(place).service.pid, signal.SIGKILL)
@@ -136,13 +62,17 @@ def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 peak.look()
                 time.sleep(0.05)
             service = time.monotonic() - start
-            times.append((max([service, *(moment - start for moment in ask(readers, "told"))]), service))
+            told = ask(readers, "told")
+            times.append((max([service, *(moment - start for moment, _ in told)]), service))
             again += take_waits(owner)
+            others += [wait for _, waits in told for wait in waits]
         everywhere, service = max(times)
         yield number(f"all on offer at the service again, the slowest of {KILLS}", service, "s")
         yield number("and known to be so by every engine", everywhere, "s")
         yield row("a step's wait meanwhile", again, "us", 0, float(np.percentile(again, 10)))
         yield number("a step's wait meanwhile, p99.9", float(np.percentile(again, 99.9)), "us")
+        yield row("a step's wait of the others", others, "us", 0, float(np.percentile(others, 10)))
+        yield number("a step's wait of the others, p99.9", float(np.percentile(others, 99.9)), "us")
         start = time.monotonic()
         ninth = Child(Reader, address)
         joined = ninth.pipe.recv()

@@ -67,3 +67,11 @@ def test_what_grows_is_told_with_its_course():
     assert leak.startswith("engine0: private grew from ") and "threads" not in leak, "a connection has three threads"
     course = [int(each) for each in leak.partition("(")[2].rstrip(")").split(", ")]
     assert len(course) == 8 and course == sorted(course) and course[-1] > course[0] + 60 * MiB
+
+
+@pytest.mark.parametrize("moment", [0, 25, 50, 70])
+def test_what_is_loaded_once_is_no_leak(moment: int):
+    samples = Samples("engine0")
+    for number in range(80):
+        samples._held.append(Held((100 + 40 * (number > moment)) * MiB + number * 10_000, 0, 30, 400, 4))
+    assert samples.levels() is not None and samples.leaks() == []

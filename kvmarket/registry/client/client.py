@@ -21,6 +21,7 @@ from kvmarket.errors import AddressError, KVMarketError
 from kvmarket.registry.client.connection import START_SECONDS, Connection
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.replica import Replica
+from kvmarket.registry.client.turns import TURN_SECONDS, Turns
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Join, News, PoolRecord, Promise, Retire, Settle
 from kvmarket.registry.protocol.offering import Offering
@@ -30,10 +31,7 @@ from kvmarket.registry.trie.tokens import Int32s, Int64s
 from kvmarket.support.supervised import survived
 from kvmarket.support.transient import MORE
 
-TURN_SECONDS = 500e-6  # so long at a time the watching thread holds the replica: what comes at once goes in at once
-TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # of the time that the replica has been behind; at most so long
 DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
-NAP_SECONDS = 20e-6  # in which others get their turn
 WATCH_SECONDS = 0.1
 AGAIN_SECONDS = 1.0  # behind a connection that broke: it may break again and again
 JOIN_SECONDS = 10.0  # so long a new member waits until it knows all; then the rest comes behind
@@ -66,7 +64,7 @@ class Client:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._gone: list[str] = []
-        self._behind_since: float | None = None
+        self._turns = Turns()
         self._replica = Replica(join.block_size, join.pools)
         self._home = Home(address, join, self._replica, snapshot, self._closing)
         with ExitStack() as undo:
@@ -131,6 +129,7 @@ class Client:
         Where its own offers are to be found, what was received already or offered by this engine itself is put into the
         replica before, for at most some `DRAIN_SECONDS`; else the watching thread does it.
         """
+        self._turns.called(time.monotonic())
         with self._lock:
             replica = self._replica
             if self._finds_own:
@@ -162,6 +161,7 @@ class Client:
 
     def _tell(self, change: News) -> None:
         """Tell the service, and our replica where it is to know."""
+        self._turns.called(time.monotonic())
         with self._lock:
             if self._finds_own:
                 self._replica.add(change)
@@ -262,18 +262,20 @@ class Client:
         """Put what has come into the replica, tell what is to be told, and let others have their turn in between."""
         end = time.monotonic() + WATCH_SECONDS
         while (now := time.monotonic()) < end and not self._closing.is_set():
-            self._behind_since = now if self._behind_since is None else self._behind_since
-            turn = min(max(TURN_SECONDS, TURN_SHARE * (now - self._behind_since)), LONGEST_TURN)
+            turn, nap = self._turns.next(now)
             with self._lock:
                 current, gone = self._connection.drain(time.perf_counter() + turn)
                 self._gone += gone
                 if current and self._replica.space.collecting:
                     self._replica.space.collect()
                     current = False
-            if not self._on_more() and current:
-                self._behind_since = None
+            if not current:
+                time.sleep(nap)
+            if self._on_more():
+                time.sleep(nap)
+            elif current:
+                self._turns.done()
                 return
-            time.sleep(NAP_SECONDS)
         os.eventfd_write(self._wake, 1)
 
     def _rejoin(self) -> bool:

@@ -1,0 +1,90 @@
+"""Engines of the benchmarks of scale, in own processes: some that offer nothing, and one with many branches."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from bench.registry.joined import BLOCK, Connection, join_as_scheduler, prompt
+from bench.registry.trie import resident
+
+HEAD, STEP, PROMPT = 1024, 0.005, 512  # blocks of the long prompt; seconds; blocks of other prompts
+GIVE_UP = 300.0
+
+
+class Reader:
+    """An engine that offers nothing, and says when it knows so many blocks."""
+
+    def __init__(self, pipe: Connection, address: str) -> None:
+        start = time.monotonic()
+        self.control, self.pipe = join_as_scheduler(address, 8), pipe
+        self.before = resident()
+        pipe.send(time.monotonic() - start)
+        while (request := pipe.recv()) is not None:
+            pipe.send(getattr(self, request[0])(*request[1:]))
+        self.control.close()
+
+    def know(self, blocks: int) -> float:
+        """When all that many blocks were known."""
+        space, end = self.control._client._replica.space, time.monotonic() + GIVE_UP
+        while space.blocks < blocks and time.monotonic() < end:
+            time.sleep(0.01)
+        return time.monotonic()
+
+    def told(self) -> tuple[float, list[float]]:
+        """When the present service had told all of every pool; and what each step meanwhile has waited, in us."""
+        client, end, head, waits = self.control._client, time.monotonic() + GIVE_UP, prompt(HEAD, 0), []
+        while time.monotonic() < end:
+            pools = [pool for name, pool in client._replica.space.pools.items() if name != self.control.pool.id]
+            if client._replica.whole and not client._replica.pending and not any(pool.telling for pool in pools):
+                break
+            start = time.perf_counter_ns()
+            self.control.match(head)
+            waits.append((time.perf_counter_ns() - start) / 1e3)
+            time.sleep(STEP)
+        return time.monotonic(), waits
+
+    def memory(self) -> int:
+        """Bytes that this process holds."""
+        return resident()
+
+    def match(self, seeds: list[tuple[int, ...]]) -> list[float]:
+        """Microseconds that each of these prompts takes to match."""
+        prompts, spent = [prompt(PROMPT, *seed) for seed in seeds], []
+        for tokens in prompts:
+            start = time.perf_counter_ns()
+            hit = self.control.match(tokens)
+            spent.append((time.perf_counter_ns() - start) / 1e3)
+            assert hit.blocks == PROMPT, f"{hit.blocks} of {PROMPT} blocks"
+        return spent
+
+
+def branch_owner(pipe: Connection, address: str, branches: int) -> None:
+    """The engine with the branches; on demand it steps, and tells what each step's calls took, in us."""
+    control, head = join_as_scheduler(address, HEAD + branches + 1), prompt(HEAD, 0)
+    control.offer(head, range(HEAD), control.generations(range(HEAD)))
+    for branch in range(branches):
+        tokens, slot = np.concatenate([head, np.full(BLOCK, branch, np.int32)]), [HEAD + branch]
+        control.offer(tokens, slot, control.generations(slot), first=HEAD)
+        if branch % 200 == 0:
+            time.sleep(0.002)
+    pipe.send("ready")
+    spare, waits = [HEAD + branches], []
+    while True:
+        if pipe.poll():
+            message = pipe.recv()
+            if message is None:
+                break
+            if message == "waits":
+                pipe.send(waits)
+                waits = []
+            elif message == "memory":
+                pipe.send(resident())
+        start = time.perf_counter_ns()
+        control.retire(spare)
+        control.take_gone()
+        control.match(head)
+        waits.append((time.perf_counter_ns() - start) / 1e3)
+        time.sleep(STEP)
+    control.close()
