@@ -1,6 +1,6 @@
 """Whole fetches between two processes, and what they cost their neighbours, beside the contiguous copy of the same run.
 
-    python -m bench.micro.transfer --write h200x2     two GPUs with peer access; some three minutes
+    python -m bench.micro.transfer --write h200x2     two GPUs with peer access; some three minutes (40 repeats: 100 s)
 
 Blocks of a Llama-3.1-8B shape: 32 layers x 64 KiB, 2 MiB. Slots are random on both sides. `bytes` is payload, counted
 once. p10, p50, p90 are of the time per fetch while two are under way all the time, in us; `call_p50` is a single fetch

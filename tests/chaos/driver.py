@@ -47,7 +47,7 @@ class Driver:
         self._events = plan.events()
         self._due: list[tuple[float, int, str]] = []  # consequences of events: moment, number, what
         self._samples: dict[int, leaks.Samples] = {}  # by process
-        self._next_sample = self._next_line = 0.0
+        self._next_sample = self._next_line = self._next_look = 0.0
         self._crowd: BaseProcess | None = None
         self._start = time.monotonic()
 
@@ -185,10 +185,23 @@ class Driver:
             if not engine.alive:
                 self._bury(engine)
                 self._later(0.0, "begin")
+        if time.monotonic() > self._next_look:
+            self._next_look = time.monotonic() + max(0.2, self.plan.seconds / 100)
+            self._look_who_is_settled()
         if time.monotonic() > self._next_sample:
             self._next_sample = time.monotonic() + max(0.2, self.plan.seconds / 300)
             for pid, samples in self._samples.items():
                 samples.take(pid)  # nothing, if a service of before was killed
+
+    def _look_who_is_settled(self) -> None:
+        """Sample what the service and the kept engines hold from when the service has heard of the crowd (again)."""
+        with suppress(RegistryError):
+            status = ask_status(self._address)
+            if status.blocks >= CROWDED * (self.plan.branches + self.plan.tenants):
+                self._samples.setdefault(status.service.pid, leaks.Samples(f"service {status.service.pid}"))
+                for engine in self._engines:
+                    if engine.kept:
+                        self._samples.setdefault(engine.pid, leaks.Samples(f"{engine.life.name}, never killed"))
 
     def _bury(self, engine: Incarnation) -> None:
         """Take over what a dead engine has done, seen and suffered."""
@@ -205,14 +218,6 @@ class Driver:
     def _report(self) -> None:
         if time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + 5
-            with suppress(RegistryError):
-                status = ask_status(self._address)
-                pid = status.service.pid
-                if status.blocks >= CROWDED * (self.plan.branches + self.plan.tenants):  # it has heard of them again
-                    self._samples.setdefault(pid, leaks.Samples(f"service {pid}"))
-                    for engine in self._engines:
-                        if engine.kept:
-                            self._samples.setdefault(engine.pid, leaks.Samples(f"{engine.life.name}, never killed"))
             found = self.result
             wrong = found.done["wrong"] + sum(engine.tally["wrong"] for engine in self._engines)
             self._progress(

@@ -75,7 +75,10 @@ def test_who_leaves_gives_its_memory_back_at_once(own_address):
     engine, other = ModelEngine(own_address), ModelEngine(own_address)
     for number in range(20):
         engine.publish([number, *prompt(BLOCK, 62)[1:]], [number])
-    until(lambda: other.market.match([19, *prompt(BLOCK, 62)[1:]]).blocks == 1)
+    for each in (engine, other):
+        each.market.match(prompt(BLOCK, 62))  # puts in what it has just offered itself
+        until(lambda each=each: each.market._control._client._replica.space.blocks == 20)
+    assert len(engine.market._control.pool.ledger.slots()) == 20
     gc.collect()
     gc.disable()
     try:

@@ -15,6 +15,7 @@ from kvmarket.registry.space.space import Space
 PART_BYTES = 1 << 16  # in one part, some
 RECORD_BYTES = 1 << 20  # in one part, some
 PART_RUNS = 128  # in one part: some 0.4 ms to make, 3 ms to put into a space that has none of them
+FIRST_RUNS = 16  # in the first part: nothing that it touches is in a cache
 RUN_BYTES = 512  # what is above the first run is in each part again: so many of its bytes make one run more
 
 
@@ -62,19 +63,22 @@ class SnapshotParts:
             yield tuple(part)
 
     def _branches(self, space: Space) -> Iterator[tuple[Change, ...]]:
-        cursor, visit = space.trie.cursor(), None
+        cursor, visit, most = space.trie.cursor(), None, min(FIRST_RUNS, PART_RUNS)
         while True:
-            writer, nbytes, runs = Writer(space, self._without), PART_BYTES, PART_RUNS
+            writer, nbytes, runs = Writer(space, self._without), PART_BYTES, most
             while writer.runs < runs and writer.nbytes < nbytes:
                 visit = cursor.next()
                 if visit is None:
                     break
                 writer.add(visit)
                 if writer.runs == 1:
-                    nbytes, runs = max(nbytes, 2 * writer.nbytes), max(runs, writer.nbytes // RUN_BYTES)
+                    nbytes = max(nbytes, 2 * writer.nbytes)
+                    if most == PART_RUNS:
+                        runs = max(runs, writer.nbytes // RUN_BYTES)
                 if (leaves := cursor.leaves(runs - writer.runs, writer.covers)) is not None:
                     writer.add_leaves(leaves)
             if writer.runs:
                 yield (writer.message(),)
+                most = PART_RUNS
             if visit is None:
                 return
