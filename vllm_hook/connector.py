@@ -25,6 +25,7 @@ from vllm_hook.guard import Guard
 from vllm_hook.identity import loads
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 from vllm_hook.metrics import summary
+from vllm_hook.metrics.first_peer import FirstPeer
 from vllm_hook.metrics.prom import MarketProm
 from vllm_hook.metrics.stats import OF_PROCESS, MarketStats
 from vllm_hook.scheduler.requests import tenant_refusal
@@ -59,6 +60,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         reason = limits.refusal(vllm_config, kv_cache_config)
         self._refusal = reason or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
+        self._first_peer = FirstPeer(self._on)
         self._worker: WorkerSide | None = None
         self._compared: Mapping[str, object] = {}  # all of its fingerprint but the weights, once they are known
         compat.keep_joint_lookup()  # whether this takes part or not
@@ -176,7 +178,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         with Guard("join", self._cannot_join):
             reason = self._scheduler.refusal(known) or self._unfit(known)
             if not reason:
-                self._scheduler.join(dict(enumerate(known)), self.connect, self._on, summary.off_for_now)
+                self._scheduler.join(dict(enumerate(known)), self.connect, self._first_peer.joined, summary.off_for_now)
         if reason:
             summary.off(reason)
 
@@ -188,9 +190,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         compared, weights = self._compared_with(ranks), facts.weights_now(ranks)
         _log.debug("kvmarket compares %s", json.dumps({**compared, "weights": weights}, sort_keys=True))
         fingerprint = facts.with_weights(compared, weights)
-        tenant = self._settings.tenant
-        address = self._settings.address
-        return ControlHalf(facts.stages_of(ranks), fingerprint, tenant, address, finds_own=False)
+        stages, own = facts.stages_of(ranks), self._settings
+        return ControlHalf(stages, fingerprint, own.tenant, own.address, finds_own=False)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold, loaded asynchronously; None: ask again."""
@@ -213,6 +214,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         metadata = None
         with Guard("build_connector_meta", self._scheduler.fail):
             metadata = self._scheduler.dispatch(scheduler_output)
+            self._first_peer.look()
         return metadata or self._scheduler.plain_step()
 
     def update_connector_output(self, connector_output: Any) -> None:
@@ -285,7 +287,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return f"{reason}; give another tenant" if reason else ""
 
     def _on(self, control: ControlHalf) -> None:
-        """The market has been joined, at the engine's start or late."""
+        """The market has been joined, at the engine's start or late; or the first peer engine has come."""
         if self._scheduler:
             summary.on(self._scheduler.describe(control))
 

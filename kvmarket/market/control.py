@@ -17,17 +17,15 @@ from kvmarket.errors import TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.market.avoided import Avoided
 from kvmarket.market.ledger import Ledger
-from kvmarket.market.offer import Hit, Stage, geometry_of
+from kvmarket.market.offer import Hit, Stage
 from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.market.peers import Peers
 from kvmarket.pool import Generations, Slots, UInt64s
 from kvmarket.registry.client.client import Client
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import Join
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
-from kvmarket.transport import ShmMemory
 
 
 class ControlHalf:
@@ -67,18 +65,14 @@ class ControlHalf:
         self._promises = count(1)
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
-        kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
-        join = Join(
-            self.pool.descriptor.generations.owner,
-            f"{fingerprint.hex}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",
-            geometry_of(stages),
-            self.block_size,
-            tuple(pool.record() for pool in self._pools),
+        join, place = self._pools.joining(fingerprint.hex, stages), Address(address)
+        self.place = (
+            f"market {place}, space {join.space}"  # as `kvmarket top` names it: who has another one never meets us
         )
         with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)
-            self._client = Client(Address(address), join, self._forget, self._snapshot, self._go_on, finds_own)
+            self._client = Client(place, join, self._forget, self._snapshot, self._go_on, finds_own)
             undo.pop_all()
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:

@@ -9,11 +9,12 @@ import msgspec
 
 from kvmarket.errors import SlotError
 from kvmarket.market.ledger import Ledger
-from kvmarket.market.offer import PoolDescriptor, Stage, check_stages
+from kvmarket.market.offer import PoolDescriptor, Stage, check_stages, geometry_of
 from kvmarket.pool import Generations, Slots
 from kvmarket.pool.owners import release
-from kvmarket.registry.protocol.messages import PoolRecord
+from kvmarket.registry.protocol.messages import Join, PoolRecord
 from kvmarket.registry.space.snapshot import SnapshotParts
+from kvmarket.transport import ShmMemory
 
 
 class OwnPool:
@@ -93,6 +94,17 @@ class OwnPools:
         if self.staging is None:
             raise SlotError("this engine has no staging pool; give connect(..., staging_bytes=...)")
         return self.staging
+
+    def joining(self, fingerprint: str, stages: Sequence[Stage]) -> Join:
+        """What the engine joins a market with. Engines of one space can exchange all blocks."""
+        kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
+        return Join(
+            self.pool.descriptor.generations.owner,
+            f"{fingerprint}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",
+            geometry_of(stages),
+            stages[0].layout.block_size,
+            tuple(pool.record() for pool in self._all),
+        )
 
     def snapshot(self) -> SnapshotParts:
         """All that is on offer."""

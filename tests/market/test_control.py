@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from kvmarket import counters
+from kvmarket.cli.top import ask_status
 from kvmarket.errors import SlotError
 from kvmarket.registry.client import client
+from kvmarket.registry.client.turns import Turns
+from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.trie.node import OFFERS_PER_BLOCK, Node
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
@@ -67,6 +70,32 @@ def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
     assert control.pool.ledger.slots().tolist() == []
     assert control.offer(tokens, [0], control.generations([0])) == 1
     assert control.match(tokens).blocks == 1
+    engine.close()
+
+
+def test_where_it_has_joined_is_told_as_the_service_names_it(own_address):
+    one, other = ModelEngine(own_address), ModelEngine(own_address)
+    (space,) = {member.space for member in ask_status(Address(own_address)).members}
+    assert one.market._control.place == other.market._control.place == f"market {own_address}, space {space}"
+    one.close()
+    other.close()
+
+
+def test_every_call_says_that_the_engine_steps(market_address, monkeypatch):
+    """The watching thread takes short turns then."""
+    calls = []
+    monkeypatch.setattr(Turns, "called", lambda turns, now: calls.append(now))
+    engine, tokens = ModelEngine(market_address), np.array(prompt(BLOCK, 62), np.int32)
+    control = engine.market._control
+    for call in (
+        lambda: control.match(tokens),
+        lambda: control.offer(tokens, [0], control.generations([0])),
+        lambda: control.retire([0]),
+        lambda: control.promise(tokens),
+    ):
+        calls.clear()
+        call()
+        assert calls
     engine.close()
 
 

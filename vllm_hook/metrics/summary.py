@@ -12,20 +12,22 @@ _log = logging.getLogger("vllm.kvmarket")
 
 
 class Summary(NamedTuple):
-    """What the line is made of: `ways` says how a worker fetches, `peers` counts the engines found at the start."""
+    """What the line is made of: `ways` says how a worker fetches, `peers` counts the engines that are known by now."""
 
+    place: str  # the market and the space
+    peers: int
     offers: bool
     imports: bool
     watched: bool
     ranks: int
     block_size: int
     ways: str
-    peers: int
 
     def __str__(self) -> str:
         """One line, parts in a fixed order."""
         role = {(True, False): "kv_producer", (False, True): "kv_consumer"}.get((self.offers, self.imports), "kv_both")
         parts = [
+            self.place,
             "offers on" if self.offers else f"offers off (kv_role is {role})",
             f"imports on, by {self.ways}" if self.imports else f"imports off (kv_role is {role})",
             "reuse of pages tracked and watched"

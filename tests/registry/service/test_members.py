@@ -19,6 +19,7 @@ from kvmarket.registry.protocol.messages import (
     SnapshotEnd,
 )
 from kvmarket.registry.service.members import Members
+from kvmarket.registry.space.space import Space
 
 ME = Process(1, 1, 1)
 
@@ -78,12 +79,17 @@ def test_retire_and_leave(members):
     assert [record.pool for record in left.pools] == ["pa", "pa2"]
     assert members.leave("a") is None
     space = members.by_name["b"].space
-    while space.collecting:
-        space.collect()
+    assert space.collecting and members.collect(0.0), "no time to do any of it"
+    assert not members.collect(1.0)
     assert members.blocks == 0 and members.spaces == {"s": space}, "who is left goes on in it"
     members.leave("b")
     assert members.spaces == {}
     members.join("d", joining("pa", geometry="another"))
+
+
+def test_what_has_nothing_to_collect_is_not_asked_to(members, monkeypatch):
+    monkeypatch.setattr(Space, "collect", lambda space: pytest.fail("there is nothing"))
+    assert not members.collect(0.01)
 
 
 def test_a_space_whose_last_member_has_left_is_collected_little_by_little(members):

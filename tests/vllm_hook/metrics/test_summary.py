@@ -22,7 +22,8 @@ def test_roles_and_ways(roles: dict[str, bool], said: list[str]):
     _, control = joined()
     side.join({0: RankMemory(None, None, ways="shm")}, lambda _: control)  # type: ignore[arg-type, return-value]
     parts = side.describe().split("; ")
-    assert parts[:2] == said and parts[3] == "1 rank(s), 4 tokens a block"
+    assert parts[0] == "market /m, space s", "whoever has another line there never meets this engine"
+    assert parts[1:3] == said and parts[4] == "1 rank(s), 4 tokens a block"
 
 
 def test_how_reuse_is_seen_and_who_is_there():

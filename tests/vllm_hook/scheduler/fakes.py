@@ -28,7 +28,7 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.generation: dict[int, int] = defaultdict(lambda: 1)
-        self.epoch = 1
+        self.epoch, self.place = 1, "market /m, space s"
         self.log: list[str] = []
         self.standing: dict[int, tuple[int, int, tuple[int, ...], str]] = {}  # slot: generation, epoch, tokens, tenant
         self.found = 0
