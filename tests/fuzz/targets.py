@@ -153,7 +153,7 @@ class ServiceTarget:
                 assert len(pool.standing()) <= pool.record.slots, name
             space.trie._check()
         self.service._exchange.tell(0.0)
-        self.service._exchange.collect(0.0)
+        self.service._exchange.members.collect(0.0)
         if self._member not in self.service._sessions:  # the stranger took its place
             self._ends.pop(self._member).close()
             self._join()  # and the other way round

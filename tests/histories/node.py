@@ -97,7 +97,7 @@ class Node:
             if session.feed is not None:
                 session.feed.mark(time.monotonic() + 1)
         self.exchange.tell(0.0)
-        self.exchange.collect(0.0)
+        self.exchange.members.collect(0.0)
 
     def _hear(self, session: Session, frame: bytes) -> None:
         try:

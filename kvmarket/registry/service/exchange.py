@@ -87,10 +87,6 @@ class Exchange:
         """In how many seconds `tell` should be called, where nothing comes meanwhile."""
         return min((stream.due() for stream in self._streams.values()), default=float("inf"))
 
-    def collect(self, seconds: float) -> bool:
-        """Give back memory of what stands no longer, for some time; whether there is more of it."""
-        return self.members.collect(seconds)
-
     def _put_in(self, session: Session, change: object) -> None:
         self.heard[type(change).__name__] += 1
         if not isinstance(change, News):

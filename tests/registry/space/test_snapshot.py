@@ -13,7 +13,7 @@ from kvmarket.registry.protocol.messages import Changes as ChangesMessage
 from kvmarket.registry.protocol.messages import Promise, Snapshot, SnapshotEnd, pack_message
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.put_branches import put_branches
-from kvmarket.registry.space.snapshot import PART_BYTES, SnapshotParts
+from kvmarket.registry.space.snapshot import FIRST_RUNS, PART_BYTES, PART_RUNS, SnapshotParts
 from kvmarket.registry.space.space import Space
 from tests.registry.space.test_space import SIZE, found, made, offer, record, tell
 
@@ -135,6 +135,20 @@ def test_many_branches_behind_a_long_prompt_are_told_in_linear_size():
     assert copy.blocks == blocks + branches
     assert len(found(copy, [*head, -77, -1])) == blocks + 1
     copy.trie._check()
+
+
+def test_the_first_part_is_a_short_one(run_bytes: int = 32):
+    """Nothing that it touches is in a cache."""
+    space = Space(SIZE)
+    space.add_pool(record("p", 100_000))
+    blocks = 100
+    head, ones = np.arange(blocks * SIZE, dtype=np.int32), np.ones(blocks, np.uint64)
+    space.offer(Offering("p", "", head, 0, np.arange(blocks), 1, ones, None))
+    for branch in range(4 * PART_RUNS):
+        tokens = np.concatenate([head, np.full(SIZE, -1 - branch, np.int32)])
+        space.offer(Offering("p", "", tokens, blocks, np.array([blocks + branch]), 1, ones[:1], None))
+    runs = [len(part.runs) // run_bytes for part in parts_of(space)]
+    assert runs == [FIRST_RUNS, *[PART_RUNS] * 3, runs[-1]] and 0 < runs[-1] <= PART_RUNS
 
 
 def test_branches_of_branches_are_told_in_linear_size_and_in_parts_that_are_bounded():

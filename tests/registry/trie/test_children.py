@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
 
 from kvmarket.registry.trie.children import SHARD, WIDE, Children
+from kvmarket.registry.trie.node import Node
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
 
 
@@ -85,3 +87,21 @@ def test_a_node_that_is_joined_keeps_its_many_children(wide):
     (joined,) = trie._tree.root.children.values()
     assert joined.children is children and joined.size == 2
     assert all(child.parent is joined for child in children.values())
+
+
+def test_a_cleared_trie_gives_all_nodes_back_at_once_and_is_empty(wide):
+    trie = PrefixTrie(1)
+    for leaf in range(9):
+        trie.insert([7, 8, leaf, 5], [4 * leaf + at for at in range(4)])
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(type(each) is Node for each in gc.get_objects())
+        trie.clear()
+        assert before - sum(type(each) is Node for each in gc.get_objects()) >= 10, "without Python's collector"
+    finally:
+        gc.enable()
+    trie._check()
+    assert len(trie) == 0 and trie.match([7, 8, 1, 5]) == []
+    trie.insert([7, 8], [1, 2])
+    assert trie.match([7, 8]) == [1, 2]
