@@ -63,7 +63,7 @@ class _Level:
         self.node, self.depth, self.tenant = node, depth, tenant
         self._many = node.children if isinstance(node.children, Children) else None
         self._shard = self.seen = 0
-        self.keys: list[bytes] = [] if self._many or not isinstance(node.children, dict) else list(node.children)
+        self.keys = list(node.children) if isinstance(node.children, dict) else []
 
     def over(self) -> bool:
         """Whether the cursor has come to all children; else there are keys that it has not come to."""
