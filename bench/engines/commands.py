@@ -1,7 +1,6 @@
 """What the benchmarks have engine processes do: each public function is a command and gets the engine first.
 
-See bench/engines/engine.py. Prompts are named by parts, ``[seed, tokens]`` each, so that every process can
-make them.
+See bench/engines/engine.py. Prompts are named by parts, ``[seed, tokens]`` each, so that every process can make them.
 """
 
 from __future__ import annotations

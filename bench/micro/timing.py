@@ -81,9 +81,9 @@ def single(start: Callable[[], Any], count: int, spin: bool = True) -> list[floa
     times = []
     for _ in range(count + 2):
         begin = time.perf_counter()
-        handle = start()
-        while spin and not handle.done():
+        copy = start()
+        while spin and not copy.done():
             pass
-        handle.wait()
+        copy.wait()
         times.append((time.perf_counter() - begin) * 1e6)
     return times[2:]

@@ -103,7 +103,7 @@ class Service:
         if any(fd == self._door.fileno() for fd, _ in ready):
             self._sessions.let_in()
         more = self._exchange.tell(SPARE_SECONDS)
-        more = self._exchange.members.collect(SPARE_SECONDS) or more
+        more = members.collect(SPARE_SECONDS) or more
         self._sessions.expect()
         now = time.monotonic()
         if now > self._look_at:

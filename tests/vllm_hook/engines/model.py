@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bench.engines.process import GPUS
+
 VOCAB = 997
 BLOCK = 32
 
@@ -92,10 +94,8 @@ def llm_options() -> dict[str, object]:
 
     There vLLM must not measure how much memory is left: other engines of a test come and go meanwhile.
     """
-    import torch
-
     graphs = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 64 << 20}
-    device = graphs if torch.cuda.device_count() else {"enforce_eager": True}
+    device = graphs if GPUS else {"enforce_eager": True}
     return {
         "dtype": "float32",
         "block_size": BLOCK,
