@@ -8,6 +8,7 @@ import numpy as np
 
 from bench.registry.joined import BLOCK, Connection, join_as_scheduler, prompt
 from bench.registry.trie import resident
+from kvmarket import counters
 
 HEAD, STEP, PROMPT = 1024, 0.005, 512  # blocks of the long prompt; seconds; blocks of other prompts
 GIVE_UP = 300.0
@@ -32,13 +33,15 @@ class Reader:
             time.sleep(0.01)
         return time.monotonic()
 
-    def told(self) -> tuple[float, list[float]]:
-        """When the present service had told all of every pool; and what each step meanwhile has waited, in us."""
+    def told(self, lost: int) -> tuple[float, list[float]]:
+        """When so many services were lost, and the next one had told all; what each step until then waited, in us."""
         client, end, head, waits = self.control._client, time.monotonic() + GIVE_UP, prompt(HEAD, 0), []
         while time.monotonic() < end:
-            pools = [pool for name, pool in client._replica.space.pools.items() if name != self.control.pool.id]
-            if client._replica.whole and not client._replica.pending and not any(pool.telling for pool in pools):
-                break
+            losses = sum(n for name, n in counters.snapshot().items() if name.startswith("service_lost"))
+            if losses >= lost and client._replica.whole:
+                pools = [pool for name, pool in client._replica.space.pools.items() if name != self.control.pool.id]
+                if not client._replica.pending and not any(pool.telling for pool in pools):
+                    break
             start = time.perf_counter_ns()
             self.control.match(head)
             waits.append((time.perf_counter_ns() - start) / 1e3)

@@ -54,15 +54,16 @@ def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         before["reader"] = max(ask(readers, "memory"))
         peak = Peak(address, [owner, *readers])
         times, again, others = [], [], []
-        for _ in range(KILLS):
+        for kill in range(KILLS):
             take_waits(owner)
             os.kill(ask_status(place).service.pid, signal.SIGKILL)
             start = time.monotonic()
+            tell(readers, "told", kill + 1)
             while blocks_of(place) < total and time.monotonic() < start + GIVE_UP:
                 peak.look()
                 time.sleep(0.05)
             service = time.monotonic() - start
-            told = ask(readers, "told")
+            told = await_all(readers)
             times.append((max([service, *(moment - start for moment, _ in told)]), service))
             again += take_waits(owner)
             others += [wait for _, waits in told for wait in waits]
@@ -173,10 +174,15 @@ def take_waits(owner: Child) -> list[float]:
     return waits
 
 
-def ask(children: list[Child], *request: Any) -> list[Any]:
-    """The answers of each to the same request."""
+def tell(children: list[Child], *request: Any) -> None:
+    """Have each do the same request; their answers are awaited with `await_all`."""
     for child in children:
         child.pipe.send(request)
+
+
+def ask(children: list[Child], *request: Any) -> list[Any]:
+    """The answers of each to the same request."""
+    tell(children, *request)
     return await_all(children)
 
 

@@ -21,7 +21,7 @@ from kvmarket.errors import AddressError, KVMarketError
 from kvmarket.registry.client.connection import START_SECONDS, Connection
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.replica import Replica
-from kvmarket.registry.client.turns import TURN_SECONDS, Turns
+from kvmarket.registry.client.turns import SHORT_SECONDS, TURN_SECONDS, Turns
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Join, News, PoolRecord, Promise, Retire, Settle
 from kvmarket.registry.protocol.offering import Offering
@@ -269,7 +269,7 @@ class Client:
                 if current and self._replica.space.collecting:
                     self._replica.space.collect()
                     current = False
-            if not current:
+            if not current or time.monotonic() - now > SHORT_SECONDS:  # else whoever waits would wait for two turns
                 time.sleep(nap)
             if self._on_more():
                 time.sleep(nap)

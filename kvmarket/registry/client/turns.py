@@ -5,6 +5,7 @@ from __future__ import annotations
 TURN_SECONDS = 500e-6  # at a time: what comes at once goes in at once
 TURN_SHARE, LONGEST_TURN = 0.05, 5e-3  # while nobody calls: of the time that the replica has been behind; the bound
 NAP_SECONDS = 20e-6  # in between
+SHORT_SECONDS = 50e-6  # a turn that took no longer needs no nap behind it
 STEP_SECONDS = 300e-6  # instead, for an engine that steps: all calls of a step, which then waits for one turn at most
 STEPPING_SECONDS = 0.5  # so long behind a call the engine steps
 

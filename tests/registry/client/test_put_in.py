@@ -9,14 +9,15 @@ import pytest
 
 from kvmarket.registry.client import client
 from kvmarket.registry.client.client import Client
-from kvmarket.registry.client.turns import NAP_SECONDS, STEP_SECONDS, Turns
+from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, STEP_SECONDS, Turns
 
 
 class Watching(Client):
     """One whose connection has so many turns' worth of news, and which has so many parts to tell."""
 
-    def __init__(self, news: int, parts: int, garbage: int = 0) -> None:
+    def __init__(self, news: int, parts: int, garbage: int = 0, takes: float = 0.0) -> None:
         self.log: list[str] = []
+        self.takes = takes  # seconds of each turn of news
         self._lock, self._closing, self._gone, self._turns = threading.Lock(), threading.Event(), [], Turns()
         self.news, self.parts, self.garbage = news, parts, garbage
         self._connection = SimpleNamespace(drain=self._drain)  # type: ignore[assignment]
@@ -38,6 +39,7 @@ class Watching(Client):
     def _drain(self, until: float) -> tuple[bool, list[str]]:
         self.news -= self.news > 0
         self.log.append("drain")
+        client.time.now += self.takes  # type: ignore[attr-defined]
         return self.news == 0, []
 
     def _tell_more(self) -> bool:
@@ -48,10 +50,22 @@ class Watching(Client):
         return told
 
 
+class Clock:
+    """In place of the module `time`: no time passes by itself."""
+
+    def __init__(self, naps: list[float]) -> None:
+        self.now, self.sleep = 1000.0, naps.append
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
 @pytest.fixture
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
-    monkeypatch.setattr(client.time, "sleep", found.append)
+    monkeypatch.setattr(client, "time", Clock(found))
     monkeypatch.setattr(client.os, "eventfd_write", lambda fd, value: pytest.fail("there is nothing left to do"))
     return found
 
@@ -87,6 +101,17 @@ def test_naps_are_long_while_the_engine_steps(naps: list[float]):
     watching._turns.called(client.time.monotonic())
     watching._put_in()
     assert naps == [STEP_SECONDS] * 2, "one behind the news, one behind what was told"
+
+
+def test_nobody_waits_for_a_long_turn_and_a_part_in_one(naps: list[float]):
+    watching = Watching(news=0, parts=1, takes=2 * SHORT_SECONDS)
+    watching._turns.called(client.time.monotonic())
+    watching._put_in()
+    assert naps == [STEP_SECONDS] * 3, "behind each of the two turns and behind what was told"
+    naps.clear()
+    watching.parts, watching.takes = 1, SHORT_SECONDS / 2
+    watching._put_in()
+    assert naps == [STEP_SECONDS], "a short turn and a part may follow each other"
 
 
 def test_after_a_while_it_looks_whether_the_service_lives(naps: list[float], monkeypatch: pytest.MonkeyPatch):

@@ -39,7 +39,7 @@ def test_an_engine_joins_when_the_service_of_another_version_has_gone():
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as name:
         folder = Path(name)
         model, address = save_tiny_llama(folder / "model"), str(folder / "s")
-        options = {"model": model, "address": address, "llm": llm_options()}
+        options = {"model": model, "address": address, "llm": {**llm_options(), "enforce_eager": True}}
         with EngineProcess(folder / "a.log", options) as a:
             with service_of_another_version(address), service_of_another_version(beside(address)):
                 a.wait()
