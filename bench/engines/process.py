@@ -8,6 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,17 @@ class EngineProcess:
     """A running engine. Close it, or use it as a context manager."""
 
     def __init__(
-        self, log: Path, options: dict[str, Any], python: str = sys.executable, env: dict[str, str] | None = None
+        self,
+        log: Path,
+        options: dict[str, Any],
+        python: str = sys.executable,
+        env: dict[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> None:
-        """Start the process; `wait` says when it is up. `options` are those of engine.py; `log` takes its stderr."""
+        """Start the process; `wait` says when it is up. `options` are those of engine.py; `log` takes its stderr.
+
+        `within`: the command that runs the engine's, in a container say.
+        """
         options = {"gpu": GPUS > 0, **options}
         self.log = log
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -36,7 +45,7 @@ class EngineProcess:
         environment.pop("TRITON_INTERPRET", None)
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [python, str(HERE / "engine.py"), json.dumps(options)],
+                [*within, python, str(HERE / "engine.py"), json.dumps(options)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

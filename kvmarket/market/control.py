@@ -60,7 +60,7 @@ class ControlHalf:
         self._pools = OwnPools(OwnPool(stages, generations), OwnPool(staging) if staging else None)
         self.pool, self.staging = self._pools.pool, self._pools.staging
         self._avoided = Avoided()
-        self._peers = Peers(self.avoid, self._avoided.for_now)
+        self._peers = Peers(self.avoid, self._avoided.for_now, lambda pool: self._client.descriptors(pool))
         self._gone: list[str] = []
         self._promises = count(1)
         self._open_in = os.getpid()  # 0 when it is closed
@@ -72,7 +72,7 @@ class ControlHalf:
         with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)
-            self._client = Client(place, join, self._forget, self._snapshot, self._go_on, finds_own)
+            self._client = Client(place, join, self._forget, self._snapshot, self._go_on, self._pools.memory, finds_own)
             undo.pop_all()
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:

@@ -23,6 +23,7 @@ from kvmarket.market.offer import Hit, Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader, Slots, as_slots
 from kvmarket.pool.landings import Landing
 from kvmarket.processes.process_watch import ProcessWatch
+from kvmarket.processes.relayed import Relayed, lives_with
 from kvmarket.processes.shared_file import Process
 from kvmarket.support.flags import leading
 from kvmarket.support.sets import common
@@ -41,7 +42,7 @@ class MappedPool:
 
     slots: SlotArray
     generations: GenerationReader
-    owners: tuple[Process, ...]  # whose death leaves it without meaning
+    owners: tuple[Process | Relayed, ...]  # whose death leaves it without meaning
 
     def alive(self) -> bool:
         """Whether all of them live. Costs some 20 us each."""
@@ -239,9 +240,9 @@ class DataHalf:
     def _watch_owners(self) -> None:
         """Hear of the death of whoever owns what is mapped: nobody may call us any more who has heard of it."""
         owners = {owner for each in self._mapped.values() for owner in each.owners}
-        self._watch.watch({owner for owner in owners if owner.pid != self._pid})
+        self._watch.watch(owners - {Process.current()})
 
-    def _heed_deaths(self, dead: frozenset[Process]) -> bool:
+    def _heed_deaths(self, dead: frozenset[Process | Relayed]) -> bool:
         """Drop what is mapped of the dead; whether no copy in flight may hold any of it still."""
         self.forget([name for name, each in self._mapped.copy().items() if not dead.isdisjoint(each.owners)])
         return not self._flying
@@ -265,7 +266,8 @@ class DataHalf:
             if (hear := self.on_scarce if scarce else self.on_unreachable) is not None:
                 hear(descriptor.pool)
             return None
-        return MappedPool(array, generations, (descriptor.generations.owner, memory.owner))
+        owners = (descriptor.generations.owner, memory.owner)
+        return MappedPool(array, generations, tuple(lives_with(each, descriptor.generations) for each in owners))
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or, where it belongs to this very process, as they are."""

@@ -54,6 +54,22 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
         return (self.generations.owner, *(memory.owner for _, memory in self.ranks))
 
     @property
+    def files(self) -> tuple[SharedFile, ...]:
+        """All shared memory of the pool: its generations, then that of each rank."""
+        return (self.generations, *(file for _, memory in self.ranks for file in memory.files))
+
+    def held_by(self, process: Process, descriptors: Sequence[int]) -> PoolDescriptor:
+        """The same pool, its `files` named by descriptors of a process beside us. Raises LayoutError for others."""
+        if len(descriptors) != len(self.files):
+            raise LayoutError(f"{len(descriptors)} descriptors of pool {self.pool}, which has {len(self.files)} files")
+        left = iter(descriptors)
+        generations = self.generations.held_by(process, next(left))
+        stages = [
+            Stage(stage.layout, tuple(each.held_by(process, left) for each in stage.ranks)) for stage in self.stages
+        ]
+        return PoolDescriptor(self.pool, generations, tuple(stages))
+
+    @property
     def ranks(self) -> tuple[tuple[Layout, Memory], ...]:
         """Per rank how its slots lie, and where."""
         return tuple((stage.layout, memory) for stage in self.stages for memory in stage.ranks)

@@ -12,6 +12,7 @@ from kvmarket.market.ledger import Ledger
 from kvmarket.market.offer import PoolDescriptor, Stage, check_stages, geometry_of
 from kvmarket.pool import Generations, Slots
 from kvmarket.pool.owners import release
+from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.registry.protocol.messages import Join, PoolRecord
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.transport import ShmMemory
@@ -105,6 +106,14 @@ class OwnPools:
             stages[0].layout.block_size,
             tuple(pool.record() for pool in self._all),
         )
+
+    def memory(self, pool: str) -> tuple[Sequence[Process], Sequence[SharedFile]]:
+        """The processes that one of them dies with, and its shared memory in the order of its description.
+
+        Of any other pool none.
+        """
+        found = next((each.descriptor for each in self._all if each.id == pool), None)
+        return (found.processes, found.files) if found is not None else ((), ())
 
     def snapshot(self) -> SnapshotParts:
         """All that is on offer."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Sequence
+from errno import EAGAIN
 from typing import NamedTuple
 
 import msgspec
 
 from kvmarket import counters
-from kvmarket.errors import LayoutError, TransportError
+from kvmarket.errors import LayoutError, SharedMemoryError, TransportError
 from kvmarket.market.offer import Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader
+from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import PoolRecord
 from kvmarket.registry.space.standing import Run
 from kvmarket.support.flags import leading
@@ -19,7 +21,8 @@ from kvmarket.support.transient import is_transient
 
 DEAD_POOLS = 3  # that a match looks behind: their owners have just retired something, or left while no service lived
 Matched = tuple[list[Run], list[PoolRecord]]
-_descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
+Descriptors = Callable[[str], Sequence[int] | None]
+_decoder = msgspec.msgpack.Decoder(PoolDescriptor)
 
 
 class Peer(NamedTuple):
@@ -40,14 +43,18 @@ class Standing(NamedTuple):
 class Peers:
     """Pools by id, met when an offer of theirs is first found. Thread-safe."""
 
-    def __init__(self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None]) -> None:
+    def __init__(
+        self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None], descriptors: Descriptors
+    ) -> None:
         """None yet.
 
         `on_unreadable` hears of pools that cannot be met, `on_scarce` of those that could not be met for want of a
-        descriptor, or of memory: these may be tried again.
+        descriptor, or of memory: these may be tried again. `descriptors`: of the memory of a pool in another PID
+        namespace, which this process holds; None where they have not come yet.
         """
         self._on_unreadable = on_unreadable
         self._on_scarce = on_scarce
+        self._descriptors = descriptors
         self._peers: dict[str, Peer] = {}
         self._turn = threading.Lock()
 
@@ -55,13 +62,13 @@ class Peers:
         """The pool of `record`.
 
         None, counted, and told to `on_unreadable` or `on_scarce`, where its description or its generations cannot be
-        read: its owner is just dying, say, or lives in another namespace. Costs 0.1 ms the first time.
+        read: its owner is just dying, say. Costs 0.1 ms the first time.
         """
         peer = self._peers.get(record.pool)
         if peer is not None:
             return peer
         try:
-            peer = _meet(record)
+            peer = _meet(record, self._descriptors)
         except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError, OSError, MemoryError) as error:
             scarce = is_transient(error)
             if scarce:
@@ -123,7 +130,7 @@ class Peers:
 
     def close(self) -> None:
         """Let go of everything, whoever asked to hear of it included."""
-        self._on_unreadable = self._on_scarce = _nobody
+        self._on_unreadable = self._on_scarce = self._descriptors = _nobody
         self._peers.clear()
 
 
@@ -131,8 +138,15 @@ def _nobody(pool: str) -> None:
     """Who hears of pools when nobody does any more."""
 
 
-def _meet(record: PoolRecord) -> Peer:
-    descriptor = _descriptors.decode(record.description)
+def _meet(record: PoolRecord, descriptors: Descriptors) -> Peer:
+    descriptor = _decoder.decode(record.description)
     if descriptor.pool != record.pool or descriptor.slots != record.slots:
         raise LayoutError(f"pool {record.pool} is not the one that is described; its offers are ignored")
+    if not descriptor.generations.owner.near:
+        held = descriptors(record.pool)
+        if held is None:
+            raise SharedMemoryError(f"the memory of pool {record.pool} has not come yet") from BlockingIOError(
+                EAGAIN, ""
+            )
+        descriptor = descriptor.held_by(Process.current(), held)
     return Peer(descriptor, GenerationReader(descriptor.generations, record.slots))

@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Callable, Collection
 
 from kvmarket import counters
+from kvmarket.processes.relayed import Relayed
 from kvmarket.processes.shared_file import Process
 from kvmarket.support.supervised import survived
 
+Watched = Process | Relayed
 LOOK_SECONDS = 1.0  # how often a process is looked at for which there is no descriptor
 SOON_SECONDS = 0.02  # after which whoever had not finished is called again
 
@@ -22,10 +24,10 @@ class ProcessWatch:
 
     The thread lives while there are processes to watch, and uses no CPU while nobody dies. Each process takes a
     descriptor, and the thread one; a process for which none is left is looked at every `LOOK_SECONDS` instead, which is
-    counted. Dropping the watch ends it.
+    counted. So is one of another PID namespace, which is not. Dropping the watch ends it.
     """
 
-    def __init__(self, on_death: Callable[[frozenset[Process]], bool]) -> None:
+    def __init__(self, on_death: Callable[[frozenset[Watched]], bool]) -> None:
         """Watch nobody yet.
 
         `on_death`, a bound method, whose object is not kept alive, says whether all is done that the deaths call for:
@@ -37,7 +39,7 @@ class ProcessWatch:
         self._thread: threading.Thread | None = None
         weakref.finalize(self, _end, self._loops).atexit = False
 
-    def watch(self, processes: Collection[Process]) -> None:
+    def watch(self, processes: Collection[Watched]) -> None:
         """Watch these from now on, and no others. Costs some us, and starts the thread where there is none."""
         with self._turn:
             if self._loops:
@@ -73,15 +75,15 @@ class _Loop:
     """What the thread runs: it holds no reference to the watch, so that dropping that ends the thread."""
 
     def __init__(
-        self, on_death: weakref.WeakMethod[Callable[[frozenset[Process]], bool]], wanted: frozenset[Process]
+        self, on_death: weakref.WeakMethod[Callable[[frozenset[Watched]], bool]], wanted: frozenset[Watched]
     ) -> None:
         self.wanted = wanted
         self._on_death = on_death
         self._ended = False
         self._unfinished = False
-        self._dead: set[Process] = set()  # seen, not told of yet
-        self._told: set[Process] = set()
-        self._pidfds: dict[Process, int] = {}
+        self._dead: set[Watched] = set()  # seen, not told of yet
+        self._told: set[Watched] = set()
+        self._pidfds: dict[Watched, int] = {}
         self._wake_fd = -1  # an eventfd; -1 until there is one
         self._turn = threading.RLock()  # nobody writes to a descriptor that was closed
 
@@ -125,7 +127,7 @@ class _Loop:
             self._told |= self._dead
             self._dead.clear()
 
-    def _open(self) -> list[Process]:
+    def _open(self) -> list[Watched]:
         """Have a descriptor for each process that is wanted, and for no other; those for which there is none."""
         with self._turn:
             if self._wake_fd < 0 and not self._ended:
@@ -134,10 +136,14 @@ class _Loop:
                 except OSError as error:
                     counters.add("watch_delayed", reason=f"no descriptor: {error.strerror}")
         self._told &= self.wanted
-        wanted, blind = self.wanted - self._told, []
+        wanted = self.wanted - self._told
+        blind: list[Watched] = []
         for process in self._pidfds.keys() - wanted:
             os.close(self._pidfds.pop(process))
         for process in wanted - self._pidfds.keys():
+            if isinstance(process, Relayed):
+                blind.append(process)
+                continue
             try:
                 fd = os.pidfd_open(process.pid)
             except ProcessLookupError:

@@ -1,8 +1,9 @@
 """Anonymous shared memory of a living process, named so that another process of the same user can map it read-only.
 
-A `SharedFile` names an open descriptor of its owner (``/proc/<pid>/fd/<fd>``). Nothing has a name in any directory, so
-nothing is left behind when the owner is killed; the kernel frees the memory with the last mapping. It needs one PID
-namespace for owner and reader.
+A `SharedFile` names an open descriptor of a process (``/proc/<pid>/fd/<fd>``). Nothing has a name in any directory, so
+nothing is left behind when the owner is killed; the kernel frees the memory with the last mapping. Where owner and
+reader are in different PID namespaces, a process beside the reader holds a descriptor that came over the market's
+socket, and the file is named `through` that one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import mmap
 import os
+import select
 from pathlib import Path
 from typing import Annotated
 
@@ -34,8 +36,19 @@ class Process(msgspec.Struct, frozen=True):
         """This process. Raises SharedMemoryError where no descriptor is left to ask who it is."""
         return _current(os.getpid())
 
+    @property
+    def near(self) -> bool:
+        """Whether it is in our PID namespace: its number means something here. Costs 2 us."""
+        return self.namespace == pid_namespace()
+
     def alive(self) -> bool:
-        """Whether it lives; as far as its number tells, where no descriptor is left to ask more. Costs 20 us."""
+        """Whether it lives; as far as its number tells, where no descriptor is left to ask more. Costs 20 us.
+
+        Of one of another PID namespace what was given to `watch_by` tells; without that it counts as living.
+        """
+        if not self.near:
+            pidfd = _ends.get(self, -1)
+            return pidfd < 0 or not _readable(pidfd)
         try:
             return start_time(self.pid) == self.start
         except OSError:
@@ -46,10 +59,10 @@ class Process(msgspec.Struct, frozen=True):
 
         Costs 20 us.
         """
-        if self.namespace != pid_namespace():
+        if not self.near:
             raise NamespaceError(
-                f"process {self.pid} lives in another PID namespace; run all engines of a market in one namespace "
-                "(containers: --pid=host --ipc=host)"
+                f"process {self.pid} lives in another PID namespace, and its memory has not come over the market's "
+                "socket; join the market that it is in"
             )
         if not self.alive():
             raise SharedMemoryError(
@@ -57,14 +70,32 @@ class Process(msgspec.Struct, frozen=True):
             )
 
 
+_ends: dict[Process, int] = {}  # of processes in other PID namespaces
+
+
+def watch_by(process: Process, pidfd: int) -> None:
+    """Look by this pidfd, which stays the caller's, whether a process of another PID namespace lives."""
+    _ends[process] = pidfd
+
+
+def watch_no_more(pidfd: int) -> None:
+    """The caller closes a pidfd."""
+    for process in [process for process, fd in _ends.items() if fd == pidfd]:
+        del _ends[process]
+
+
 class SharedFile(msgspec.Struct, frozen=True):
-    """A descriptor of `owner` that holds at least `nbytes` bytes of shared memory. Names memory, owns none."""
+    """A descriptor of `owner` that holds at least `nbytes` bytes of shared memory. Names memory, owns none.
+
+    `through`: the process beside us whose descriptor `fd` is, where it is not the owner's own.
+    """
 
     owner: Process
     fd: int
     device: int
     inode: int
     nbytes: int
+    through: Process | None = None
 
     @classmethod
     def of(cls, fd: int, nbytes: int) -> SharedFile:
@@ -72,32 +103,58 @@ class SharedFile(msgspec.Struct, frozen=True):
         status = os.fstat(fd)
         return cls(Process.current(), fd, status.st_dev, status.st_ino, nbytes)
 
+    def held_by(self, process: Process, fd: int) -> SharedFile:
+        """The same memory, named by descriptor `fd` of a process beside us."""
+        return msgspec.structs.replace(self, through=process, fd=fd)
+
+    def held(self) -> bool:
+        """Whether the process that it is named by still holds it. Costs 10 us."""
+        try:
+            return self._is(os.stat(self._path))  # noqa: PTH116 - what the link leads to has no path
+        except OSError:
+            return False
+
+    def open(self) -> int:
+        """A read-only descriptor of the caller's own. Raises NamespaceError or SharedMemoryError. Costs 40 us."""
+        (self.through or self.owner).check_alive()
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        status = os.fstat(fd)
+        if self._is(status) and status.st_size >= self.nbytes:
+            return fd
+        os.close(fd)
+        raise SharedMemoryError(
+            f"shared memory of process {self.owner.pid} is not what its owner said "
+            f"({status.st_size} bytes where {self.nbytes} were promised); its offers are ignored"
+        )
+
     def map(self) -> mmap.mmap:
         """Map the memory read-only; the mapping outlives its owner. Raises NamespaceError or SharedMemoryError.
 
         Costs 50 us.
         """
-        self.owner.check_alive()
+        fd = self.open()
         try:
-            return self._mapped()
-        except OSError as error:
-            advice = _MORE if is_transient(error) else _SAME_USER
-            raise SharedMemoryError(
-                f"shared memory of process {self.owner.pid} cannot be mapped ({error.strerror}); {advice}"
-            ) from error
-
-    def _mapped(self) -> mmap.mmap:
-        fd = os.open(f"/proc/{self.owner.pid}/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) != (self.device, self.inode) or status.st_size < self.nbytes:
-                raise SharedMemoryError(
-                    f"shared memory of process {self.owner.pid} is not what its owner said "
-                    f"({status.st_size} bytes where {self.nbytes} were promised); its offers are ignored"
-                )
             return mmap.mmap(fd, self.nbytes, prot=mmap.PROT_READ)
+        except OSError as error:
+            raise self._unreadable(error) from error
         finally:
             os.close(fd)
+
+    @property
+    def _path(self) -> str:
+        return f"/proc/{(self.through or self.owner).pid}/fd/{self.fd}"
+
+    def _is(self, status: os.stat_result) -> bool:
+        return (status.st_dev, status.st_ino) == (self.device, self.inode)
+
+    def _unreadable(self, error: OSError) -> SharedMemoryError:
+        advice = _MORE if is_transient(error) else _SAME_USER
+        return SharedMemoryError(
+            f"shared memory of process {self.owner.pid} cannot be mapped ({error.strerror}); {advice}"
+        )
 
 
 def start_time(pid: int) -> int:
@@ -119,6 +176,12 @@ def _current(pid: int) -> Process:
         return Process(pid, start_time(pid), pid_namespace())
     except OSError as error:
         raise SharedMemoryError(f"this process cannot look itself up in /proc ({error.strerror}); {_MORE}") from error
+
+
+def _readable(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _in_use(pid: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from kvmarket.processes.shared_file import Process, SharedFile
@@ -16,6 +18,10 @@ class ShmMemory(msgspec.Struct, frozen=True, tag="shm"):
     def owner(self) -> Process:
         """The process that owns the memory."""
         return self.files[0].owner
+
+    def held_by(self, process: Process, descriptors: Iterator[int]) -> ShmMemory:
+        """The same memory, named by as many of these descriptors of a process beside us as it has files."""
+        return ShmMemory(tuple(file.held_by(process, next(descriptors)) for file in self.files))
 
 
 class CudaHandle(msgspec.Struct, frozen=True):
@@ -36,6 +42,15 @@ class CudaMemory(msgspec.Struct, frozen=True, tag="cuda"):
     owner: Process
     device: str  # UUID of the owner's GPU
     handles: tuple[CudaHandle, ...]
+
+    @property
+    def files(self) -> tuple[SharedFile, ...]:
+        """None: the driver finds it by its handles."""
+        return ()
+
+    def held_by(self, process: Process, descriptors: Iterator[int]) -> CudaMemory:
+        """The same memory."""
+        return self
 
 
 Memory = ShmMemory | CudaMemory

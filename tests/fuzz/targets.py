@@ -187,7 +187,7 @@ class ReplicaTarget:
 
     def __init__(self) -> None:
         self.unreadable: list[str] = []
-        self.peers = Peers(self.unreadable.append, self.unreadable.append)
+        self.peers = Peers(self.unreadable.append, self.unreadable.append, lambda _pool: None)
         self._fill()
 
     def _fill(self) -> None:

@@ -54,10 +54,10 @@ class Node:
             engine.control.close()
         self._patches.close()
 
-    def _join_service(self, _address: Any, join: Any, replica: Any, snapshot: Any, _closing: Any) -> Connection:
+    def _join_service(self, _address: Any, join: Any, replica: Any, snapshot: Any, *others: Any) -> Connection:
         """Join over a new connection that has bad weather; the answer itself comes."""
         ours, theirs = connection(self.weather)
-        joined = Connection(ours, join, replica, snapshot)  # type: ignore[arg-type]
+        joined = Connection(ours, join, replica, snapshot, others[0])  # type: ignore[arg-type]
         theirs.into.queue.clear()  # it is let in; whoever is not tries again
         theirs.into.late.clear()
         session = Session(theirs)  # type: ignore[arg-type]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -17,7 +16,6 @@ from kvmarket.errors import (
     KVMarketError,
     LayoutError,
     MisuseError,
-    NamespaceError,
     PeerAccessError,
     SharedMemoryError,
     SlotError,
@@ -142,16 +140,6 @@ def test_caches_that_do_not_fit_under_one_fingerprint(market_address, change):
     with pytest.raises(LayoutError, match="fingerprint"):
         kvmarket.connect(other, FINGERPRINT, address=market_address)
     engine.close()
-
-
-def test_an_engine_of_another_pid_namespace(engine, monkeypatch):
-    """What a container without --pid=host looks like to the service."""
-    from kvmarket.processes.shared_file import Process
-
-    elsewhere = msgspec.structs.replace(Process.current(), namespace=1)
-    monkeypatch.setattr(Process, "current", classmethod(lambda _cls: elsewhere))
-    with pytest.raises(NamespaceError, match="--pid=host --ipc=host"):
-        kvmarket.connect(engine.cache, FINGERPRINT, address=engine.market._control._client._home.address.socket)
 
 
 def test_a_pool_that_cannot_be_mapped_is_counted_and_avoided(market_address, monkeypatch):

@@ -12,6 +12,8 @@ from kvmarket.market.data import DataHalf
 from kvmarket.market.offer import Stage
 from kvmarket.market.own_pool import OwnPool
 from kvmarket.market.peers import DEAD_POOLS, Peers
+from kvmarket.processes import shared_file
+from kvmarket.processes.shared_file import Process, pid_namespace
 from kvmarket.registry.space.standing import Run
 from tests.scarcity import no_descriptors
 
@@ -52,7 +54,7 @@ def told():
 
 @pytest.fixture
 def peers(told):
-    made = Peers(told["unreadable"].append, told["scarce"].append)
+    made = Peers(told["unreadable"].append, told["scarce"].append, lambda _pool: None)
     yield made
     made.close()
 
@@ -169,7 +171,7 @@ def test_want_of_descriptors_is_told_apart(owners, peers, told):
 
 
 def test_nobody_need_hear_of_it(owners):
-    peers = Peers(lambda _pool: None, lambda _pool: None)
+    peers = Peers(lambda _pool: None, lambda _pool: None, lambda _pool: None)
     with no_descriptors():
         assert peers.of(owners[0].record) is None
 
@@ -182,3 +184,28 @@ def test_closed_it_tells_nobody(owners, peers, told):
     with no_descriptors():
         assert peers.of(owners[1].record) is None
     assert told == {"unreadable": [], "scarce": []}
+
+
+def test_a_pool_elsewhere_is_met_when_its_memory_has_come(owners, told, monkeypatch):
+    """Until then it is passed over for a moment, not for good."""
+    (owner, _), held = owners, {}
+    runs, records = [owner.run(0, 1)], [owner.record]
+    peers = Peers(told["unreadable"].append, told["scarce"].append, held.get)
+    here = pid_namespace()
+    monkeypatch.setattr(shared_file, "pid_namespace", lambda: here + 1)  # we are elsewhere, so to speak
+    me = msgspec.structs.replace(Process.current(), namespace=here + 1)
+    monkeypatch.setattr(Process, "current", classmethod(lambda _cls: me))
+    assert slots_found(leading(peers, runs, records)) == []
+    assert told == {"unreadable": [], "scarce": [owner.pool.id]}
+    files = owner.pool.descriptor.files
+    held[owner.pool.id] = tuple(file.fd for file in files)
+    found, pools = leading(peers, runs, records)
+    assert [offers.slots.tolist() for offers in found] == [[0, 1]]
+    descriptor = pools[owner.pool.id]
+    assert len(files) == 2 and [file.through for file in descriptor.files] == [me, me]
+    assert [msgspec.structs.replace(file, through=None) for file in descriptor.files] == list(files)
+    peers.close()
+    held[owner.pool.id] += (0,)
+    again = Peers(told["unreadable"].append, told["scarce"].append, held.get)
+    assert slots_found(leading(again, runs, records)) == [] and told["unreadable"] == [owner.pool.id], "one too many"
+    again.close()

@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from kvmarket import counters
 from kvmarket.processes import process_watch
 from kvmarket.processes.process_watch import ProcessWatch
-from kvmarket.processes.shared_file import Process, pid_namespace
+from kvmarket.processes.relayed import Relayed, lives_with
+from kvmarket.processes.shared_file import Process, SharedFile, pid_namespace
 from tests.model_engine import until
 from tests.scarcity import descriptors, no_descriptors
 from tests.sleepers import Sleeper, watching
@@ -201,3 +203,27 @@ def test_no_thread_for_a_moment(sleepers, monkeypatch):
     sleepers[0].kill()
     until(lambda: heir.calls)
     watch.close()
+
+
+def test_a_process_elsewhere_has_ended_when_its_memory_is_let_go_of(sleepers, monkeypatch):
+    monkeypatch.setattr(process_watch, "LOOK_SECONDS", 0.02)
+    heir, fd = Heir(), os.memfd_create("pool")
+    file = SharedFile.of(fd, 0)
+    elsewhere = msgspec.structs.replace(sleepers[0].known, namespace=pid_namespace() + 1)
+    relayed = lives_with(elsewhere, file)
+    assert relayed == Relayed(elsewhere, file) and lives_with(sleepers[0].known, file) == sleepers[0].known
+    before = counters.snapshot().get("watch_delayed", 0)
+    watch = ProcessWatch(heir.heed)
+    watch.watch([relayed, sleepers[1].known])
+    sleepers[0].kill()  # whose number it has
+    time.sleep(0.1)
+    assert not heir.calls
+    sleepers[1].kill()
+    assert until(lambda: heir.dead == {sleepers[1].known}) < 0.5
+    other = os.memfd_create("other")
+    os.dup2(other, fd)  # the number of the descriptor is in use again
+    assert until(lambda: heir.dead == {relayed, sleepers[1].known}) < 0.5
+    assert counters.snapshot().get("watch_delayed", 0) == before
+    watch.close()
+    os.close(fd)
+    os.close(other)

@@ -19,9 +19,11 @@ from contextlib import ExitStack
 from kvmarket import counters
 from kvmarket.errors import AddressError, KVMarketError
 from kvmarket.registry.client.connection import START_SECONDS, Connection
+from kvmarket.registry.client.foreign import ForeignPools, Memory
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.client.turns import SHORT_SECONDS, TURN_SECONDS, Turns
+from kvmarket.registry.client.vigil import Vigil
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Join, News, PoolRecord, Promise, Retire, Settle
 from kvmarket.registry.protocol.offering import Offering
@@ -34,6 +36,7 @@ from kvmarket.support.transient import MORE
 DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
 WATCH_SECONDS = 0.1
 AGAIN_SECONDS = 1.0  # behind a connection that broke: it may break again and again
+LACKING_SECONDS = 2.0  # so long it waits for the memory of engines in other PID namespaces
 JOIN_SECONDS = 10.0  # so long a new member waits until it knows all; then the rest comes behind
 PIECE_BLOCKS, PIECE_SLOTS = 1 << 12, 1 << 16  # in one message
 
@@ -48,14 +51,16 @@ class Client:
         on_gone: Callable[[Sequence[str]], None],
         snapshot: Callable[[], SnapshotParts],
         go_on: Callable[[], bool],
+        memory: Memory,
         finds_own: bool,
     ) -> None:
         """Join the market at `address`, starting its service if nobody has; know what it knows, within some seconds.
 
         `finds_own`: whether `match` finds what this engine itself offers, which is put into its replica for that.
-        `snapshot` tells what this engine has on offer. The other two run on the watching thread: `on_gone` hears of
-        pools that have gone; `go_on` calls `Client.go_on`, when nobody offers meanwhile, and does a little more of what
-        the engine has left for later: whether anything was done. Raises VersionError, AddressError, LayoutError,
+        `snapshot` tells what this engine has on offer; `memory` names the memory of its pools, for engines of other
+        PID namespaces (see foreign.py). The other two run on the watching thread: `on_gone` hears
+        of pools that have gone; `go_on` calls `Client.go_on`, when nobody offers meanwhile, and does a little more of
+        what the engine has left for later: whether anything was done. Raises VersionError, AddressError, LayoutError,
         NamespaceError or RefusedError, each with what to do.
         """
         self._join = join
@@ -66,7 +71,8 @@ class Client:
         self._gone: list[str] = []
         self._turns = Turns()
         self._replica = Replica(join.block_size, join.pools)
-        self._home = Home(address, join, self._replica, snapshot, self._closing)
+        self._foreign = ForeignPools(memory)
+        self._home = Home(address, join, self._replica, snapshot, self._foreign, self._closing)
         with ExitStack() as undo:
             try:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -139,6 +145,10 @@ class Client:
             runs = replica.space.match(tokens, tenant, first, without)
             return runs, [replica.space.pools[run.pool].record for run in runs]
 
+    def descriptors(self, pool: str) -> tuple[int, ...] | None:
+        """Our descriptors of the memory of a pool in another PID namespace; None where they have not come yet."""
+        return self._foreign.of(pool)
+
     def peers(self) -> int:
         """How many other engines' pools are in the space, counted by the process that they die with first."""
         own = {record.pool for record in self._join.pools}
@@ -156,6 +166,7 @@ class Client:
         with self._lock:
             self._connection.close()
             self._replica.space.trie.clear()
+        self._foreign.close()
         os.close(self._wake)
         del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
 
@@ -189,74 +200,57 @@ class Client:
         poll = select.poll()
         poll.register(connection.socket, select.POLLIN)
         poll.register(connection.pidfd, select.POLLIN)
-        while (connection.feed.telling or not self._replica.whole) and time.monotonic() < deadline:
+        lacking, patience = True, time.monotonic() + LACKING_SECONDS
+        while (connection.feed.telling or not self._replica.whole or lacking) and time.monotonic() < deadline:
             connection.feed.go_on()
             current, gone = connection.drain(time.perf_counter() + TURN_SECONDS)
             self._gone += gone
-            ready = dict(poll.poll(WATCH_SECONDS * 1000 if current and not self._replica.whole else 0))
+            lacking = self._ask(connection) and time.monotonic() < patience
+            waits = current and (lacking or not self._replica.whole)
+            ready = dict(poll.poll(WATCH_SECONDS * 1000 if waits else 0))
             if connection.pidfd in ready or connection.socket.closed:
                 return False
         return True
 
     def _watch(self) -> None:
         """What the watching thread does, whatever goes wrong."""
-        poll = self._watched()
+        vigil = self._vigil()
         while not self._closing.is_set():
             with survived("the thread that watches the market") as turn:
-                if self._ended(poll):
+                if self._ended(vigil):
                     if not self._rejoin():
                         return
-                    poll = self._watched()
+                    vigil = self._vigil()
                 self._put_in()
                 with self._lock:
                     self._gone += self._replica.expired(time.monotonic())
                     gone, self._gone = self._gone, []
+                    self._foreign.forget(gone)
+                    self._ask()
                 if gone:
                     self._on_gone(gone)
             if turn.failed:
                 self._closing.wait(AGAIN_SECONDS)
 
-    def _ended(self, poll: select.poll) -> bool:
+    def _ask(self, connection: Connection | None = None) -> bool:
+        """Ask for the memory of pools that cannot be opened; whether any is lacking."""
+        records = [pool.record for pool in self._replica.space.pools.values()]
+        return self._foreign.look(records, (connection or self._connection).socket, time.monotonic())
+
+    def _vigil(self) -> Vigil:
+        return Vigil(self._connection, self._wake, self._closing)
+
+    def _ended(self, vigil: Vigil) -> bool:
         """Wait until something has come, or for a while; whether the connection has ended, or is to end."""
         if self._connection.pidfd < 0:  # it has been let go of, and no other was made
             return True
-        if self._died_meanwhile(poll):
+        if vigil.dies(WATCH_SECONDS, AGAIN_SECONDS):
             counters.add("service_lost", reason="the service of the market died; joining again")
         elif self._connection.socket.closed:
             counters.add("membership_lost", reason="the connection to the service broke; joining again")
         elif not self._home.free(time.monotonic()):
             return False
         return True
-
-    def _died_meanwhile(self, poll: select.poll) -> bool:
-        """Wait until something has come, or for a while; whether the service has died.
-
-        Where the connection has ended, for `AGAIN_SECONDS`: who is killed closes it some moments before he is dead, and
-        one that broke may break again and again.
-        """
-        connection, end = self._connection, time.monotonic() + AGAIN_SECONDS
-        if connection.socket.closed:
-            poll.unregister(connection.socket)
-            while not self._closing.is_set() and (left := end - time.monotonic()) > 0:
-                if self._dies(poll, left):
-                    return True
-            return False
-        poll.register(connection.socket, connection.socket.events)
-        return self._dies(poll, WATCH_SECONDS)
-
-    def _dies(self, poll: select.poll, seconds: float) -> bool:
-        """Wait until something has come, at most so long; whether that was the service's death."""
-        ready = dict(poll.poll(1000 * seconds))
-        if self._wake in ready:
-            os.eventfd_read(self._wake)
-        return self._connection.pidfd in ready
-
-    def _watched(self) -> select.poll:
-        """What the watching thread waits for: the service, its end, and whoever wakes us."""
-        poll = select.poll()
-        for source in (self._connection.socket, self._connection.pidfd, self._wake):
-            poll.register(source, select.POLLIN)
-        return poll
 
     def _put_in(self) -> None:
         """Put what has come into the replica, tell what is to be told, and let others have their turn in between."""

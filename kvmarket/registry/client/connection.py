@@ -22,12 +22,16 @@ from kvmarket.errors import (
 )
 from kvmarket.processes.shared_file import Process
 from kvmarket.processes.watching import watch
+from kvmarket.registry.client.foreign import ForeignPools
 from kvmarket.registry.client.launch import start_service
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.descriptors import close_all
 from kvmarket.registry.protocol.messages import (
     Again,
+    AskDescriptors,
     Changes,
+    Descriptors,
     Join,
     Joined,
     Refused,
@@ -48,13 +52,20 @@ REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told on
 class Connection:
     """A connection of a member: what it hears goes into `replica`, what it tells through `feed`. Not thread-safe."""
 
-    def __init__(self, sock: PacketSocket, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts]) -> None:
+    def __init__(
+        self,
+        sock: PacketSocket,
+        join: Join,
+        replica: Replica,
+        snapshot: Callable[[], SnapshotParts],
+        foreign: ForeignPools,
+    ) -> None:
         """Send `join`; the answer is not waited for. `snapshot`: of what this engine has on offer."""
         self.socket = sock  # readable when something has come, closed when the service has died or will not have us
         self.feed = Feed(sock, snapshot)
         self.pidfd = -1  # readable when the service has died
         self.service: Process | None = None
-        self._replica = replica
+        self._replica, self._foreign = replica, foreign
         self._heard = Heard(time.monotonic())
         self._refused_at, self._pause = 0.0, REFUSED_SECONDS
         self.socket.send(pack_message(join))
@@ -93,6 +104,10 @@ class Connection:
         if answer is None or closing.is_set():
             return False
         self.service = answer.service
+        if not answer.service.near:  # its number means nothing here: it sends what tells of its end
+            self.pidfd, *surplus = self.socket.take_descriptors() or [-1]
+            close_all(surplus)
+            return self.pidfd >= 0
         try:
             self.pidfd = watch(answer.service, "the service")
         except RefusedError:
@@ -144,6 +159,10 @@ class Connection:
             case Again():
                 if self.feed.asked(reply):
                     counters.add("offered_again", reason="the service missed something that this engine told")
+            case AskDescriptors():
+                self._foreign.answer(reply, self.socket)
+            case Descriptors():
+                self._foreign.heard(reply, self.socket.take_descriptors())
             case Refused():
                 counters.add("refused_by_service", reason=reply.kind)
                 if reply.kind == MissingBlockError.__name__ and not self._refused_at:
@@ -153,7 +172,12 @@ class Connection:
 
 
 def join_service(
-    address: Address, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts], closing: threading.Event
+    address: Address,
+    join: Join,
+    replica: Replica,
+    snapshot: Callable[[], SnapshotParts],
+    foreign: ForeignPools,
+    closing: threading.Event,
 ) -> Connection:
     """Join on a fresh connection, starting the service where there is none.
 
@@ -169,7 +193,7 @@ def join_service(
         except OSError:  # one of JUST_NOT_NOW
             closing.wait(KNOCK_SECONDS)
             continue
-        connection = Connection(sock, join, replica, snapshot)
+        connection = Connection(sock, join, replica, snapshot, foreign)
         try:
             if connection.joined(closing):
                 return connection

@@ -12,6 +12,7 @@ from threading import Event
 from kvmarket import counters
 from kvmarket.errors import RegistryError, VersionError
 from kvmarket.registry.client.connection import ANSWER_SECONDS, Connection, join_service
+from kvmarket.registry.client.foreign import ForeignPools
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import PROTOCOL, AskStatus, Join, pack_message, unpack_reply
@@ -25,12 +26,18 @@ class Home:
     """An engine's address, and whether it has joined there. Not thread-safe."""
 
     def __init__(
-        self, address: Address, join: Join, replica: Replica, snapshot: Callable[[], SnapshotParts], closing: Event
+        self,
+        address: Address,
+        join: Join,
+        replica: Replica,
+        snapshot: Callable[[], SnapshotParts],
+        foreign: ForeignPools,
+        closing: Event,
     ) -> None:
         """Nothing is joined yet; the rest goes to `join_service`."""
         self.address = address
         self.away = False
-        self._joining = join, replica, snapshot, closing
+        self._joining = join, replica, snapshot, foreign, closing
         self._look_at = 0.0
 
     def join(self) -> Connection:

@@ -20,7 +20,7 @@ import xxhash
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.processes.shared_file import Process
 
-PROTOCOL = b"kvmarket/8\n"  # what every message begins with
+PROTOCOL = b"kvmarket/9\n"  # what every message begins with
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -28,6 +28,7 @@ MAX_CHANGES = 1 << 16
 SUM_BYTES = 8  # of the checksum behind the protocol's name
 MAX_NAME = 4096  # characters
 MAX_BLOCK_SIZE = 1 << 20  # tokens
+MAX_DESCRIPTORS = 1 << 14  # of the memory of one pool
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 PoolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -198,6 +199,20 @@ class Again(msgspec.Struct, frozen=True, tag="again"):
     seen: Counter
 
 
+class AskDescriptors(msgspec.Struct, frozen=True, tag="ask-descriptors"):
+    """Ask for the memory of a pool whose owner is in another PID namespace: the service passes it on to him."""
+
+    pool: PoolId
+
+
+class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
+    """Beside this: descriptors `first` ... of `total` of the memory of a pool, in the order of its description."""
+
+    pool: PoolId
+    first: Annotated[int, msgspec.Meta(ge=0, le=MAX_DESCRIPTORS)]
+    total: Annotated[int, msgspec.Meta(ge=1, le=MAX_DESCRIPTORS)]
+
+
 class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
     """Ask what the market holds."""
 
@@ -220,8 +235,8 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     counters: dict[str, int]
 
 
-Request = Join | Changes | Again | AskStatus
-Reply = Joined | Refused | Changes | Again | Status
+Request = Join | Changes | Again | AskStatus | AskDescriptors | Descriptors
+Reply = Joined | Refused | Changes | Again | Status | AskDescriptors | Descriptors
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

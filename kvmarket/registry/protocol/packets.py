@@ -3,7 +3,8 @@
 Between two busy processes a thread of a messaging library is a second one that must get the CPU before a message is
 there: offers were seen a sixth later.
 
-A message longer than a packet travels as several. The first byte of each packet says whether its message goes on.
+A message longer than a packet travels as several. The first byte of each packet says whether its message goes on. With
+a message of one packet descriptors may travel: of memory, to processes that cannot open it by its owner's number.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import socket
 import struct
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from kvmarket.errors import AddressError, MessageError, VersionError
+from kvmarket.registry.protocol.descriptors import ROOM, beside, came_beside, close_all, copies
 from kvmarket.registry.protocol.messages import MAX_MESSAGE_BYTES, PROTOCOL
 from kvmarket.support.advice import explained
 
@@ -34,6 +38,14 @@ _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
 JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
 
 
+class _Packet(NamedTuple):
+    """A part of a message, and the descriptors that travel with it."""
+
+    kind: bytes
+    part: bytes | memoryview
+    descriptors: tuple[int, ...] = ()
+
+
 class PacketSocket:
     """One end of a connection. Nothing here waits, but for `wait`. Not thread-safe."""
 
@@ -42,10 +54,11 @@ class PacketSocket:
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._socket = end
-        self._unsent: deque[tuple[bytes, bytes | memoryview]] = deque()  # packets
+        self._unsent: deque[_Packet] = deque()
         self.waiting = 0  # bytes of those
         self._room = memoryview(bytearray(1 + PACKET_BYTES))
         self._begun = bytearray()  # of a message that goes on
+        self._came: list[int] = []  # descriptors, with the message received last
         self.closed = False  # whether the other end has closed, and all it sent before was received; or broke the rules
 
     def __enter__(self) -> PacketSocket:
@@ -68,57 +81,64 @@ class PacketSocket:
         """What to poll the descriptor for."""
         return select.POLLIN | (select.POLLOUT if self._unsent else 0)
 
-    def send(self, message: bytes) -> bool:
+    def send(self, message: bytes, descriptors: Sequence[int] = ()) -> bool:
         """Send, or keep what the kernel does not take; False where too much waits already, or the other end is gone.
 
-        Where something waits, this waits behind it: `flush` is for whoever has the time.
+        Where something waits, this waits behind it: `flush` is for whoever has the time. `descriptors` travel with a
+        message of one packet, at most `MOST_DESCRIPTORS`; they stay the caller's. The other end may get fewer: it has
+        none left, say.
         """
         if self.waiting >= MOST_BYTES:
             return False
         size = len(message)
         if size <= PACKET_BYTES:
-            packets: list[tuple[bytes, bytes | memoryview]] = [(_LAST, message)]
+            packets = [_Packet(_LAST, message, tuple(descriptors))]
         else:
             view = memoryview(message)
             packets = [
-                (_MORE if at + PACKET_BYTES < size else _LAST, view[at : at + PACKET_BYTES])
+                _Packet(_MORE if at + PACKET_BYTES < size else _LAST, view[at : at + PACKET_BYTES])
                 for at in range(0, size, PACKET_BYTES)
             ]
         try:
-            while packets and not self._unsent and self._put(*packets[0]):
+            while packets and not self._unsent and self._put(packets[0]):
                 del packets[0]
+            self._unsent.extend(packet._replace(descriptors=copies(packet.descriptors)) for packet in packets)
         except OSError:
             self._break()
             return False
-        self._unsent.extend(packets)
-        self.waiting += sum(len(part) for _, part in packets)
+        self.waiting += sum(len(packet.part) for packet in packets)
         return True
 
     def flush(self) -> bool:
         """Send what waits, some packets of it at most; whether nothing waits any more."""
         try:
             for _ in range(FLUSH_PACKETS):
-                if not self._unsent or not self._put(*self._unsent[0]):
+                if not self._unsent or not self._put(self._unsent[0]):
                     break
-                self.waiting -= len(self._unsent.popleft()[1])
+                packet = self._unsent.popleft()
+                self.waiting -= len(packet.part)
+                close_all(packet.descriptors)
         except OSError:
             self._break()
         return not self._unsent
 
     def receive(self) -> bytes | None:
-        """The next message, None if no whole one has come.
+        """The next message, None if no whole one has come. Descriptors of the one before that nobody took are closed.
 
         Raises MessageError for what no `PacketSocket` sends: whoever does is heard no more, as if he had closed.
         """
         while not self.closed:
+            close_all(self.take_descriptors())
             try:
-                size = self._socket.recv_into(self._room)
+                size, ancillary, _, _ = self._socket.recvmsg_into([self._room], ROOM, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return None
             except ConnectionResetError:  # it closed without reading all; what it sent before is still to come
                 continue
             except OSError:
-                size = 0
+                size, ancillary = 0, []
+            if ancillary:
+                self._came = came_beside(ancillary)
             if not size:
                 self.closed = True
                 break
@@ -135,6 +155,11 @@ class PacketSocket:
                 return message
         return None
 
+    def take_descriptors(self) -> list[int]:
+        """What came with the message received last: the caller's from now on."""
+        came, self._came = self._came, []
+        return came
+
     def wait(self, seconds: float) -> bytes | None:
         """The next message, None if no whole one comes in time or the other end closes. Raises as `receive`."""
         poll, end = select.poll(), time.monotonic() + seconds
@@ -147,19 +172,28 @@ class PacketSocket:
     def close(self) -> None:
         """Close the connection; what the kernel has taken can still be received. May be called twice."""
         self._break()  # also where a child of this process has inherited the socket
+        close_all(self.take_descriptors())
         self._socket.close()
 
     def _break(self) -> None:
         """End the connection, for both: a message may be torn."""
+        for packet in self._unsent:
+            close_all(packet.descriptors)
         self._unsent.clear()
         self.waiting = 0
         with contextlib.suppress(OSError):  # the other end may have gone already
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _put(self, kind: bytes, part: bytes | memoryview) -> bool:
+    def _put(self, packet: _Packet) -> bool:
         """Hand one packet to the kernel; whether it took it. Raises OSError where the other end is gone."""
+        parts = (packet.kind, packet.part)
         try:
-            self._socket.sendmsg((kind, part))
+            try:
+                self._socket.sendmsg(parts, beside(packet.descriptors) if packet.descriptors else ())
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                self._socket.sendmsg(parts)  # without them: whoever misses them asks again
         except BlockingIOError:
             return False
         return True

@@ -6,7 +6,7 @@ import os
 import select
 from collections.abc import Collection
 
-from kvmarket.errors import NamespaceError, RefusedError
+from kvmarket.errors import RefusedError
 from kvmarket.processes.shared_file import Process
 from kvmarket.processes.watching import watch
 
@@ -43,16 +43,17 @@ class Deaths:
 
 
 def open_pidfds(processes: Collection[Process]) -> list[int]:
-    """A descriptor for each process, which becomes readable when it dies.
+    """A descriptor for each process of our PID namespace, which becomes readable when it dies.
 
-    Raises RefusedError if one has died or cannot be watched, NamespaceError if one cannot be seen from here; none is
-    open then.
+    An engine of another namespace is as alive as its connection. Raises RefusedError if one has died or cannot be
+    watched; none is open then.
     """
     pidfds: list[int] = []
     try:
         for process in processes:
-            pidfds.append(watch(process))
-    except (RefusedError, NamespaceError):
+            if process.near:
+                pidfds.append(watch(process))
+    except RefusedError:
         for pidfd in pidfds:
             os.close(pidfd)
         raise

@@ -52,6 +52,18 @@ class Exchange:
             del self._streams[join.space]
         return session
 
+    def owner(self, session: Session, pool: str) -> Session | None:
+        """The connection of the engine that has a pool of the same space as that of `session`; None where none has.
+
+        Raises NotJoinedError where `session` is nobody's.
+        """
+        if session.member not in self._sessions:
+            raise NotJoinedError("a message of somebody who has not joined; join (again)")
+        name = self.members.owner(pool)
+        if name is None or self.members.by_name[name].space is not self.members.by_name[session.member].space:
+            return None
+        return self._sessions[name]
+
     def hear(self, session: Session, message: Changes | Again) -> None:
         """Do what a member says, where nothing is missing before it.
 

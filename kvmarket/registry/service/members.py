@@ -76,6 +76,10 @@ class Members:
             space.add_pool(record)
             self._owners[record.pool] = name
 
+    def owner(self, pool: str) -> str | None:
+        """The member that has a pool."""
+        return self._owners.get(pool)
+
     def former(self, join: Join) -> str | None:
         """The member that the same process joined as before with the same pools, because it had heard no answer."""
         names = {self._owners.get(record.pool, "") for record in join.pools} - {""}

@@ -8,6 +8,7 @@ its replica (see replica.py). Whatever takes long is done in small parts, and ea
 from __future__ import annotations
 
 import logging
+import os
 import select
 import time
 import uuid
@@ -25,23 +26,29 @@ from kvmarket.errors import (
 from kvmarket.processes.leftovers import sweep
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.descriptors import close_all
 from kvmarket.registry.protocol.messages import (
     Again,
+    AskDescriptors,
     AskStatus,
     Changes,
+    Descriptors,
     Join,
     Joined,
     Refused,
     Reply,
     Request,
     Status,
+    pack_message,
     unpack_request,
 )
 from kvmarket.registry.service.deaths import Deaths, open_pidfds
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.listener import Listener
+from kvmarket.registry.service.relay import Relay
 from kvmarket.registry.service.session import Session, Sessions
 from kvmarket.support.supervised import survived
+from kvmarket.support.transient import MORE
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 0.1  # between two looks at every connection
@@ -66,6 +73,7 @@ class Service:
         self._door = Listener(address)
         self._stopped = False
         self._exchange = Exchange()
+        self._relay = Relay(self._exchange)
         self._counters: Counter[str] = Counter()
         self._wait = 0.0  # seconds, for something to come
         self._look_at = self._sweep_at = self._empty_since = 0.0
@@ -166,6 +174,7 @@ class Service:
     def _end(self, session: Session) -> None:
         """A connection has ended, and with it the membership of its engine."""
         self._remove(session.member)
+        self._relay.forget(session)
         self._sessions.hang_up(session)  # it may be nobody's
         self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # a dying process closes it first
 
@@ -175,6 +184,10 @@ class Service:
                 self._join(session, request)
             case Changes() | Again():
                 self._exchange.hear(session, request)
+            case AskDescriptors():
+                self._relay.ask(session, request)
+            case Descriptors():
+                self._relayed(session, request)
             case AskStatus():
                 members = self._exchange.members
                 counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
@@ -194,13 +207,35 @@ class Service:
         except (RefusedError, LayoutError):
             self._deaths.forget(name)
             raise
-        self._send(session, Joined(self._me))
+        self._welcome(session, join)
+
+    def _welcome(self, session: Session, join: Join) -> None:
+        """Answer who joined: where our number means nothing to it, with a descriptor that tells of our end."""
+        if join.process.near:
+            self._send(session, Joined(self._me))
+            return
+        try:
+            mine = os.pidfd_open(self._me.pid)
+        except OSError as error:
+            raise RefusedError(f"the service has no descriptor left ({error.strerror}); {MORE}") from error
+        try:
+            session.socket.send(pack_message(Joined(self._me)), (mine,))
+        finally:
+            os.close(mine)
+
+    def _relayed(self, session: Session, told: Descriptors) -> None:
+        came = session.socket.take_descriptors()
+        try:
+            self._relay.tell(session, told, came)
+        finally:
+            close_all(came)
 
     def _remove(self, member: str) -> None:
         """A member has left or died."""
         self._deaths.forget(member)
         session = self._exchange.leave(member)
         if session is not None:
+            self._relay.forget(session)
             self._sessions.hang_up(session)  # one of its processes may live, and join again
 
     def _send(self, session: Session, reply: Reply) -> bool:

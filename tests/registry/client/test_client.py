@@ -38,7 +38,7 @@ def test_who_closes_its_connection_and_is_dead_a_moment_later_has_died(watching)
     os.eventfd_write(watching.wake, 1)  # whoever has something to tell meanwhile
     threading.Timer(0.3, os.write, (watching.death, b"x")).start()
     start = time.monotonic()
-    assert watching.client._died_meanwhile(watching.client._watched())
+    assert watching.client._vigil().dies(client.WATCH_SECONDS, client.AGAIN_SECONDS)
     assert 0.2 < time.monotonic() - start < client.AGAIN_SECONDS
 
 
@@ -46,7 +46,7 @@ def test_a_connection_that_broke_is_not_made_again_at_once(watching, monkeypatch
     monkeypatch.setattr(client, "AGAIN_SECONDS", 0.3)
     os.eventfd_write(watching.wake, 1)
     start = time.monotonic()
-    assert not watching.client._died_meanwhile(watching.client._watched())
+    assert not watching.client._vigil().dies(client.WATCH_SECONDS, client.AGAIN_SECONDS)
     assert time.monotonic() - start > 0.29
 
 
@@ -85,5 +85,5 @@ def test_who_cannot_join_again_waits_before_it_tries_once_more(watching, monkeyp
 def test_who_leaves_meanwhile_waits_no_longer(watching):
     watching.client._closing.set()
     start = time.monotonic()
-    assert not watching.client._died_meanwhile(watching.client._watched())
+    assert not watching.client._vigil().dies(client.WATCH_SECONDS, client.AGAIN_SECONDS)
     assert time.monotonic() - start < 0.5

@@ -12,6 +12,7 @@ import pytest
 
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client.connection import Connection
+from kvmarket.registry.client.foreign import ForeignPools
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.messages import (
     Again,
@@ -36,7 +37,8 @@ def pair() -> Iterator[SimpleNamespace]:
     """A connection, its replica, and the service's end of the connection."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     replica, service = Replica(4, JOIN.pools), PacketSocket(theirs)
-    connection = Connection(PacketSocket(ours), JOIN, replica, lambda: SnapshotParts(()))
+    foreign = ForeignPools(lambda _pool: ((), ()))
+    connection = Connection(PacketSocket(ours), JOIN, replica, lambda: SnapshotParts(()), foreign)
     assert unpack_request(service.receive()) == JOIN
     yield SimpleNamespace(connection=connection, replica=replica, service=service)
     connection.close()

@@ -18,6 +18,8 @@ from kvmarket.registry.protocol.address import Address
 from tests.model_engine import ModelEngine, Peer, matched, prompt, until
 from tests.registry.service.test_strangers import joining_with
 
+BESIDE = "." + messages.PROTOCOL.decode().strip().rpartition("/")[2]  # of the address where newer engines meet
+
 
 def _old_service(address: str, pipe) -> None:
     """A service of the version before, until it is told to end."""
@@ -60,12 +62,12 @@ def test_newer_engines_meet_beside_the_older_ones_and_come_together_when_those_h
     assert matched(one, tokens).blocks == 4
     with pytest.raises(VersionError):
         ask_status(Address(own_address))
-    assert len(ask_status(Address(own_address + ".8")).members) == 2
+    assert len(ask_status(Address(own_address + BESIDE)).members) == 2
     old.send("end")
     assert old.recv() == "gone"
     until(lambda: Address(own_address).service_lives(), seconds=30)
     until(lambda: len(ask_status(Address(own_address)).members) == 2, seconds=30)
-    until(lambda: not Path(own_address + ".8").exists(), seconds=30)
+    until(lambda: not Path(own_address + BESIDE).exists(), seconds=30)
     until(lambda: one.take(tokens, [4, 5, 6, 7]) == 4)
     other.publish(later := prompt(16, 1), [4, 5, 6, 7])
     until(lambda: one.take(later, [4, 5, 6, 7]) == 4)

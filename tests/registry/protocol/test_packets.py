@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kvmarket.errors import MessageError
 from kvmarket.registry.protocol import packets as packets_module
 from kvmarket.registry.protocol.packets import PACKET_BYTES, PacketListener, PacketSocket, dial
+from tests.scarcity import descriptors
 
 
 def ends() -> tuple[PacketSocket, PacketSocket]:
@@ -107,7 +108,7 @@ def test_a_message_torn_by_the_kernel_ends_the_connection(later):
 def test_an_unforeseen_error_ends_the_connection():
     one, other = ends()
     with one, other:
-        other._socket = Failing(other._socket, "recv_into", 0)
+        other._socket = Failing(other._socket, "recvmsg_into", 0)
         assert other.receive() is None and other.closed
 
 
@@ -184,3 +185,55 @@ def test_waiting_ends_with_a_whole_message_the_time_or_the_end():
         start = time.monotonic()
         assert other.wait(5.0) is None and other.closed and time.monotonic() - start < 4
         thread.join()
+
+
+def test_descriptors_travel_with_a_message_and_are_the_receivers(tmp_path):
+    one, other = ends()
+    with (tmp_path / "file").open("w+") as file, one, other:
+        before = descriptors()
+        assert one.send(b"with", [file.fileno()] * 3) and one.send(b"without")
+        assert other.receive() == b"with"
+        came = other.take_descriptors()
+        assert len(came) == 3 and other.take_descriptors() == []
+        assert all(os.fstat(fd).st_ino == os.fstat(file.fileno()).st_ino for fd in came)
+        assert other.receive() == b"without" and other.take_descriptors() == []
+        assert descriptors() == before + 3
+        for fd in came:
+            os.close(fd)
+
+
+def test_descriptors_that_nobody_takes_are_closed(tmp_path):
+    one, other = ends()
+    with (tmp_path / "file").open("w+") as file:
+        before = descriptors()
+        for _ in range(2):
+            assert one.send(b"with", [file.fileno()] * 3)
+        assert other.receive() == b"with" and descriptors() == before + 3
+        assert other.receive() == b"with" and descriptors() == before + 3
+        other.close()
+        one.close()
+        assert descriptors() == before - 2
+
+
+def test_descriptors_wait_with_their_message_and_go_with_the_connection(tmp_path):
+    one, other = ends()
+    path = tmp_path / "file"
+    with other:
+        with path.open("w+") as file:
+            before = descriptors()
+            while not one.blocked:
+                one.send(bytes(60_000))
+            assert one.send(b"with", [file.fileno()])
+            assert descriptors() == before + 1, "the caller may close his own"
+        while (message := carry(one, other)) != b"with":
+            assert message == bytes(60_000)
+        (came,) = other.take_descriptors()
+        assert os.fstat(came).st_ino == path.stat().st_ino
+        os.close(came)
+        assert descriptors() == before - 1
+        while not one.blocked:
+            one.send(bytes(60_000))
+        with path.open() as file:
+            assert one.send(b"with", [file.fileno()])
+        one.close()
+    assert descriptors() == before - 3

@@ -21,6 +21,7 @@ from kvmarket.processes.shared_file import Process, SharedFile, pid_namespace, s
 from kvmarket.processes.watching import watch
 from kvmarket.registry.client import connection
 from kvmarket.registry.client.connection import join_service
+from kvmarket.registry.client.foreign import ForeignPools
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol import packets
 from kvmarket.registry.protocol.address import Address
@@ -38,7 +39,7 @@ root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another
 def joining_with():
     """What an engine joins with that offers nothing."""
     join = join_message()
-    return join, Replica(join.block_size, join.pools), lambda: SnapshotParts([])
+    return join, Replica(join.block_size, join.pools), lambda: SnapshotParts([]), ForeignPools(lambda _pool: ((), ()))
 
 
 def _as_nobody(function, pipe, *arguments) -> None:
@@ -206,15 +207,23 @@ def test_a_service_of_another_pid_namespace_is_not_watched_by_its_number():
     with PacketSocket(theirs) as service, PacketSocket(ours) as member:
         joining = connection.Connection(member, *joining_with())
         me = Process.current()
-        service.send(pack_message(Joined(Process(me.pid, me.start, me.namespace + 1))))
-        with pytest.raises(NamespaceError, match="--pid=host"):
-            joining.joined(threading.Event())
+        elsewhere = Joined(Process(me.pid, me.start, me.namespace + 1))
+        service.send(pack_message(elsewhere))
+        assert not joining.joined(threading.Event()), "nothing would tell of its end: it is joined again"
+        reads, writes = os.pipe()
+        service.send(pack_message(elsewhere), (reads, reads))
+        assert joining.joined(threading.Event()) and os.fstat(joining.pidfd) == os.fstat(reads)
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        joining.close()
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors - 2, "that of the socket, and one of the two"
+        os.close(reads)
+        os.close(writes)
 
 
 def test_another_version_is_told_so(market_address, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
-            connection, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/9\n")
+            connection, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/999\n")
         )
         with pytest.raises(VersionError, match="one version"):
             join_service(Address(market_address), *joining_with(), threading.Event())
@@ -247,7 +256,7 @@ def test_a_process_of_another_pid_namespace_is_not_read_by_its_number():
     file = SharedFile.of(fd, 4096)
     me = file.owner
     for owner in (Process(me.pid, me.start, me.namespace + 1), Process(2**31 - 1, me.start, me.namespace + 1)):
-        with pytest.raises(NamespaceError, match="--pid=host --ipc=host"):
+        with pytest.raises(NamespaceError, match="another PID namespace"):
             SharedFile(owner, fd, file.device, file.inode, 4096).map()
     with pytest.raises(SharedMemoryError, match="is gone"):
         SharedFile(Process(me.pid, me.start + 1, me.namespace), fd, file.device, file.inode, 4096).map()

@@ -1,0 +1,111 @@
+"""Pools of engines in other PID namespaces: their memory comes over the market's socket; it is held while they live."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+from kvmarket import counters
+from kvmarket.errors import TransportError
+from kvmarket.processes.shared_file import Process, SharedFile, watch_by, watch_no_more
+from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS, close_all
+from kvmarket.registry.protocol.messages import AskDescriptors, Descriptors, PoolRecord, pack_message
+from kvmarket.registry.protocol.packets import PacketSocket
+
+Memory = Callable[[str], tuple[Sequence[Process], Sequence[SharedFile]]]  # of a pool: its processes, and its files
+ASK_SECONDS = 1.0  # after which we ask once more
+
+
+class ForeignPools:
+    """Descriptors of pools that cannot be opened by their owners' numbers. Thread-safe.
+
+    Of each pool a pidfd for every process that it dies with, and its shared memory, in the order of its description.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        """None yet. `memory`: of a pool of our own; of others none."""
+        self._memory = memory
+        self._turn = threading.Lock()
+        self._lacking: dict[str, float] = {}  # pool -> when to ask for it
+        self._coming: dict[str, dict[int, list[int]]] = {}  # pool -> first -> descriptors
+        self._held: dict[str, tuple[int, ...]] = {}
+        self._processes: dict[str, list[Process]] = {}  # of those pools
+        self._near: set[str] = set()  # pools that can be opened
+
+    def look(self, records: Iterable[PoolRecord], socket: PacketSocket, now: float) -> bool:
+        """Ask for what is lacking of these pools, where that is due; whether anything is. Costs less than 1 us each."""
+        for record in records:
+            name = record.pool
+            if name in self._near or name in self._held:
+                continue
+            if all(process.near for process in record.processes):
+                self._near.add(name)
+            elif now >= self._lacking.setdefault(name, -math.inf):
+                self._processes[name] = list(dict.fromkeys(record.processes))
+                self._lacking[name] = now + ASK_SECONDS
+                socket.send(pack_message(AskDescriptors(name)))
+        return bool(self._lacking)
+
+    def of(self, pool: str) -> tuple[int, ...] | None:
+        """The descriptors of a pool's shared memory; None where they have not come yet."""
+        held = self._held.get(pool)
+        return held and held[len(self._processes[pool]) :]
+
+    def heard(self, told: Descriptors, came: list[int]) -> None:
+        """Some of what we asked for has come; the descriptors are ours from now on."""
+        with self._turn:
+            wanted = told.pool in self._lacking
+            if not wanted or len(came) != min(MOST_DESCRIPTORS, told.total - told.first):
+                close_all(came)  # it is asked for again
+                return
+            parts = self._coming.setdefault(told.pool, {})
+            close_all(parts.pop(told.first, ()))
+            parts[told.first] = came
+            if sum(map(len, parts.values())) == told.total:
+                del self._coming[told.pool], self._lacking[told.pool]
+                held = self._held[told.pool] = tuple(fd for first in sorted(parts) for fd in parts[first])
+                for process, pidfd in zip(self._processes[told.pool], held, strict=False):
+                    watch_by(process, pidfd)
+
+    def answer(self, ask: AskDescriptors, socket: PacketSocket) -> None:
+        """Send what belongs to a pool of ours; what cannot be opened now is asked for again.
+
+        Costs 50 us a descriptor.
+        """
+        processes, files = self._memory(ask.pool)
+        opened: list[int] = []
+        try:
+            opened += [os.pidfd_open(process.pid) for process in dict.fromkeys(processes)]
+            for file in files:
+                opened.append(file.open())
+            for first in range(0, len(opened), MOST_DESCRIPTORS):
+                told = Descriptors(ask.pool, first, len(opened))
+                socket.send(pack_message(told), opened[first : first + MOST_DESCRIPTORS])
+        except (TransportError, OSError) as error:
+            counters.add("descriptors_not_sent", reason=type(error).__name__, detail=error)
+        finally:
+            close_all(opened)
+
+    def forget(self, pools: Iterable[str]) -> None:
+        """These pools have gone: let go of their memory."""
+        with self._turn:
+            for pool in pools:
+                self._near.discard(pool)
+                self._lacking.pop(pool, None)
+                held = self._held.pop(pool, ())
+                for pidfd in held[: len(self._processes.pop(pool, ()))]:
+                    watch_no_more(pidfd)
+                close_all(held)
+                for part in self._coming.pop(pool, {}).values():
+                    close_all(part)
+
+    def close(self) -> None:
+        """Let go of everything, whoever tells of our own memory included."""
+        self._memory = _none
+        self.forget([*self._held, *self._coming])
+
+
+def _none(pool: str) -> tuple[Sequence[Process], Sequence[SharedFile]]:
+    return (), ()
