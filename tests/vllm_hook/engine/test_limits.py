@@ -145,6 +145,7 @@ def refusal(engine: Any, cache: Any) -> str:
         ({"cache_config.cache_dtype": "int8_per_token_head"}, [FullAttentionSpec()], "KV cache dtype"),
         ({"cache_config.calculate_kv_scales": True}, [FullAttentionSpec()], "KV scales"),
         ({}, [FullAttentionSpec(), MambaSpec()], "hybrid: its KV cache has 2 groups (FullAttentionSpec, MambaSpec)"),
+        ({}, [MambaSpec(), MambaSpec(), FullAttentionSpec()], "has 3 groups (MambaSpec, FullAttentionSpec)"),
         ({"cache_config.enable_prefix_caching": False}, [MambaSpec(), FullAttentionSpec()], "the model is hybrid"),
         ({}, [], "no KV cache"),
         ({}, [MambaSpec()], "MambaSpec"),
