@@ -171,8 +171,8 @@ def _groups_refusal(groups: Any) -> str:
     kinds = [type(group.kv_cache_spec).__name__ for group in groups]
     if len(kinds) > 1:
         return (
-            f"the model is hybrid: its KV cache has {len(kinds)} groups ({', '.join(dict.fromkeys(kinds))}); only models whose layers "
-            "all share one are supported"
+            f"the model is hybrid: its KV cache has {len(kinds)} groups ({', '.join(dict.fromkeys(kinds))}); only "
+            "models whose layers all share one are supported"
         )
     if not kinds:
         return "the model has no KV cache"
