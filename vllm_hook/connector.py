@@ -174,8 +174,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if not self._scheduler:
             return
         known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
-        reason = ""
-        with Guard("join", self._cannot_join):
+        reason, guard = "", Guard("join", lambda where: self._cannot_join(where, guard.error))
+        with guard:
             reason = self._scheduler.refusal(known) or self._unfit(known)
             if not reason:
                 self._scheduler.join(dict(enumerate(known)), self.connect, self._first_peer.joined, summary.off_for_now)
@@ -291,10 +291,9 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         if self._scheduler:
             summary.on(self._scheduler.describe(control))
 
-    def _cannot_join(self, reason: str) -> None:
+    def _cannot_join(self, reason: str, error: Exception | None) -> None:
         """Something raised before the engine could try to join."""
         if self._scheduler:
             self._scheduler.fail(reason)
-        summary.off(
-            f"it could not prepare to join the market ({reason}): report the traceback that is logged with this"
-        )
+        why = f"{reason}: {error}"
+        summary.off(f"it could not prepare to join the market; report the traceback that is logged with this: {why}")

@@ -23,6 +23,7 @@ class Guard:
     def __init__(self, where: str, failed: Callable[[str], None]) -> None:
         self._where = where
         self._failed = failed
+        self.error: Exception | None = None  # what was raised, for `failed` to look at
 
     def __enter__(self) -> None:
         return None
@@ -32,6 +33,7 @@ class Guard:
     ) -> bool:
         if not isinstance(error, Exception):
             return False
+        self.error = error
         reason = f"{self._where}: {type(error).__name__}"
         self._failed(reason)
         counters.add("vllm_hook_failed", reason=reason)

@@ -1,9 +1,13 @@
-"""The entry point of group ``vllm.general_plugins``: makes the connector known to vLLM by its name."""
+"""The entry point of group ``vllm.general_plugins``: makes the connector known to vLLM by its name.
+
+With it wrong settings stop an engine as its configuration is made, and what vLLM reads a model's weights from is seen.
+"""
 
 from __future__ import annotations
 
 import functools
 
+from vllm_hook.engine import early
 from vllm_hook.identity import loads
 
 NAME = "KVMarketConnector"
@@ -15,4 +19,5 @@ def register() -> None:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     KVConnectorFactory.register_connector(NAME, "vllm_hook.connector", NAME)
+    early.watch(KVConnectorFactory, NAME)
     loads.watch()

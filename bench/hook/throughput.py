@@ -110,9 +110,11 @@ class Fetches:
         windows = [(one["at"], one["first"]) for one in askers] or [
             (begin, begin + self.options.every * self.options.prefixes)
         ]
+        if not (meanwhile := load.gaps(running, windows)):
+            raise SystemExit(f"{mode}: no token came while fetches ran; give a longer --running-output")
         kept["tpot"] += load.per_token(running)
         kept["gaps"] += load.gaps(running)
-        kept["meanwhile"] += load.gaps(running, windows)
+        kept["meanwhile"] += meanwhile
         kept["first"] += load.first_tokens(askers)
         whole = self.options.prefix
         if odd := [one["cached"] for one in askers if one["cached"] != whole]:
@@ -171,15 +173,15 @@ def main() -> None:
     parser.add_argument("--output", type=int, help="tokens of each answer (96; CPU: 16)")
     parser.add_argument("--prefix", type=int, help="tokens of each fetch (32,768; CPU: 512)")
     parser.add_argument("--prefixes", type=int, help="fetches in a run (8; CPU: 3)")
-    parser.add_argument("--running-output", type=int, help="tokens of each answer while fetches run (192; CPU: 64)")
+    parser.add_argument("--running-output", type=int, help="tokens of each answer while fetches run (192)")
     parser.add_argument("--every", type=float, default=0.15, help="seconds between fetches")
-    parser.add_argument("--settle", type=float, help="seconds before the first fetch (1.2; CPU: 0.2)")
+    parser.add_argument("--settle", type=float, help="seconds before the first fetch (1.2; CPU: 0.1)")
     parser.add_argument("--rounds", type=int, help="of the runs with fetches (3; CPU: 1)")
     options = parser.parse_args()
     defaults = dict(pairs=10, requests=48, prompt=1024, output=96, prefix=32_768, prefixes=8, running_output=192)
     defaults |= dict(settle=1.2, rounds=3)
-    tiny = dict(pairs=2, requests=4, prompt=128, output=16, prefix=512, prefixes=3, running_output=64)
-    tiny |= dict(settle=0.2, rounds=1)
+    tiny = dict(pairs=2, requests=4, prompt=128, output=16, prefix=512, prefixes=3, running_output=192)
+    tiny |= dict(settle=0.1, rounds=1)
     for name, value in (tiny if options.cpu else defaults).items():
         if getattr(options, name) is None:
             setattr(options, name, value)

@@ -1,7 +1,7 @@
 """What it costs to name an engine's weights by what they hold, beside a plain reduction that reads the same bytes.
 
     python -m bench.hook.weights_name --write h200x1   on the first GPU, 16 GB: the tensors of Llama-3.1-8B in bf16
-    python -m bench.hook.weights_name                  the same; on a machine without a GPU small ones: no figures
+    python -m bench.hook.weights_name --cpu            small ones on the CPU: shows that it runs, its times mean nothing
 
 `first` is the first checksum of a process: it loads the kernel, and compiles it if that was never done here. `ceiling`
 of the checksums is a sum over as many bytes by torch. The digest of files is taken of files that were just written, so
@@ -25,9 +25,8 @@ from bench.engines.shapes import LLAMA_8B
 from vllm_hook.identity.files import WeightFile, digest_of
 from vllm_hook.identity.tensors import checksum_of
 
-GPU = torch.cuda.is_available()
-FILE_BYTES = (1 << 30) if GPU else (64 << 20)
 FILES = 4
+FILE_BYTES, SMALL = 1 << 30, 16 << 20  # of each; on the CPU
 
 
 def shapes(scale: int) -> Iterable[tuple[str, tuple[int, ...]]]:
@@ -44,13 +43,18 @@ def shapes(scale: int) -> Iterable[tuple[str, tuple[int, ...]]]:
         yield f"layers_{layer}_post_attention_layernorm", (hidden,)
 
 
-def model(scale: int, change: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor) -> torch.nn.Module:
+def model(device: str, scale: int, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
     """A module with these tensors, whose values do not matter."""
     made = torch.nn.Module()
     for name, shape in shapes(scale):
-        tensor = torch.empty(shape, dtype=torch.bfloat16, device="cuda" if GPU else "cpu").uniform_(-1, 1)
+        tensor = torch.empty(shape, dtype=torch.bfloat16, device=device).uniform_(-1, 1)
         made.register_parameter(name, torch.nn.Parameter(change(tensor), requires_grad=False))
     return made
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The same, contiguous."""
+    return tensor
 
 
 def odd(tensor: torch.Tensor) -> torch.Tensor:
@@ -81,11 +85,10 @@ def row(name: str, samples: list[float], size: int, ceiling: float) -> dict[str,
     return found | {"ratio": round(ceiling / found["p50"], 4) if found["p50"] else 0.0, "samples": len(samples)}
 
 
-def checksums(repeats: int) -> Iterable[dict[str, Any]]:
-    """Rows of models in device memory."""
-    scale = 1 if GPU else 16
-    for name, change, part in (("plain", None, 1), ("odd addresses", odd, 4), ("rows with gaps", gaps, 4)):
-        made = model(scale * part if GPU else scale, *filter(None, [change]))
+def checksums(repeats: int, cpu: bool) -> Iterable[dict[str, Any]]:
+    """Rows of models in the memory of the first GPU, or of small ones."""
+    for name, change, scale in (("plain", plain, 1), ("odd addresses", odd, 4), ("rows with gaps", gaps, 4)):
+        made = model("cpu", 16, change) if cpu else model("cuda", scale, change)
         tensors = list(made.parameters())
         size = sum(tensor.nbytes for tensor in tensors)
         flat = torch.zeros(size // 4, dtype=torch.float32, device=tensors[0].device)
@@ -96,14 +99,14 @@ def checksums(repeats: int) -> Iterable[dict[str, Any]]:
         yield row(f"checksum, {name}", times(lambda made=made: checksum_of(made), repeats), size, ceiling)
 
 
-def digests(repeats: int) -> Iterable[dict[str, Any]]:
-    """Rows of files."""
+def digests(repeats: int, file_bytes: int) -> Iterable[dict[str, Any]]:
+    """Rows of files of so many bytes each."""
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
         paths = [Path(folder) / f"model-{number}.safetensors" for number in range(FILES)]
         for number, path in enumerate(paths):
-            path.write_bytes(bytes([number]) * FILE_BYTES)
-        size = FILES * FILE_BYTES
+            path.write_bytes(bytes([number]) * file_bytes)
+        size = FILES * file_bytes
 
         def name() -> None:
             opened = [WeightFile(path) for path in paths]
@@ -128,16 +131,20 @@ def main() -> None:
     """Measure, print, and write if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-weights.json")
-    parser.add_argument("--repeats", type=int, default=20 if GPU else 5)
+    parser.add_argument("--cpu", action="store_true", help="small tensors and files, on the CPU")
+    parser.add_argument("--repeats", type=int, help="20; CPU: 5")
     options = parser.parse_args()
-    rows = [*checksums(options.repeats), *digests(options.repeats)]
+    repeats = options.repeats or (5 if options.cpu else 20)
+    rows = [*checksums(repeats, options.cpu), *digests(repeats, SMALL if options.cpu else FILE_BYTES)]
     columns = [*dict.fromkeys(key for each in rows for key in each if key != "name")]
     print(f"{'':28}" + "".join(f"{column:>14}" for column in columns))
     for each in rows:
         print(f"{each['name']:28}" + "".join(f"{each[column]:>14}" for column in columns))
     if options.write:
         packages = ("torch", "triton", "xxhash")
-        report.write(options.write, "weights", rows, packages, repeats=options.repeats, **report.facts([0] * GPU))
+        report.write(
+            options.write, "weights", rows, packages, repeats=repeats, **report.facts([] if options.cpu else [0])
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from vllm_hook.connector import KVMarketConnector
 from vllm_hook.metrics.first_peer import FirstPeer
 
 OFF = "kvmarket is off: "
-OFF_FOR_NOW = "kvmarket is off for now: it could not join the market "
+OFF_FOR_NOW = "kvmarket is off for now: it could not join the market; "
 
 
 class Connector(KVMarketConnector):
@@ -64,7 +64,9 @@ def test_it_says_why_it_is_off_for_now(caplog: pytest.LogCaptureFixture):
     connector = Connector()
     connector.closed = AddressError("the service did not answer; start it by hand")
     (said,) = connector.said(caplog)
-    assert said.startswith(f"{OFF_FOR_NOW}(AddressError: the service did not answer; start it by hand)")
+    assert said.startswith(OFF_FOR_NOW) and said.endswith(
+        ": AddressError: the service did not answer; start it by hand"
+    )
     assert connector._scheduler is not None and connector._scheduler._rejoin is not None
     connector.shutdown()
 
@@ -91,7 +93,8 @@ def test_what_can_never_work_stays_off_and_says_why(
         "ranks differ": "ranks with different KV caches; use equal devices",
         "tenant too long": "tenant has 5000 characters, at most 4096 can be sent; give a hash of it",
         "tenant torn": "tenant is no text that can be sent: ",
-        "a fault of ours": "it could not prepare to join the market (join: ZeroDivisionError): report the traceback",
+        "a fault of ours": "it could not prepare to join the market; report the traceback that is logged with this: "
+        "join: ZeroDivisionError: division by zero",
     }[kind]
     said = [each for each in connector.said(caplog) if each.startswith(OFF)]
     assert len(said) == 1 and said[0].startswith(OFF + expected), said

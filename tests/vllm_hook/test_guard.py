@@ -35,6 +35,15 @@ def test_whoever_must_act_hears_before_it_is_counted():
     assert counters.snapshot()[key] == 2
 
 
+def test_whoever_must_act_can_look_at_what_was_raised():
+    seen: list[object] = []
+    guard = Guard("a hook", lambda _: seen.append(guard.error))
+    assert guard.error is None
+    with guard:
+        raise KeyError("x")
+    assert repr(seen) == "[KeyError('x')]"
+
+
 def test_nothing_is_said_where_nothing_was_raised():
     before = counters.snapshot()
     with Guard("a hook", lambda reason: pytest.fail(reason)):

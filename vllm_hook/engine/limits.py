@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shlex
 from collections.abc import Mapping
@@ -46,11 +47,20 @@ def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
     `of_engine`: the whole engine's, where it is known; it decides what becomes of failed loads.
     """
     extra: Mapping[str, object] = transfer_config.kv_connector_extra_config or {}
+    known = Settings.__struct_fields__
+    for name in extra:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f'did you mean "{near[0]}"? Known' if near else "known"
+            raise MisuseError(
+                f'kv_connector_extra_config has no setting "{name}"; {meant} are {", ".join(known)}; '
+                "leave this one out, or give it the right name"
+            )
     try:
         settings = msgspec.convert(dict(extra), Settings)
     except msgspec.ValidationError as error:
         raise MisuseError(
-            f"kv_connector_extra_config: {error}; known are {', '.join(Settings.__struct_fields__)}"
+            f"kv_connector_extra_config: {error}; mend it in --kv-transfer-config; known are {', '.join(known)}"
         ) from error
     for policy in (transfer_config.kv_load_failure_policy, (of_engine or transfer_config).kv_load_failure_policy):
         if policy != "recompute" and not settings.force:
@@ -92,7 +102,8 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
         compat.too_old()
         or _model_refusal(vllm_config)
         or _parallel_refusal(vllm_config)
-        or _cache_refusal(vllm_config.cache_config, kv_cache_config)
+        or _groups_refusal(kv_cache_config.kv_cache_groups)
+        or _cache_refusal(vllm_config.cache_config)
     )
 
 
@@ -155,17 +166,26 @@ def _parallel_refusal(config: Any) -> str:
     return ""
 
 
-def _cache_refusal(cache: Any, kv_cache_config: Any) -> str:
+def _groups_refusal(groups: Any) -> str:
+    """Before prefix caching is looked at: vLLM turns it off for some hybrid models by itself."""
+    kinds = [type(group.kv_cache_spec).__name__ for group in groups]
+    if len(kinds) > 1:
+        return (
+            f"the model is hybrid: its KV cache has {len(kinds)} groups ({', '.join(dict.fromkeys(kinds))}); only "
+            "models whose layers all share one are supported"
+        )
+    if not kinds:
+        return "the model has no KV cache"
+    if kinds[0] not in _SPECS:
+        return f"KV cache of kind {kinds[0]}; supported are {', '.join(_SPECS)}"
+    return ""
+
+
+def _cache_refusal(cache: Any) -> str:
     if not cache.enable_prefix_caching:
         return "prefix caching is off"
     if cache.cache_dtype not in _KV_DTYPES:
         return f"KV cache dtype {cache.cache_dtype}; supported are {', '.join(_KV_DTYPES)}"
     if getattr(cache, "calculate_kv_scales", False):
         return "KV scales are calculated at run time and differ between engines"
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        return f"the model has {len(groups)} KV cache groups; only 1 is supported"
-    spec = groups[0].kv_cache_spec
-    if type(spec).__name__ not in _SPECS:
-        return f"KV cache of kind {type(spec).__name__}; supported are {', '.join(_SPECS)}"
     return ""

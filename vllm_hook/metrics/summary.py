@@ -51,8 +51,8 @@ def off(reason: str) -> None:
 
 
 def off_for_now(reason: str) -> None:
-    """Say why the engine has not joined the market yet."""
+    """Say why the engine has not joined the market yet; the line ends with the reason, which says what to do."""
     _log.warning(
-        "kvmarket is off for now: it could not join the market (%s); the engine serves without it, and goes on trying",
+        "kvmarket is off for now: it could not join the market; the engine serves without it, and goes on trying: %s",
         reason,
     )

@@ -61,11 +61,14 @@ class Joining:
     def _attempt(self) -> bool:
         """Whether the market has been joined; if not, why is counted and told."""
         control: ControlHalf | None = None
-        with Guard("join", self._missed):  # whatever it is: the next attempt may not meet it
+        guard = Guard("join", lambda kind: self._missed(kind, f"{guard.error}; report the traceback logged with this"))
+        with guard:  # whatever it is: the next attempt may not meet it
             try:
                 control = self._connect()
-            except (KVMarketError, OSError) as error:
+            except KVMarketError as error:
                 self._missed(type(error).__name__, error)
+            except OSError as error:
+                self._missed(type(error).__name__, f"{error}; run `kvmarket doctor`, it looks for the cause")
         if control is None:
             return False
         with self._lock:
@@ -79,7 +82,7 @@ class Joining:
                 control.close()
         return True
 
-    def _missed(self, kind: str, why: object = "see the traceback") -> None:
+    def _missed(self, kind: str, why: object) -> None:
         counters.add("vllm_join_failed", reason=kind, detail=why)
         if kind != self._kind:
             self._kind = kind

@@ -12,6 +12,7 @@ from bench.engines import load
 from bench.engines.spans import PHASES, REST, Spans
 from bench.hook.outputs import tally
 from bench.hook.serving import ASKS, TURNS, chat, retrieval, summary
+from bench.hook.throughput import Fetches
 from bench.hook.ttft import OWN, PEER, Bench
 from bench.hook.ttft_trace import lines
 
@@ -50,6 +51,14 @@ def test_gaps_that_touch_a_window():
     assert load.gaps(requests) == [500.0, 2000.0, 250.0]
     assert load.gaps(requests, [(2.0, 2.5), (3.0, 3.1)]) == [2000.0]
     assert load.gaps(requests, [(0.0, 0.9), (1.5, 1.6), (7.1, 9.0)]) == [2000.0, 250.0]
+
+
+def test_running_requests_that_end_too_soon_are_told_of():
+    options = argparse.Namespace(settle=2.0, every=1.0, prefixes=2, prefix=64)
+    fetches = Fetches(FakeEngine([]), FakeEngine([]), 0, options)
+    fetches.note("no fetch", [answered(0.0, [1.0, 2.5])], [])
+    with pytest.raises(SystemExit, match="no fetch: no token came while fetches ran; give a longer --running-output"):
+        fetches.note("no fetch", [answered(0.0, [1.0, 1.5])], [])
 
 
 def test_a_ratio_says_how_much_of_the_ceiling_is_reached():

@@ -63,8 +63,22 @@ def test_the_layout_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, tokens: i
 
 @pytest.mark.parametrize("extra", [{"adress": "x"}, {"tenant": 3}, {"force": "yes"}, {"programs": 0}, {"any_gpu": 1}])
 def test_wrong_settings_are_not_ignored(extra: dict[str, object]):
-    with pytest.raises(MisuseError, match="known are address, tenant, programs, wait_tokens, min_tokens, any_gpu"):
+    with pytest.raises(MisuseError, match=r"[Kk]nown are address, tenant, programs, wait_tokens, min_tokens, any_gpu"):
         limits.settings_of(transfer(**extra))
+
+
+@pytest.mark.parametrize(
+    ("unknown", "said"),
+    [
+        ("adress", 'has no setting "adress"; did you mean "address"? Known are address, tenant'),
+        ("wait_token", 'did you mean "wait_tokens"?'),
+        ("zzz", 'has no setting "zzz"; known are address, tenant'),
+    ],
+)
+def test_the_setting_that_was_meant_is_named(unknown: str, said: str):
+    with pytest.raises(MisuseError) as error:
+        limits.settings_of(transfer(**{unknown: 1}))
+    assert said in str(error.value)
 
 
 def test_no_imports_beside_a_connector_that_still_reads_freed_pages():
@@ -130,7 +144,10 @@ def refusal(engine: Any, cache: Any) -> str:
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
         ({"cache_config.cache_dtype": "int8_per_token_head"}, [FullAttentionSpec()], "KV cache dtype"),
         ({"cache_config.calculate_kv_scales": True}, [FullAttentionSpec()], "KV scales"),
-        ({}, [FullAttentionSpec(), FullAttentionSpec()], "2 KV cache groups"),
+        ({}, [FullAttentionSpec(), MambaSpec()], "hybrid: its KV cache has 2 groups (FullAttentionSpec, MambaSpec)"),
+        ({}, [MambaSpec(), MambaSpec(), FullAttentionSpec()], "has 3 groups (MambaSpec, FullAttentionSpec)"),
+        ({"cache_config.enable_prefix_caching": False}, [MambaSpec(), FullAttentionSpec()], "the model is hybrid"),
+        ({}, [], "no KV cache"),
         ({}, [MambaSpec()], "MambaSpec"),
     ],
 )

@@ -82,7 +82,8 @@ def test_another_reason_is_told_too():
     )
     market.start()
     until(lambda: market.attempts > 4)
-    assert market.heard == ["OSError: [Errno 24] no descriptor", "AddressError: no"]
+    doctor = "; run `kvmarket doctor`, it looks for the cause"
+    assert market.heard == [f"OSError: [Errno 24] no descriptor{doctor}", "AddressError: no"]
     market.side.close()
 
 
@@ -99,6 +100,7 @@ def test_whatever_raises_ends_no_thread():
     market.heard, market.joined = Raising(), Raising()
     market.start()
     until(lambda: market.attempts > 2)
+    assert market.heard[0] == "join: ZeroDivisionError: ours; report the traceback logged with this"
     assert times("vllm_hook_failed") >= failed + 3
     market.closed.clear()
     until(lambda: market.made)

@@ -1,0 +1,46 @@
+"""Has the connector's settings checked as vLLM makes its configuration: before a process starts or loads a model.
+
+vLLM asks its factory for the connector's class at that moment, and shows no connector its settings until the model has
+been loaded. `watch` puts the check in front of that question.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from kvmarket.errors import MisuseError
+from vllm_hook.engine import limits
+
+_log = logging.getLogger("vllm.kvmarket")
+
+
+def watch(factory: Any, name: str) -> None:
+    """Have `check` called whenever vLLM's `factory` of connectors is asked for a class; once per process."""
+    find = factory.get_connector_class
+
+    @functools.wraps(find.__func__)
+    def find_checked(cls: Any, kv_transfer_config: Any) -> Any:
+        check(kv_transfer_config, name)
+        return find.__func__(cls, kv_transfer_config)
+
+    factory.get_connector_class = classmethod(find_checked)
+
+
+def check(transfer_config: Any, name: str) -> None:
+    """Check the settings of the connector of this name, alone or under MultiConnector.
+
+    Raises MisuseError where they are wrong, once an error line in the log has said so.
+    """
+    entries = [transfer_config]
+    if transfer_config.kv_connector == "MultiConnector":
+        listed = transfer_config.kv_connector_extra_config.get("connectors") or ()
+        entries = [type(transfer_config)(**entry) for entry in listed if entry.get("kv_connector") == name]
+    for entry in entries:
+        if entry.kv_connector == name:
+            try:
+                limits.settings_of(entry, transfer_config)
+            except MisuseError as error:
+                _log.error("kvmarket stops the engine before its model is loaded: %s", error)
+                raise
