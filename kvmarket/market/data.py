@@ -27,7 +27,7 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.support.flags import leading
 from kvmarket.support.sets import common
 from kvmarket.support.transient import is_transient
-from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
+from kvmarket.transport import Memory, enable_peer_access, export, map_memory
 from kvmarket.ways import FAILURES, Copy, Mover, Started
 from kvmarket.ways.cpu import CpuMover
 
@@ -254,7 +254,7 @@ class DataHalf:
             generations = GenerationReader(descriptor.generations, descriptor.slots)
             array = self._array_of(descriptor)
             _, memory = descriptor.ranks[self._rank]
-            self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
+            self.mover.prepare(array, memory.device)
         except FAILURES as error:
             scarce = is_transient(error)
             name = "pool_passed_over" if scarce else "pool_unreachable"

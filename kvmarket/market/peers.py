@@ -16,10 +16,11 @@ from kvmarket.registry.protocol.messages import PoolRecord
 from kvmarket.registry.space.standing import Run
 from kvmarket.support.flags import leading
 from kvmarket.support.transient import is_transient
+from kvmarket.transport import decode_memory
 
 DEAD_POOLS = 3  # that a match looks behind: their owners have just retired something, or left while no service lived
 Matched = tuple[list[Run], list[PoolRecord]]
-_descriptors = msgspec.msgpack.Decoder(PoolDescriptor)
+_descriptors = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
 
 
 class Peer(NamedTuple):

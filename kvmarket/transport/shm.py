@@ -7,22 +7,40 @@ import random
 import warnings
 from collections.abc import Sequence
 from time import sleep
+from typing import ClassVar
 
+import msgspec
 import torch
 
 from kvmarket import counters
 from kvmarket.errors import SharedMemoryError
 from kvmarket.processes.marks import creating
-from kvmarket.processes.shared_file import SharedFile
+from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.support.transient import is_transient
-from kvmarket.transport.memory import ShmMemory
+from kvmarket.transport.memory import Memory
 
 TRIES, PAUSE_SECONDS = 5, 0.2  # where engines that start at once take the room from each other
 
 
-def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
-    """Move each CPU storage into shared memory in place, and name the files. Costs one copy of the memory, once."""
-    return ShmMemory(tuple(_share(storage) for storage in _with_room(storages)))
+class ShmMemory(Memory, msgspec.Struct, frozen=True, tag="shm"):
+    """Memory in POSIX shared memory, one file per segment."""
+
+    files: tuple[SharedFile, ...]
+    mapped_on: ClassVar[str] = "cpu"
+
+    @classmethod
+    def export(cls, storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
+        """Move each CPU storage into shared memory in place; name the files. Costs one copy of the memory, once."""
+        return ShmMemory(tuple(_share(storage) for storage in _with_room(storages)))
+
+    def map(self, device: torch.device) -> list[torch.Tensor]:
+        """Map each segment read-only; writing through one would fault."""
+        return [_bytes(file) for file in self.files]
+
+    @property
+    def owner(self) -> Process:
+        """The process that owns the memory."""
+        return self.files[0].owner
 
 
 def _with_room(storages: Sequence[torch.UntypedStorage]) -> Sequence[torch.UntypedStorage]:
@@ -60,11 +78,6 @@ def _share(storage: torch.UntypedStorage) -> SharedFile:
         sleep(random.uniform(0.0, PAUSE_SECONDS) * tries)
         _with_room([storage])
         tries += 1
-
-
-def map_memory(memory: ShmMemory) -> list[torch.Tensor]:
-    """Map each segment read-only as a uint8 tensor; writing through one would fault."""
-    return [_bytes(file) for file in memory.files]
 
 
 def _bytes(file: SharedFile) -> torch.Tensor:

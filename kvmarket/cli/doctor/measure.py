@@ -23,7 +23,7 @@ import torch
 from kvmarket.cli.doctor.second_process import Line, second_process
 from kvmarket.kernels.addresses.tables import table_of
 from kvmarket.layout.paged import PagedCache, SlotArray
-from kvmarket.transport import CudaMemory, Memory, export, map_memory
+from kvmarket.transport import Memory, export, map_memory
 from kvmarket.ways import Copy, Mover, copy_engine
 from kvmarket.ways.choice import Rate
 
@@ -104,7 +104,6 @@ def _measured(
 ) -> Iterator[Rate]:
     source = map_memory(memory, reader)[0][: max(sizes)]
     own = torch.zeros_like(source)
-    gpu = memory.device if isinstance(memory, CudaMemory) else ""
     for size in sizes:
         seconds = _median(partial(_copy_contiguous, source[:size], own[:size]))
         yield Rate(CEILING, size, size, size / seconds)
@@ -113,7 +112,7 @@ def _measured(
         there = slots_of(source, case.page, packed=case.packed_source)
         moving = mover(here, case.way)
         try:
-            moving.prepare(there, gpu)
+            moving.prepare(there, memory.device)
             fragment = table_of(there, here).length
             for size in sizes:
                 copy = _random_copy(there, here, size // here.layout.slot_bytes)
