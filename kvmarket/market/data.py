@@ -28,8 +28,8 @@ from kvmarket.support.flags import leading
 from kvmarket.support.sets import common
 from kvmarket.support.transient import is_transient
 from kvmarket.transport import Memory, enable_peer_access, export, map_memory
-from kvmarket.ways import FAILURES, Copy, Mover, Started
-from kvmarket.ways.cpu import CpuMover
+from kvmarket.ways import FAILURES, Copy, Started
+from kvmarket.ways.movers import mover_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,15 +276,6 @@ class DataHalf:
         if own.device != self.cache.device:
             enable_peer_access(own.segments[0], self.cache.device)
         return own
-
-
-def mover_of(own: SlotArray, programs: int | None) -> Mover:
-    """What moves blocks into these slots."""
-    if own.device.type == "cpu":
-        return CpuMover(own)
-    from kvmarket.ways.gpu import GpuMover
-
-    return GpuMover(own, programs)
 
 
 def register_own(pool: str, slots: SlotArray) -> None:
