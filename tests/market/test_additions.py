@@ -111,10 +111,15 @@ class FileEngine(ModelEngine):
     def allocate(self) -> None:
         """Both layers in one file."""
         shape = (2, self.slots, 2, BLOCK, 24)
-        self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - as long as the engine
+        self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115 - until `close`
         cells = torch.Size(shape).numel()
         self.layers = list(torch.from_file(self.file.name, shared=True, size=cells, dtype=torch.int16).view(shape))
         self.cache = kvmarket.PagedCache(self.layers, block_size=BLOCK)
+
+    def close(self) -> None:
+        """Leave, and remove the file."""
+        super().close()
+        self.file.close()
 
 
 def own(address: str, pipe: Connection) -> None:
