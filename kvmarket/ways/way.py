@@ -124,7 +124,7 @@ class Ways:
         return link
 
     def job(self, copy: Copy) -> Job:
-        """Make the job of `copy`, by the way that is chosen for it. Costs some 1.5 us where there is a choice, else 0.5."""
+        """Make the job of `copy`, by the way chosen for it. Costs some 1.5 us where there is a choice, else 0.5."""
         link = self._links.get(copy.source) or self.prepare(copy.source)
         if copy.summed and not link.summable:
             copy = copy._replace(summed=False)
