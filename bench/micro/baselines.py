@@ -11,7 +11,7 @@ from bench import report
 from bench.micro.peer import LAYERS, PAGE, SLOT
 from bench.micro.suite import HERE, Row, Suite
 from bench.micro.timing import Mark, handle, new_stream, single
-from kvmarket.ways import copy_engine
+from kvmarket.ways.gpu import copy_engine
 
 
 def baselines(suite: Suite) -> Iterator[Row]:

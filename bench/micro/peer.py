@@ -66,7 +66,7 @@ class Engine:
     def force(self, way: str | None, programs: int | None = None) -> None:
         """Have every fetch take this way; None for the market's own choice."""
         mover: Any = self.market._data.mover
-        mover.choice, mover.programs = Forced(way) if way else None, programs
+        mover.ways.choice, mover.means.programs = Forced(way) if way else None, programs
 
     def contiguous(self, hit: kvmarket.Hit) -> tuple[torch.Tensor, torch.Tensor]:
         """The largest segment of the pool of `hit`, mapped here, and own memory of its size: for the ceiling."""

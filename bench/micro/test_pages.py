@@ -18,7 +18,7 @@ from kvmarket import PagedCache
 from kvmarket.kernels import copy_blocks
 from kvmarket.layout.paged import SlotArray
 from kvmarket.transport import enable_peer_access
-from kvmarket.ways import copy_engine
+from kvmarket.ways.gpu import copy_engine
 
 TOTAL = 64 << 20 if DEVICE == "cuda" else 1 << 20
 OWNERS = ["cuda:0", "cuda:1"][: torch.cuda.device_count()] if DEVICE == "cuda" else ["cpu"]

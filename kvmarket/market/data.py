@@ -28,9 +28,9 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.support.flags import leading
 from kvmarket.support.sets import common
 from kvmarket.support.transient import is_transient
-from kvmarket.transport import CudaMemory, Memory, enable_peer_access, export, map_memory
-from kvmarket.ways import FAILURES, Copy, Mover, Started
-from kvmarket.ways.cpu import CpuMover
+from kvmarket.transport import Memory, enable_peer_access, export, map_memory
+from kvmarket.ways import FAILURES, Copy, Started
+from kvmarket.ways.movers import mover_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +255,7 @@ class DataHalf:
             generations = GenerationReader(descriptor.generations, descriptor.slots)
             array = self._array_of(descriptor)
             _, memory = descriptor.ranks[self._rank]
-            self.mover.prepare(array, memory.device if isinstance(memory, CudaMemory) else "")
+            self.mover.prepare(array, memory.device)
         except FAILURES as error:
             scarce = is_transient(error)
             name = "pool_passed_over" if scarce else "pool_unreachable"
@@ -278,15 +278,6 @@ class DataHalf:
         if own.device != self.cache.device:
             enable_peer_access(own.segments[0], self.cache.device)
         return own
-
-
-def mover_of(own: SlotArray, programs: int | None) -> Mover:
-    """What moves blocks into these slots."""
-    if own.device.type == "cpu":
-        return CpuMover(own)
-    from kvmarket.ways.gpu import GpuMover
-
-    return GpuMover(own, programs)
 
 
 def register_own(pool: str, slots: SlotArray) -> None:

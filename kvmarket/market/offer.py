@@ -56,7 +56,7 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
     @property
     def files(self) -> tuple[SharedFile, ...]:
         """All shared memory of the pool: its generations, then that of each rank."""
-        return (self.generations, *(file for _, memory in self.ranks for file in memory.files))
+        return (self.generations, *(file for _, memory in self.ranks for file in memory.shared_files))
 
     def held_by(self, process: Process, descriptors: Sequence[int]) -> PoolDescriptor:
         """The same pool, its `files` named by descriptors of a process beside us. Raises LayoutError for others."""

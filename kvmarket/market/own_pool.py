@@ -15,7 +15,6 @@ from kvmarket.pool.owners import release
 from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.registry.protocol.messages import Join, PoolRecord
 from kvmarket.registry.space.snapshot import SnapshotParts
-from kvmarket.transport import ShmMemory
 
 
 class OwnPool:
@@ -98,7 +97,7 @@ class OwnPools:
 
     def joining(self, fingerprint: str, stages: Sequence[Stage]) -> Join:
         """What the engine joins a market with. Engines of one space can exchange all blocks."""
-        kind = "shm" if isinstance(stages[0].ranks[0], ShmMemory) else "cuda"
+        kind = stages[0].ranks[0].kind
         return Join(
             self.pool.descriptor.generations.owner,
             f"{fingerprint}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",

@@ -18,11 +18,12 @@ from kvmarket.registry.protocol.messages import PoolRecord
 from kvmarket.registry.space.standing import Run
 from kvmarket.support.flags import leading
 from kvmarket.support.transient import is_transient
+from kvmarket.transport import decode_memory
 
 DEAD_POOLS = 3  # that a match looks behind: their owners have just retired something, or left while no service lived
 Matched = tuple[list[Run], list[PoolRecord]]
 Descriptors = Callable[[str], Sequence[int] | None]
-_decoder = msgspec.msgpack.Decoder(PoolDescriptor)
+_decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
 
 
 class Peer(NamedTuple):

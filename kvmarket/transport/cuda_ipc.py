@@ -7,26 +7,63 @@ access included, and Triton and ``copy_`` run at full rate. torch keeps one mapp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import msgspec
 import torch
 
 from kvmarket.errors import PeerAccessError, TransportError
 from kvmarket.processes.marks import created, creating
 from kvmarket.processes.shared_file import Process
-from kvmarket.transport.memory import CudaHandle, CudaMemory
+from kvmarket.transport.memory import Memory
 
 
-def export(storages: Sequence[torch.UntypedStorage]) -> CudaMemory:
-    """Export each storage; the memory is not given back to the device while a reader holds it."""
-    device = storages[0].device
-    try:
-        handles = tuple(_share(storage) for storage in storages)
-    except RuntimeError as error:
-        raise TransportError(
-            f"CUDA IPC cannot export the cache: {error}; memory of cumem, sleep mode or managed allocators has no "
-            "IPC handle, allocate the cache with the default allocator"
-        ) from error
-    return CudaMemory(Process.current(), device_uuid(device), handles)
+class CudaHandle(msgspec.Struct, frozen=True):
+    """What torch needs to open one exported CUDA storage (fields in the order of ``UntypedStorage._share_cuda_``)."""
+
+    handle: bytes
+    nbytes: int
+    offset: int
+    ref_counter: bytes
+    ref_counter_offset: int
+    event: bytes
+    event_sync: bool
+
+
+class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
+    """Memory of one GPU, one CUDA IPC handle per segment."""
+
+    owner: Process
+    device: str  # UUID of the owner's GPU
+    handles: tuple[CudaHandle, ...]
+    mapped_on: ClassVar[str] = "cuda"
+
+    @classmethod
+    def export(cls, storages: Sequence[torch.UntypedStorage]) -> CudaMemory:
+        """Export each storage; the memory is not given back to the device while a reader holds it."""
+        device = storages[0].device
+        try:
+            handles = tuple(_share(storage) for storage in storages)
+        except RuntimeError as error:
+            raise TransportError(
+                f"CUDA IPC cannot export the cache: {error}; memory of cumem, sleep mode or managed allocators has no "
+                "IPC handle, allocate the cache with the default allocator"
+            ) from error
+        return CudaMemory(Process.current(), device_uuid(device), handles)
+
+    def map(self, device: torch.device) -> list[torch.Tensor]:
+        """Map each segment on `device`. The first one on another GPU costs 10 - 120 ms, later ones less than 1 ms."""
+        if self.owner.near:
+            self.owner.check_alive()
+        tensors = []
+        with torch.cuda.device(device):
+            for handle in self.handles:
+                try:
+                    storage = torch.UntypedStorage._new_shared_cuda(device.index, *_arguments(handle))
+                except RuntimeError as error:
+                    raise _explain(error, self, device) from error
+                tensors.append(torch.empty(0, dtype=torch.uint8, device=device).set_(storage))
+        return tensors
 
 
 def _share(storage: torch.UntypedStorage) -> CudaHandle:
@@ -35,21 +72,6 @@ def _share(storage: torch.UntypedStorage) -> CudaHandle:
         handle = CudaHandle(*storage._share_cuda_()[1:])
     created(handle.ref_counter.decode().removeprefix("/"))
     return handle
-
-
-def map_memory(memory: CudaMemory, device: torch.device) -> list[torch.Tensor]:
-    """Map each segment on `device`. The first one on another GPU costs 10 - 120 ms, later ones less than 1 ms."""
-    if memory.owner.near:
-        memory.owner.check_alive()
-    tensors = []
-    with torch.cuda.device(device):
-        for handle in memory.handles:
-            try:
-                storage = torch.UntypedStorage._new_shared_cuda(device.index, *_arguments(handle))
-            except RuntimeError as error:
-                raise _explain(error, memory, device) from error
-            tensors.append(torch.empty(0, dtype=torch.uint8, device=device).set_(storage))
-    return tensors
 
 
 def device_uuid(device: torch.device) -> str:

@@ -1,14 +1,20 @@
-"""Sharing memory, by whichever transport its device has."""
+"""The kinds of memory, and sharing it by whichever of them takes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Union
 
+import msgspec
 import torch
 
 from kvmarket.errors import PeerAccessError, TransportError
 from kvmarket.processes.leftovers import mark, sweep
-from kvmarket.transport.memory import CudaMemory, Memory, ShmMemory
+from kvmarket.transport.cuda_ipc import CudaMemory
+from kvmarket.transport.memory import Memory
+from kvmarket.transport.shm import ShmMemory
+
+KINDS: list[type[Memory]] = [ShmMemory, CudaMemory]  # one line a kind; the first one that takes a cache exports it
 
 
 def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
@@ -17,16 +23,13 @@ def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
     CPU storages are moved into shared memory in place (every tensor on them sees the move). Raises TransportError with
     what to do.
     """
-    from kvmarket.transport import cuda_ipc, shm
-
     sweep()
     mark()
-    kinds = {storage.device.type for storage in storages}
-    if kinds == {"cpu"}:
-        return shm.export(storages)
-    if kinds == {"cuda"}:
-        return cuda_ipc.export(storages)
-    raise TransportError(f"memory on {sorted(kinds)} cannot be shared; put the whole cache on one CPU or CUDA device")
+    for kind in KINDS:
+        if kind.takes(storages):
+            return kind.export(storages)
+    where = sorted({storage.device.type for storage in storages})
+    raise TransportError(f"memory on {where} cannot be shared; put the whole cache on one CPU or CUDA device")
 
 
 def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
@@ -35,15 +38,21 @@ def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
     The memory stays mapped while the tensors live; the owner's death does not fault a reader. Raises SharedMemoryError,
     NamespaceError, PeerAccessError, or TransportError when the memory and the reader are not of one kind.
     """
-    from kvmarket.transport import cuda_ipc, shm
+    if device.type != memory.mapped_on:
+        raise TransportError(
+            f"a reader on {device} cannot map {type(memory).__name__}; engines share only within one kind of device"
+        )
+    return memory.map(device)
 
-    if isinstance(memory, ShmMemory) and device.type == "cpu":
-        return shm.map_memory(memory)
-    if isinstance(memory, CudaMemory) and device.type == "cuda":
-        return cuda_ipc.map_memory(memory, device)
-    raise TransportError(
-        f"a reader on {device} cannot map {type(memory).__name__}; engines share only within one kind of device"
-    )
+
+def decode_memory(kind: type, value: Any) -> Any:
+    """The ``dec_hook`` of msgspec for whatever has a `Memory` in it: `value` as one of `KINDS`, by its tag.
+
+    Raises msgspec.ValidationError for a kind that is not in `KINDS`.
+    """
+    if kind is not Memory:
+        raise NotImplementedError(f"{kind.__name__} is no type that can be decoded; make it a msgspec.Struct")
+    return msgspec.convert(value, Union[tuple(KINDS)])  # noqa: UP007 - as many as there are
 
 
 def enable_peer_access(segment: torch.Tensor, device: torch.device) -> None:

@@ -5,24 +5,51 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import sleep
+from typing import ClassVar
 
+import msgspec
 import torch
 
 from kvmarket import counters
 from kvmarket.errors import SharedMemoryError
 from kvmarket.processes.marks import creating
-from kvmarket.processes.shared_file import SharedFile
+from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.support.transient import is_transient
-from kvmarket.transport.memory import ShmMemory
+from kvmarket.transport.memory import Memory
 
 TRIES, PAUSE_SECONDS = 5, 0.2  # where engines that start at once take the room from each other
 
 
-def export(storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
-    """Move each CPU storage into shared memory in place, and name the files. Costs one copy of the memory, once."""
-    return ShmMemory(tuple(_share(storage) for storage in _with_room(storages)))
+class ShmMemory(Memory, msgspec.Struct, frozen=True, tag="shm"):
+    """Memory in POSIX shared memory, one file per segment."""
+
+    files: tuple[SharedFile, ...]
+    mapped_on: ClassVar[str] = "cpu"
+
+    @classmethod
+    def export(cls, storages: Sequence[torch.UntypedStorage]) -> ShmMemory:
+        """Move each CPU storage into shared memory in place; name the files. Costs one copy of the memory, once."""
+        return ShmMemory(tuple(_share(storage) for storage in _with_room(storages)))
+
+    def map(self, device: torch.device) -> list[torch.Tensor]:
+        """Map each segment read-only; writing through one would fault."""
+        return [_bytes(file) for file in self.files]
+
+    @property
+    def owner(self) -> Process:
+        """The process that owns the memory."""
+        return self.files[0].owner
+
+    @property
+    def shared_files(self) -> tuple[SharedFile, ...]:
+        """All of it."""
+        return self.files
+
+    def held_by(self, process: Process, descriptors: Iterator[int]) -> ShmMemory:
+        """The same memory, named by as many of these descriptors of a process beside us as it has files."""
+        return ShmMemory(tuple(file.held_by(process, next(descriptors)) for file in self.files))
 
 
 def _with_room(storages: Sequence[torch.UntypedStorage]) -> Sequence[torch.UntypedStorage]:
@@ -60,11 +87,6 @@ def _share(storage: torch.UntypedStorage) -> SharedFile:
         sleep(random.uniform(0.0, PAUSE_SECONDS) * tries)
         _with_room([storage])
         tries += 1
-
-
-def map_memory(memory: ShmMemory) -> list[torch.Tensor]:
-    """Map each segment read-only as a uint8 tensor; writing through one would fault."""
-    return [_bytes(file) for file in memory.files]
 
 
 def _bytes(file: SharedFile) -> torch.Tensor:

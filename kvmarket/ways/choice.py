@@ -1,4 +1,4 @@
-"""Which way a copy takes: by what was measured on this machine, else by what was measured on two H200.
+"""Which way a copy takes: by what was measured on this machine, else by the rates that are built into the ways.
 
 A table says, for one pair of devices, how fast each way was for copies of some sizes. `kvmarket doctor --measure`
 writes it, for every pair of GPUs, below ``$XDG_CACHE_HOME/kvmarket`` (or ``~/.cache/kvmarket``).
@@ -10,8 +10,9 @@ import functools
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -42,15 +43,21 @@ class Table(msgspec.Struct, frozen=True):
     rates: tuple[Rate, ...]
 
 
-_TWO_H200 = (  # over NVLink, in GB/s: single fetches, by call_p50 of bench/results/h200x2-transfer.json
-    *(Rate("pull", n << 20, 65536, r * 1e9) for n, r in ((2, 37), (16, 177), (64, 259), (256, 333), (1024, 360))),
-    *(Rate("copy", n << 20, 2 << 20, r * 1e9) for n, r in ((2, 40), (16, 130), (64, 252), (256, 336), (1024, 371))),
-    *(Rate("staged", n << 20, 65536, r * 1e9) for n, r in ((16, 67), (64, 155), (256, 260), (1024, 319))),
-    # two under way: the lower rate of that machine and of h200x2-slow-host-transfer.json, whose CPUs are half as fast
-    *(Rate("pull", n << 20, 65536, r * 1e9, True) for n, r in ((16, 162), (64, 335), (256, 360), (1024, 370))),
-    *(Rate("copy", n << 20, 2 << 20, r * 1e9, True) for n, r in ((16, 76), (64, 284), (256, 391), (1024, 396))),
-    *(Rate("staged", n << 20, 65536, r * 1e9, True) for n, r in ((16, 31), (64, 76), (256, 201), (1024, 368))),
-)
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A way as the choice sees it: the name that tables know it by, and whether it takes no SM. Hashed by identity."""
+
+    name: str
+    sparing: bool = False
+
+
+class Case(NamedTuple):
+    """A way, with layouts that it is for: pages of so many bytes per layer, or packed (None) slots for such pages."""
+
+    way: str
+    page: int
+    packed_source: bool
+    packed_own: bool
 
 
 class Choice:
@@ -60,22 +67,20 @@ class Choice:
         self._rates = tuple(rates)
         self._known = functools.lru_cache(maxsize=1024)(self._way)
 
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool, busy: bool = False) -> str:
-        """The way for ``nbytes`` bytes in fragments of ``fragment`` bytes: "pull", "copy" or "staged".
+    def way(self, nbytes: int, fragment: int, able: tuple[Candidate, ...], *, busy: bool = False) -> str:
+        """Return the name of the way, of those that are ``able``, for ``nbytes`` in fragments of ``fragment`` bytes.
 
-        ``contiguous``: a slot is one range on both sides, so that it can be copied. ``packed``: the source is packed,
-        so that it can be staged. ``busy``: another copy is under way. Costs less than 1 us where it was asked the same
+        ``able`` has at least one. The fastest wins, or one that takes no SM and is nearly as fast; of two that are
+        equally fast, the earlier. ``busy``: another copy is under way. Costs less than 1 us where it was asked the same
         lately, else some 10.
         """
-        return self._known(nbytes, fragment, contiguous, packed, busy)
+        return self._known(nbytes, fragment, able, busy)
 
-    def _way(self, nbytes: int, fragment: int, contiguous: bool, packed: bool, busy: bool) -> str:
-        ways = ["pull", *(["copy"] if contiguous else ["staged"] if packed else [])]
-        rates = {way: self._rate(way, nbytes, fragment, busy) for way in ways}
-        best = max(rates, key=lambda way: rates[way])
-        if rates.get("copy", 0.0) >= SPARING * rates[best]:
-            return "copy"
-        return best
+    def _way(self, nbytes: int, fragment: int, able: tuple[Candidate, ...], busy: bool) -> str:
+        rates = {way: self._rate(way.name, nbytes, fragment, busy) for way in able}
+        best = max(rates.values())
+        sparing = [way for way in able if way.sparing and rates[way] >= SPARING * best]
+        return max(sparing or able, key=lambda way: rates[way]).name
 
     def _rate(self, way: str, nbytes: int, fragment: int, busy: bool) -> float:
         """The rate of a way for so many bytes: between the two nearest sizes, of the nearest size of fragment.
@@ -105,12 +110,9 @@ class Forced(Choice):
         super().__init__(())
         self._forced = way
 
-    def way(self, nbytes: int, fragment: int, *, contiguous: bool, packed: bool, busy: bool = False) -> str:
+    def way(self, nbytes: int, fragment: int, able: tuple[Candidate, ...], *, busy: bool = False) -> str:
         """That way."""
         return self._forced
-
-
-BUILT_IN = Choice(_TWO_H200)
 
 
 def folder() -> Path:
@@ -123,16 +125,16 @@ def path_of(reader: str, owner: str) -> Path:
     return folder() / f"ways-{reader}-{owner}.json"
 
 
-def load(reader: str, owner: str) -> Choice:
-    """The choice for one pair of devices: by its table where there is one (a broken one is counted), else built in."""
+def load(reader: str, owner: str, built_in: Choice) -> Choice:
+    """The choice for one pair of devices: by its table, or `built_in` where there is none; a broken one is counted."""
     try:
         table = msgspec.json.decode(path_of(reader, owner).read_bytes(), type=Table)
     except FileNotFoundError:
-        return BUILT_IN
+        return built_in
     except (OSError, RuntimeError, msgspec.DecodeError, UnicodeDecodeError) as error:  # RuntimeError: no home folder
         reason = f"the table of {reader} and {owner}: {error}; run kvmarket doctor --measure"
         counters.add("table_unreadable", reason=reason)
-        return BUILT_IN
+        return built_in
     return Choice(table.rates)
 
 

@@ -1,46 +1,85 @@
-"""The way of machines without GPUs: a thread copies from one mapping of shared memory to the other."""
+"""The ways of machines without GPUs: a thread copies from one mapping of shared memory to the other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
-from kvmarket.kernels import can_sum, copy_blocks
+from kvmarket.kernels import copy_blocks
 from kvmarket.layout.paged import SlotArray
+from kvmarket.ways.choice import Candidate
 from kvmarket.ways.copying import Copy, Int64s, Started
+from kvmarket.ways.way import Job, Maker, Means, Way, Ways
+
+
+class ShmWay(Way):
+    """Copies between any slots that are mapped here."""
+
+    candidate = Candidate("shm")
+
+    def __init__(self, means: Means) -> None:
+        self._own = means.own
+
+    def prepare(self, source: SlotArray) -> Maker:
+        """Nothing to do ahead."""
+        return partial(ShmJob, self._own)
+
+
+class ShmJob:
+    """Blocks, ready to be copied."""
+
+    threaded = True
+
+    def __init__(self, own: SlotArray, copy: Copy) -> None:
+        self._own, self._copy = own, copy
+        self._sums = torch.zeros(len(copy.slots), dtype=torch.int64) if copy.summed else None
+
+    def launch(self) -> None:
+        """Copy them."""
+        copy = self._copy
+        ids = torch.from_numpy(copy.source_slots), torch.from_numpy(copy.slots)
+        copy_blocks(copy.source, ids[0], self._own, ids[1], sums=self._sums)
+
+    def finish(self) -> Int64s | None:
+        """Return the sums of the blocks, if it was summed."""
+        sums: Int64s | None = None if self._sums is None else self._sums.numpy()
+        return sums
+
+
+WAYS: list[type[Way]] = [ShmWay]  # one line a way; the first one takes what no other can
 
 
 class CpuMover:
     """Copies into the slots of ``own`` by one thread, in the order of the calls."""
 
     def __init__(self, own: SlotArray) -> None:
-        self._own = own
+        self.means = Means(own)
+        self.ways = Ways(self.means, WAYS, idle=lambda: True)
+        self.ways.prepare(own)
         self._thread = ThreadPoolExecutor(1, "kvmarket-copy")
 
     def prepare(self, source: SlotArray, owner: str) -> None:
-        """Nothing to do."""
+        """Build the table of fragments."""
+        self.ways.prepare(source, owner)
 
     def start(self, copies: Sequence[Copy]) -> Started:
         """Queue the copies."""
-        future = self._thread.submit(self._copy, list(copies))
+        future = self._thread.submit(_run, [self.ways.job(copy) for copy in copies])
         return Started(future.done, future.result, None)
 
     def describe(self) -> str:
-        """There is one way."""
-        return "shm (shared memory, no GPU)"
+        """Name the ways."""
+        return f"{self.ways.describe()} (shared memory, no GPU)"
 
     def close(self) -> None:
         """Wait for the copies under way."""
         self._thread.shutdown(wait=True)
 
-    def _copy(self, copies: list[Copy]) -> list[Int64s | None]:
-        found: list[Int64s | None] = []
-        for copy in copies:
-            summed = copy.summed and can_sum(copy.source, self._own)
-            sums = torch.zeros(len(copy.slots), dtype=torch.int64) if summed else None
-            ids = torch.from_numpy(copy.source_slots), torch.from_numpy(copy.slots)
-            copy_blocks(copy.source, ids[0], self._own, ids[1], sums=sums)
-            found.append(None if sums is None else sums.numpy())
-        return found
+
+def _run(jobs: Sequence[Job]) -> list[Int64s | None]:
+    for job in jobs:
+        job.launch()
+    return [job.finish() for job in jobs]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kvmarket import counters
-from kvmarket.ways.copy_engine import driver
+from kvmarket.ways.gpu.copy_engine import driver
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 STAGING = 16 * 2 * 2 * BLOCK * 24 * 2

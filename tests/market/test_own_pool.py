@@ -9,8 +9,7 @@ from kvmarket import PagedCache
 from kvmarket.market.offer import Stage
 from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.processes.shared_file import Process
-from kvmarket.transport import export
-from kvmarket.transport.memory import CudaMemory
+from kvmarket.transport import CudaMemory, export
 
 SLOTS, BLOCK = 4, 16
 

@@ -12,7 +12,8 @@ import torch
 from kvmarket.cli.doctor import nvml
 from kvmarket.cli.doctor.finding import Finding
 from kvmarket.transport.cuda_ipc import device_uuid
-from kvmarket.ways import choice, copy_engine
+from kvmarket.ways import choice
+from kvmarket.ways.gpu import copy_engine
 
 MEASURE = "kvmarket doctor --measure"
 

@@ -12,7 +12,6 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -23,9 +22,9 @@ import torch
 from kvmarket.cli.doctor.second_process import Line, second_process
 from kvmarket.kernels.addresses.tables import table_of
 from kvmarket.layout.paged import PagedCache, SlotArray
-from kvmarket.transport import CudaMemory, Memory, export, map_memory
-from kvmarket.ways import Copy, Mover, copy_engine
-from kvmarket.ways.choice import Rate
+from kvmarket.transport import Memory, export, map_memory
+from kvmarket.ways import Copy, Mover
+from kvmarket.ways.choice import Case, Rate
 
 SIZES = tuple(mib << 20 for mib in (2, 16, 64, 256, 1024))
 SHARE = 0.4  # of the free memory of a GPU that may be taken
@@ -47,24 +46,6 @@ class Owned(msgspec.Struct, frozen=True):
     memory: Memory
 
 
-@dataclass(frozen=True)
-class Case:
-    """A way, with layouts that it is for: pages of so many bytes per layer, or packed (None) slots for such pages."""
-
-    way: str
-    page: int
-    packed_source: bool
-    packed_own: bool
-
-
-CASES = (
-    Case("pull", 65536, packed_source=False, packed_own=False),
-    Case("pull", 4096, packed_source=False, packed_own=False),
-    Case("copy", 65536, packed_source=True, packed_own=True),
-    Case("staged", 65536, packed_source=True, packed_own=False),
-)
-
-
 def sizes_for(reader: torch.device, owner: torch.device) -> tuple[int, ...]:
     """The sizes for which either GPU has room: 40 % of its free memory, for both sides if it is one GPU."""
     sides = 2 if reader == owner else 1
@@ -73,8 +54,10 @@ def sizes_for(reader: torch.device, owner: torch.device) -> tuple[int, ...]:
 
 
 def cases_here() -> tuple[Case, ...]:
-    """The ways that this machine's driver can go."""
-    return CASES if copy_engine.takes_batches() else tuple(case for case in CASES if case.way == "pull")
+    """The cases of the ways that this machine's GPUs can go."""
+    from kvmarket.ways.gpu.mover import WAYS  # needs Triton, which a machine without GPUs may lack
+
+    return tuple(case for way in WAYS if way.available() for case in way.cases)
 
 
 def measure(
@@ -82,7 +65,7 @@ def measure(
     owner: torch.device,
     sizes: Sequence[int],
     mover: Callable[[SlotArray, str], Mover],
-    cases: Sequence[Case] = CASES,
+    cases: Sequence[Case],
 ) -> Iterator[Rate]:
     """Measure `cases` and the ceiling at every size, from memory of a second process on `owner` to our own on `reader`.
 
@@ -104,7 +87,6 @@ def _measured(
 ) -> Iterator[Rate]:
     source = map_memory(memory, reader)[0][: max(sizes)]
     own = torch.zeros_like(source)
-    gpu = memory.device if isinstance(memory, CudaMemory) else ""
     for size in sizes:
         seconds = _median(partial(_copy_contiguous, source[:size], own[:size]))
         yield Rate(CEILING, size, size, size / seconds)
@@ -113,7 +95,7 @@ def _measured(
         there = slots_of(source, case.page, packed=case.packed_source)
         moving = mover(here, case.way)
         try:
-            moving.prepare(there, gpu)
+            moving.prepare(there, memory.device)
             fragment = table_of(there, here).length
             for size in sizes:
                 copy = _random_copy(there, here, size // here.layout.slot_bytes)

@@ -72,7 +72,7 @@ def _kept(reader: torch.device, owner: torch.device, found: list[Rate]) -> Itera
 
 
 def _gpu_mover(own: SlotArray, way: str) -> Mover:
-    from kvmarket.ways.gpu import GpuMover  # needs Triton, which a machine without GPUs may lack
+    from kvmarket.ways.gpu.mover import GpuMover  # needs Triton, which a machine without GPUs may lack
 
     return GpuMover(own, choice=Forced(way))
 

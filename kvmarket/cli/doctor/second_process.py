@@ -15,6 +15,7 @@ import msgspec
 
 from kvmarket.child import command, environment
 from kvmarket.errors import KVMarketError
+from kvmarket.transport import decode_memory
 
 PATIENCE = 120.0  # seconds; importing torch and starting CUDA on a busy machine can take half a minute
 T = TypeVar("T")
@@ -35,7 +36,7 @@ class SecondProcess:
         line = stdout.readline()
         if not line:
             raise KVMarketError(f"the second process ended with exit code {self._process.wait()}: {self._last_words()}")
-        return msgspec.json.decode(line, type=kind)
+        return msgspec.json.decode(line, type=kind, dec_hook=decode_memory)
 
     def _last_words(self) -> str:
         self._stderr.seek(0)
@@ -76,7 +77,7 @@ class Line:
 
     def task(self, kind: type[T]) -> T:
         """What is to be done."""
-        return msgspec.json.decode(sys.stdin.buffer.readline(), type=kind)
+        return msgspec.json.decode(sys.stdin.buffer.readline(), type=kind, dec_hook=decode_memory)
 
     def send(self, message: msgspec.Struct) -> None:
         """Answer."""

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # The copy engine is the one part that no CPU has.
 RUN = """
 import ctypes
-from kvmarket.ways import copy_engine
+from kvmarket.ways.gpu import copy_engine
 
 def copy_ranges(to, of, sizes, stream):
     for destination, source, size in zip(to.tolist(), of.tolist(), sizes.tolist(), strict=True):

@@ -21,7 +21,7 @@ from kvmarket.cli.doctor.measure import Owned, Task
 from kvmarket.cli.doctor.second_process import second_process
 from kvmarket.errors import KVMarketError
 from kvmarket.transport import export
-from kvmarket.ways.choice import Rate, Table, load, path_of, save
+from kvmarket.ways.choice import Candidate, Choice, Rate, Table, load, path_of, save
 
 MIB = 1 << 20
 
@@ -73,14 +73,17 @@ def test_says_what_it_cannot_look_at(report):
     assert all(word in found.found for word in ("links", "peer access", "copy engine", "rates", "cannot be looked at"))
 
 
+WAYS = Candidate("pull"), Candidate("staged")
+BUILT_IN = Choice([Rate("pull", MIB, 65536, 9e9)])
+
+
 def test_a_saved_table_is_chosen(cache_home):
-    fragment = 65536
-    assert load("reader", "owner").way(1024 * MIB, fragment, contiguous=False, packed=True) == "pull"  # built in
-    path = save(Table("reader", "owner", (Rate("pull", MIB, fragment, 9e9), Rate("staged", MIB, fragment, 8e9))))
+    assert load("reader", "owner", BUILT_IN) is BUILT_IN
+    path = save(Table("reader", "owner", (Rate("pull", MIB, 65536, 8e9), Rate("staged", MIB, 65536, 9e9))))
     assert path == path_of("reader", "owner")
     assert path.is_relative_to(cache_home)
-    assert load("reader", "owner").way(1024 * MIB, fragment, contiguous=False, packed=True) == "pull"
-    assert load("owner", "reader").way(1024 * MIB, fragment, contiguous=False, packed=True) == "pull"
+    assert load("reader", "owner", BUILT_IN).way(1024 * MIB, 65536, WAYS) == "staged"
+    assert load("owner", "reader", BUILT_IN) is BUILT_IN
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"reader": "r", "owner": "o", "rates": [{"way": "pull"}]}'])
@@ -92,7 +95,7 @@ def test_a_broken_table_falls_back_and_is_counted(cache_home, content):
         return sum(n for name, n in counters.snapshot().items() if name.startswith("table_unreadable"))
 
     before = count()
-    assert load("reader", "owner").way(1024 * MIB, 65536, contiguous=False, packed=True) == "pull"
+    assert load("reader", "owner", BUILT_IN) is BUILT_IN
     assert count() == before + 1
 
 

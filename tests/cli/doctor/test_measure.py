@@ -8,13 +8,15 @@ from rich.console import Console
 
 from kvmarket.cli.doctor import gpus, rates
 from kvmarket.cli.doctor.finding import Finding
-from kvmarket.cli.doctor.measure import CASES, CEILING, measure, slots_of
+from kvmarket.cli.doctor.measure import CEILING, measure, slots_of
 from kvmarket.kernels.addresses.tables import table_of
-from kvmarket.ways.choice import Forced
+from kvmarket.ways.choice import Candidate, Forced
 from kvmarket.ways.cpu import CpuMover
+from kvmarket.ways.gpu.mover import WAYS
 
 MIB = 1 << 20
 SIZES = (2 * MIB, 8 * MIB)
+CASES = tuple(case for way in WAYS for case in way.cases)
 
 
 def shown(measured: rates.Measured) -> str:
@@ -48,14 +50,14 @@ def test_cases_are_what_their_ways_are_for():
         ("copy", 65536): 2 * MIB,
         ("staged", 65536): 65536,
     }
-    assert Forced("staged").way(1, 1, contiguous=True, packed=False) == "staged"
+    assert Forced("staged").way(1, 1, (Candidate("pull"),)) == "staged"
 
 
 @pytest.mark.slow
 def test_measures_memory_of_a_second_process(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     cpu = torch.device("cpu")
-    found = list(measure(cpu, cpu, SIZES, lambda own, way: CpuMover(own)))
+    found = list(measure(cpu, cpu, SIZES, lambda own, way: CpuMover(own), CASES))
     ceiling = [(CEILING, size, False) for size in SIZES]
     every = [(case.way, size, busy) for case in CASES for size in SIZES for busy in (False, True)]
     assert [(rate.way, rate.nbytes, rate.busy) for rate in found] == [*ceiling, *every]
@@ -67,7 +69,7 @@ def test_measures_memory_of_a_second_process(monkeypatch):
 def check_measured(reader: str, owner: str) -> None:
     """Every case at two sizes, none faster than light."""
     here, there = torch.device(reader), torch.device(owner)
-    found = list(measure(here, there, SIZES, rates._gpu_mover))
+    found = list(measure(here, there, SIZES, rates._gpu_mover, CASES))
     assert len(found) == len(SIZES) * (2 * len(CASES) + 1)
     assert all(1e8 < rate.rate < 1e13 for rate in found)
 

@@ -15,8 +15,9 @@ from kvmarket.kernels import can_sum, pull_reference
 from kvmarket.kernels.checksum import checksum_reference
 from kvmarket.layout.paged import SlotArray
 from kvmarket.transport import enable_peer_access
-from kvmarket.ways import Copy, buffers, copy_engine, staged_way
+from kvmarket.ways import Copy
 from kvmarket.ways.choice import Forced
+from kvmarket.ways.gpu import buffers, copy_engine, staged_way
 from tests.bitwise import assert_bitwise
 from tests.kernels.arrays import on
 
@@ -35,7 +36,7 @@ PEERS = [pytest.param("cuda:0", id="same"), pytest.param("cuda:1", id="peer", ma
 
 def movers(way: str, source: SlotArray, own: SlotArray, owner: str):
     """The source on its owner's GPU, our own array on GPU 0, and what moves from one to the other."""
-    from kvmarket.ways.gpu import GpuMover
+    from kvmarket.ways.gpu.mover import GpuMover
 
     source, own = on(owner, source), on("cuda:0", own)
     if owner != "cuda:0":
@@ -83,7 +84,8 @@ def test_ids_of_many_wide_blocks_stay_in_host_memory(owner: str):
     pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))
     mover.start([Copy(source, ids, places, summed=False)]).finish()
     assert_bitwise(on("cpu", own), expected)
-    assert mover._buffers._short and not mover._buffers._long
+    free = mover.ways._ways[0]._free
+    assert free._short and not free._long
     mover.close()
 
 
@@ -112,7 +114,7 @@ def test_several_ways_in_one_fetch_and_many_fetches_at_once():
     source, own, mover = movers("copy", array, target, "cuda:0")
     expected, started = clone(target), []
     for seed in range(12):
-        mover.choice = Forced(("copy", "pull")[seed % 2])
+        mover.ways.choice = Forced(("copy", "pull")[seed % 2])
         ids, places = slots(3, seed), np.arange(3) + 3 * seed
         started.append(mover.start([Copy(source, ids, places, summed=False)]))
         pull_reference(array, torch.from_numpy(ids), expected, torch.from_numpy(places))

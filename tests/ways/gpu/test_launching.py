@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from kvmarket.ways.launching import LaunchThread
+from kvmarket.ways.gpu.launching import LaunchThread
 
 
 def test_in_order_and_errors_come_out():

@@ -6,24 +6,75 @@ after the one before, a thread launches them, and nothing hides the last scatter
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from kvmarket import counters
 from kvmarket.kernels import prepare
-from kvmarket.kernels.addresses.tables import table_of
+from kvmarket.kernels.addresses.tables import Table, table_of
 from kvmarket.kernels.scatter import scatter_launcher
 from kvmarket.layout.paged import SlotArray
-from kvmarket.ways import copy_engine
-from kvmarket.ways.copy_way import addresses, merged
+from kvmarket.ways.choice import Candidate, Case
 from kvmarket.ways.copying import Copy, Int64s
-from kvmarket.ways.sums import Sums
+from kvmarket.ways.gpu import copy_engine
+from kvmarket.ways.gpu.copy_way import addresses, merged
+from kvmarket.ways.gpu.measured import h200
+from kvmarket.ways.gpu.sums import Sums
+from kvmarket.ways.way import Maker, Means, Way
 
 CHUNK_BYTES = 64 << 20  # the copy engine pauses some us between chunks: 3 % of what it takes for one of these
 BUFFERS = 3  # one is filled, one is scattered, one waits
 LAST_BYTES = 32 << 20  # what is left to be scattered when the last byte has come: less takes more chunks, each CPU time
 PROGRAMS = 64  # of a scatter: at least twice as fast as the link
+RING_SECONDS = 10.0  # until a ring is tried again, for which there was no memory
+
+
+class StagedWay(Way):
+    """Goes through a ring of buffers, which is allocated when this way is first taken."""
+
+    candidate = Candidate("staged")
+    rates = (
+        *h200("staged", 65536, {16: 67, 64: 155, 256: 260, 1024: 319}),
+        *h200("staged", 65536, {16: 31, 64: 76, 256: 201, 1024: 368}, busy=True),
+    )
+    cases = (Case("staged", 65536, packed_source=True, packed_own=False),)
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+        self._ring: Ring | None = None
+        self._ring_at = 0.0  # the moment from which it may be allocated
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the driver copies many ranges in one call."""
+        return copy_engine.takes_batches()
+
+    def prepare(self, source: SlotArray) -> Maker | None:
+        """None unless the source is packed."""
+        return self._job if source.layout.packed else None
+
+    def takes(self, copy: Copy, table: Table) -> bool:
+        """Whether there is a ring, or one may be allocated; not where slots could be copied without one."""
+        return (table.count > 1 or copy.summed) and (self._ring is not None or time.monotonic() >= self._ring_at)
+
+    def _job(self, copy: Copy) -> StagedJob | None:
+        ring = self._ring or self._new_ring()
+        return StagedJob(self._means, ring, copy) if ring else None
+
+    def _new_ring(self) -> Ring | None:
+        """The ring, allocated now.
+
+        None, counted, where there is no memory for it: then packed slots are pulled, for `RING_SECONDS`.
+        """
+        try:
+            self._ring = Ring(self._means.own, self._means.streams[1])
+        except RuntimeError as error:
+            self._ring_at = time.monotonic() + RING_SECONDS
+            counters.add("staged_unavailable", reason="there is no memory for its buffers", detail=error)
+        return self._ring
 
 
 class Ring:
@@ -51,12 +102,11 @@ class StagedJob:
 
     threaded = True
 
-    def __init__(
-        self, copy: Copy, own: SlotArray, streams: Sequence[torch.cuda.Stream], ring: Ring, programs: int | None
-    ) -> None:
+    def __init__(self, means: Means, ring: Ring, copy: Copy) -> None:
+        own = means.own
         self._copy, self._own, self._ring = copy, own, ring
-        self._programs = programs or PROGRAMS
-        self._scattering, self._filling = streams[0], streams[1]
+        self._programs = means.programs or PROGRAMS
+        self._scattering, self._filling = means.streams[0], means.streams[1]
         self._sums = Sums(len(copy.slots), own.device) if copy.summed else None
         self._slots = torch.from_numpy(copy.slots).pin_memory()
         self._places = torch.empty_like(self._slots, device=own.device)

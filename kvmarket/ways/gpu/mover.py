@@ -1,36 +1,30 @@
-"""The ways of a GPU: which one a copy takes is decided here, and it is launched on streams of our own."""
+"""What drives the ways of a GPU: the copies of a fetch are launched on streams of our own, each by its way."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from functools import partial
+from typing import TypeVar
 
 import torch
 from triton.errors import TritonError
 from triton.runtime import driver
 
-from kvmarket import counters
-from kvmarket.kernels import can_sum
-from kvmarket.kernels.addresses.tables import Table, table_of
 from kvmarket.kernels.pull import pull_launcher
-from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout.paged import SlotArray
 from kvmarket.transport.cuda_ipc import device_uuid
-from kvmarket.ways import copy_engine
-from kvmarket.ways.buffers import Buffers
-from kvmarket.ways.choice import Choice, load
-from kvmarket.ways.copy_way import CopyJob
+from kvmarket.ways.choice import Choice
 from kvmarket.ways.copying import FAILURES, Copy, Int64s, Started
-from kvmarket.ways.launching import LaunchThread
-from kvmarket.ways.pull_way import PullJob
-from kvmarket.ways.staged_way import Ring, StagedJob
+from kvmarket.ways.gpu import copy_engine
+from kvmarket.ways.gpu.copy_way import CopyWay
+from kvmarket.ways.gpu.launching import LaunchThread
+from kvmarket.ways.gpu.pull_way import PullWay
+from kvmarket.ways.gpu.staged_way import StagedWay
+from kvmarket.ways.way import Job, Means, Way, Ways
 
-RING_SECONDS = 10.0  # until one is tried again, for which there was no memory
 STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
-Job = PullJob | CopyJob | StagedJob
+WAYS: list[type[Way]] = [PullWay, CopyWay, StagedWay]  # one line a way; the first one takes what no other can
 T = TypeVar("T")
 
 
@@ -43,15 +37,6 @@ class _Thread(threading.local):
 _THREAD = _Thread()
 
 
-class Link(NamedTuple):
-    """What is the same in every copy from one source."""
-
-    table: Table
-    run: Launcher
-    summable: bool
-    choice: Choice
-
-
 class GpuMover:
     """Copies into the slots of ``own``, on streams of its own; each copy runs after what the current stream holds."""
 
@@ -60,36 +45,22 @@ class GpuMover:
 
         ``choice`` picks the way of every copy; None for what was measured between the two GPUs, or is built in.
         """
-        self._own, self._device = own, own.device
-        self.programs, self.choice = programs, choice
-        self._links: WeakKeyDictionary[SlotArray, Link] = WeakKeyDictionary()
-        self._streams = [torch.cuda.Stream(own.device) for _ in range(STREAMS)]
-        self._ring: Ring | None = None
-        self._buffers = Buffers(own.device)
+        self._device = own.device
+        self._streams = tuple(torch.cuda.Stream(own.device) for _ in range(STREAMS))
+        self.means = Means(own, self._streams, programs)
+        idle = partial(copy_engine.idle, self._streams[0].cuda_stream)
+        self.ways = Ways(self.means, WAYS, idle, device_uuid(own.device), choice)
         self._events: list[torch.cuda.Event] = []  # free to be recorded again
-        self._ring_at = 0.0  # the moment from which it may be allocated
         self._closed = False
         self.prepare(own)
         self._thread = LaunchThread()
 
-    def prepare(self, source: SlotArray, owner: str = "") -> Link:
+    def prepare(self, source: SlotArray, owner: str = "") -> None:
         """Build the table and compile the kernels for copies from ``source``: seconds, once per pair of layouts.
 
         ``owner``: the UUID of the GPU that it lies on. Raises RuntimeError where a kernel cannot be compiled.
         """
-        run, summable = pull_launcher(source, self._own), can_sum(source, self._own)
-        link = Link(table_of(source, self._own), run, summable, load(device_uuid(self._device), owner))
-        none = torch.empty(0, dtype=torch.int64, device=self._device)
-        stream = self._streams[0].cuda_stream
-        try:
-            with torch.cuda.device(self._device):
-                run(none, none, 0, 1, None, stream)
-                for kind in (PER_BLOCK, PER_UNIT) if summable else ():
-                    run(none, none, 0, 1, none, stream, kind)
-        except TritonError as error:
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        self._links[source] = link
-        return link
+        self.ways.prepare(source, owner)
 
     def start(self, copies: Sequence[Copy]) -> Started:
         """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
@@ -98,7 +69,7 @@ class GpuMover:
         return self._here(lambda: self._start(copies))
 
     def _start(self, copies: Sequence[Copy]) -> Started:
-        jobs = [self._job(copy) for copy in copies]
+        jobs = [self.ways.job(copy) for copy in copies]
         self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
         done = self._event()
 
@@ -123,10 +94,9 @@ class GpuMover:
 
     def describe(self) -> str:
         """The ways for sources like our own slots."""
-        link = self._links[self._own]
-        flat = link.table.count == 1 and copy_engine.takes_batches()
-        ways = "pull or copy (no SM)" if flat else "pull"
-        return f"{ways} on at most {self.programs or link.run.enough(summed=False)} SMs"
+        own = self.means.own
+        most = self.means.programs or pull_launcher(own, own).enough(summed=False)
+        return f"{self.ways.describe()} on at most {most} SMs"
 
     def close(self) -> None:
         """Wait for the copies under way."""
@@ -156,40 +126,6 @@ class GpuMover:
     def _after_current_stream(self) -> None:
         if not copy_engine.idle(driver.active.get_current_stream(self._device.index)):
             self._streams[0].wait_stream(torch.cuda.current_stream(self._device))
-
-    def _job(self, copy: Copy) -> Job:
-        own, link = self._own, self._links.get(copy.source) or self.prepare(copy.source)
-        flat, packed = link.table.count == 1, copy.source.layout.packed
-        if copy.summed and not link.summable:
-            copy = copy._replace(summed=False)
-        way = "pull"
-        if (flat or packed) and copy_engine.takes_batches():
-            nbytes = len(copy.slots) * own.layout.slot_bytes
-            flat = flat and not copy.summed  # the copy engine sums nothing
-            choice, length = self.choice or link.choice, link.table.length
-            busy = not copy_engine.idle(self._streams[0].cuda_stream)
-            way = choice.way(nbytes, length, contiguous=flat, packed=packed and self._has_ring(), busy=busy)
-        if way == "copy":
-            return CopyJob(copy, own, self._streams)
-        if way == "staged" and (ring := self._ring or self._new_ring()):
-            return StagedJob(copy, own, self._streams, ring, self.programs)
-        return PullJob(copy, own, link.run, self._streams[0], self.programs, self._buffers)
-
-    def _has_ring(self) -> bool:
-        """Whether there is a ring, or one may be allocated."""
-        return self._ring is not None or time.monotonic() >= self._ring_at
-
-    def _new_ring(self) -> Ring | None:
-        """The ring, allocated now.
-
-        None, counted, where there is no memory for it: then packed slots are pulled, for `RING_SECONDS`.
-        """
-        try:
-            self._ring = Ring(self._own, self._streams[1])
-        except RuntimeError as error:
-            self._ring_at = time.monotonic() + RING_SECONDS
-            counters.add("staged_unavailable", reason="there is no memory for its buffers", detail=error)
-        return self._ring
 
     def _launch_there(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
         self._here(lambda: self._launch(jobs, done))

@@ -60,7 +60,7 @@ def fill(array: SlotArray, slots: np.ndarray, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("owner", PEERS)
 @pytest.mark.parametrize(("way", "apart"), [("copy", PAGE), ("pull", 2 * PAGE), ("staged", 2 * PAGE)])
 def test_slots_past_4_gib(way: str, apart: int, owner: str):
-    from kvmarket.ways.gpu import GpuMover
+    from kvmarket.ways.gpu.mover import GpuMover
 
     source, own = far_array(owner, apart), far_array("cuda:0", apart)
     blocks = fill(source, FAR, 1)

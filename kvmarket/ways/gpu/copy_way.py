@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
-import torch
 
-from kvmarket.kernels.addresses.tables import table_of
+from kvmarket.kernels.addresses.tables import Table, table_of
 from kvmarket.layout.paged import SlotArray
 from kvmarket.pool import Slots, UInt64s
-from kvmarket.ways import copy_engine
+from kvmarket.ways.choice import Candidate, Case
 from kvmarket.ways.copying import Copy
+from kvmarket.ways.gpu import copy_engine
+from kvmarket.ways.gpu.measured import h200
+from kvmarket.ways.way import Maker, Means, Way
 
 INLINE_BLOCKS = 512  # more are launched by a thread: each costs its caller 0.5 us, the thread some 100 us
 FEW = 4  # so few are copied one by one
 
 
+class CopyWay(Way):
+    """Copies slot to slot. The copy engine sums nothing: a copy that is to be summed goes another way."""
+
+    candidate = Candidate("copy", sparing=True)
+    rates = (
+        *h200("copy", 2 << 20, {2: 40, 16: 130, 64: 252, 256: 336, 1024: 371}),
+        *h200("copy", 2 << 20, {16: 76, 64: 284, 256: 391, 1024: 396}, busy=True),
+    )
+    cases = (Case("copy", 65536, packed_source=True, packed_own=True),)
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether the driver copies many ranges in one call."""
+        return copy_engine.takes_batches()
+
+    def prepare(self, source: SlotArray) -> Maker | None:
+        """None unless a slot is one range on both sides."""
+        return partial(CopyJob, self._means) if table_of(source, self._means.own).count == 1 else None
+
+    def takes(self, copy: Copy, table: Table) -> bool:
+        """Whether no checksums are asked for."""
+        return not copy.summed
+
+
 class CopyJob:
     """Slots, ready to be copied, dealt to several streams. No program sees the bytes, so there is no checksum."""
 
-    def __init__(self, copy: Copy, own: SlotArray, streams: Sequence[torch.cuda.Stream]) -> None:
-        self._copy, self._own, self._streams = copy, own, streams
+    def __init__(self, means: Means, copy: Copy) -> None:
+        self._copy, self._own, self._streams = copy, means.own, means.streams
         self.threaded = len(copy.slots) > INLINE_BLOCKS
 
     def launch(self) -> None:

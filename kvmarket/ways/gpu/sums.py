@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from kvmarket.ways import copy_engine
 from kvmarket.ways.copying import Int64s
+from kvmarket.ways.gpu import copy_engine
 
 
 class Sums:

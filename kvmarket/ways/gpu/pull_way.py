@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
+from triton.errors import TritonError
 
+from kvmarket.kernels import can_sum
+from kvmarket.kernels.pull import pull_launcher
 from kvmarket.kernels.tile import PER_BLOCK, PER_UNIT, Launcher
 from kvmarket.layout.paged import SlotArray
-from kvmarket.ways import buffers
-from kvmarket.ways.buffers import Buffer, Buffers, LongBuffer
+from kvmarket.ways.choice import Candidate, Case
 from kvmarket.ways.copying import Copy, Int64s
+from kvmarket.ways.gpu import buffers
+from kvmarket.ways.gpu.buffers import Buffer, Buffers, LongBuffer
+from kvmarket.ways.gpu.measured import h200
+from kvmarket.ways.way import Maker, Means, Way
 
 SHORT = 8 << 20  # bytes: a pull of so few takes as many SMs as it can, for some us
+
+
+class PullWay(Way):
+    """Pulls from any slots to any."""
+
+    candidate = Candidate("pull")
+    rates = (
+        *h200("pull", 65536, {2: 37, 16: 177, 64: 259, 256: 333, 1024: 360}),
+        *h200("pull", 65536, {16: 162, 64: 335, 256: 360, 1024: 370}, busy=True),
+    )
+    cases = (
+        Case("pull", 65536, packed_source=False, packed_own=False),
+        Case("pull", 4096, packed_source=False, packed_own=False),
+    )
+
+    def __init__(self, means: Means) -> None:
+        self._means, self._free = means, Buffers(means.own.device)
+
+    def prepare(self, source: SlotArray) -> Maker:
+        """Compile the kernel, with sums and without. Raises RuntimeError where it cannot be."""
+        own, stream = self._means.own, self._means.streams[0].cuda_stream
+        run, none = pull_launcher(source, own), torch.empty(0, dtype=torch.int64, device=own.device)
+        try:
+            with torch.cuda.device(own.device):
+                run(none, none, 0, 1, None, stream)
+                for kind in (PER_BLOCK, PER_UNIT) if can_sum(source, own) else ():
+                    run(none, none, 0, 1, none, stream, kind)
+        except TritonError as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        return partial(PullJob, self._means, run, self._free)
 
 
 class PullJob:
@@ -19,20 +57,13 @@ class PullJob:
 
     threaded = False
 
-    def __init__(
-        self,
-        copy: Copy,
-        own: SlotArray,
-        run: Launcher,
-        stream: torch.cuda.Stream,
-        programs: int | None,
-        free: Buffers,
-    ) -> None:
+    def __init__(self, means: Means, run: Launcher, free: Buffers, copy: Copy) -> None:
         """``run`` pulls from this source. ``free``: it takes a buffer of these, and gives it back at the end.
 
         A copy that is ``summed`` must be one that can be.
         """
-        self._run, self._stream, self._programs = run, stream.cuda_stream, programs
+        own, programs = means.own, means.programs
+        self._run, self._stream, self._programs = run, means.streams[0].cuda_stream, programs
         self._blocks = blocks = len(copy.slots)
         if programs is None and blocks * own.layout.slot_bytes > SHORT:
             self._programs = run.enough(summed=copy.summed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from kvmarket.ways import copy_engine
+from kvmarket.ways.gpu import copy_engine
 
 FEW = 64  # blocks: so few ids the kernel reads from host memory, which saves a copy ahead of it, and its 10 us
 MANY = 2048  # blocks: so many where it moves WIDE bytes for each id that it reads
