@@ -27,16 +27,15 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import (
     Again,
-    AskStatus,
     Changes,
     Join,
     Joined,
     Refused,
     Reply,
     Request,
-    Status,
     unpack_request,
 )
+from kvmarket.registry.protocol.status import AskStatus, Report, Status
 from kvmarket.registry.service.deaths import Deaths, open_pidfds
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.listener import Listener
@@ -173,12 +172,13 @@ class Service:
         match request:
             case Join():
                 self._join(session, request)
-            case Changes() | Again():
+            case Changes() | Again() | Report():
                 self._exchange.hear(session, request)
             case AskStatus():
                 members = self._exchange.members
+                spaces = members.told_spaces(request.facts)
                 counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
-                self._send(session, Status(self._me, members.status(), members.blocks, counted))
+                self._send(session, Status(self._me, members.status(), members.blocks, counted, spaces))
 
     def _join(self, session: Session, join: Join) -> None:
         if session.member:

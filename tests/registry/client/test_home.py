@@ -21,7 +21,7 @@ from tests.registry.service.test_strangers import joining_with
 
 def _old_service(address: str, pipe) -> None:
     """A service of the version before, until it is told to end."""
-    messages.PROTOCOL = b"kvmarket/7\n"
+    messages.PROTOCOL = b"kvmarket/8\n"
     from kvmarket.registry.service.service import Service
 
     service = Service(Address(address))
@@ -60,12 +60,12 @@ def test_newer_engines_meet_beside_the_older_ones_and_come_together_when_those_h
     assert matched(one, tokens).blocks == 4
     with pytest.raises(VersionError):
         ask_status(Address(own_address))
-    assert len(ask_status(Address(own_address + ".8")).members) == 2
+    assert len(ask_status(Address(own_address + ".9")).members) == 2
     old.send("end")
     assert old.recv() == "gone"
     until(lambda: Address(own_address).service_lives(), seconds=30)
     until(lambda: len(ask_status(Address(own_address)).members) == 2, seconds=30)
-    until(lambda: not Path(own_address + ".8").exists(), seconds=30)
+    until(lambda: not Path(own_address + ".9").exists(), seconds=30)
     until(lambda: one.take(tokens, [4, 5, 6, 7]) == 4)
     other.publish(later := prompt(16, 1), [4, 5, 6, 7])
     until(lambda: one.take(later, [4, 5, 6, 7]) == 4)

@@ -19,7 +19,6 @@ from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import (
     PROTOCOL,
     Again,
-    AskStatus,
     Changes,
     Join,
     Joined,
@@ -28,12 +27,12 @@ from kvmarket.registry.protocol.messages import (
     PoolRecord,
     Refused,
     SnapshotEnd,
-    Status,
     pack_message,
     unpack_reply,
     unpack_request,
 )
 from kvmarket.registry.protocol.packets import dial
+from kvmarket.registry.protocol.status import AskStatus, Status
 from kvmarket.registry.service.service import Service
 from kvmarket.registry.space import feed
 
