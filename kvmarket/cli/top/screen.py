@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Group
+from rich.filesize import pick_unit_and_suffix
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,7 @@ HITS, IMPORTED, FETCHED = "vllm_tokens_asked", "vllm_tokens_imported", "bytes_fe
 FAILED = ("fetch_cut", "fetch_stale", "fetch_corrupt", "fetch_failed", "pool_unreachable", "vllm_hook_failed")
 HEADINGS = ("pid", "port", "space", "offers", "hits", "imported", "fetched", "failed")
 UNKNOWN = "-"
+PREFIXES = ["", "k", "M", "G", "T", "P", "E"]
 SUMS = (
     "blocks: counted once, however many engines offer them; offers: once for each engine.",
     "hits: prompt tokens that other engines held; imported: those of them that came; fetched: bytes of blocks from "
@@ -40,15 +42,13 @@ def screen_of(place: Address, status: Status) -> Group:
 
 
 def short(amount: int | None, unit: str = "") -> str:
-    """`amount` in at most seven characters and its unit, to three digits from a million on; `UNKNOWN` for None."""
+    """`amount` in at most seven characters and its unit, from a million on to one digit; `UNKNOWN` for None."""
     if amount is None:
         return UNKNOWN
     if amount < 1_000_000:
         return f"{amount:,}{unit}"
-    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M")):
-        if amount >= 10**power:
-            return f"{amount / 10**power:.3g}{prefix}{unit}"
-    raise AssertionError(amount)
+    size, prefix = pick_unit_and_suffix(amount, PREFIXES, 1000)
+    return f"{amount / size:.1f}{prefix}{unit}"
 
 
 def total(counters: Mapping[str, int], names: Iterable[str]) -> int | None:
