@@ -9,14 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import Result
 from rich.console import Console
+from typer.testing import CliRunner
 
+from kvmarket.cli.app import app
 from kvmarket.cli.top import live, top
-from kvmarket.errors import AddressError
+from kvmarket.errors import AddressError, VersionError
 from kvmarket.registry.client.launch import start_service
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.service.listener import Listener
-from tests.cli.shown import WIDTH
+from tests.cli.shown import WIDTH, lines_of
 from tests.model_engine import until
 
 
@@ -101,3 +104,33 @@ def test_a_market_is_shown_once_with_the_others(
         assert "no engine has joined" in taken(terminal)
     finally:
         listener.close()
+
+
+def test_a_service_of_another_version_is_waited_for_too(own_address: str, monkeypatch: pytest.MonkeyPatch):
+    """Its engines leave it some day; where those of this version meet meanwhile is said."""
+
+    def fail(place: Address) -> None:
+        raise VersionError("the other side speaks kvmarket/1")
+
+    monkeypatch.setattr(live, "ask_status", fail)
+    listener = Listener(Address(own_address + ".9"))
+    try:
+        lines = lines_of(live._look(Address(own_address)))
+        assert lines == [
+            f"waiting for a market at {own_address}",
+            "the other side speaks kvmarket/1",
+            f"another market lives at {own_address}.9",
+        ]
+    finally:
+        listener.close()
+
+
+def test_the_command_line_has_these_options(market_address: str, own_address: str):
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, ["top", *arguments])
+
+    assert "no engine has joined" in run("--why", "--address", market_address).output
+    shown = run("--once", "--address", market_address)
+    assert shown.exit_code == 0 and f"at {market_address}" in shown.output.replace("\n", "")
+    assert isinstance(run("--once", "--address", own_address).exception, AddressError)
+    assert run("--interval", "0", "--address", market_address).exit_code == 2, "it would ask without end"
