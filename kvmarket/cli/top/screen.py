@@ -61,7 +61,7 @@ def total(counters: Mapping[str, int], names: Iterable[str]) -> int | None:
 def _engines(members: Iterable[MemberStatus], spaces: Mapping[str, int]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right")
     for member in sorted(members, key=lambda member: (spaces[member.space], member.pid)):
         counted = member.counters
         table.add_row(

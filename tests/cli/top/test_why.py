@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 import torch
 
 from kvmarket import Fingerprint
-from kvmarket.cli.top import ask_status
+from kvmarket.cli.top import ask_status, top
 from kvmarket.cli.top.why import MOST_SHOWN, comparison_of, differences
 from kvmarket.fact_texts import fact
 from kvmarket.processes.shared_file import Process
@@ -117,12 +120,15 @@ def test_long_facts_are_whole_at_80_columns():
     assert all(line.startswith("  ") for line in lines[1:]), "those that go on too"
 
 
-def test_engines_of_a_real_market(own_address: str):
+def test_engines_of_a_real_market(own_address: str, capsys: pytest.CaptureFixture[str]):
     one = ModelEngine(own_address, facts={"model": "m", "dtype": torch.float16})
     other = ModelEngine(own_address, facts={"model": "m", "dtype": torch.bfloat16})
     try:
-        lines = lines_of(comparison_of(ask_status(Address(own_address), facts=True)))
-        assert lines[1:] == ["  dtype is float16 / bfloat16"]
+        top(own_address, 1.0, once=False, why=True)
+        assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+            f"pid {os.getpid()} and pid {os.getpid()} do not share:",
+            "  dtype is float16 / bfloat16",
+        ]
         assert {member.label.model for member in ask_status(Address(own_address)).members} == {"m"}
     finally:
         one.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def test_what_is_no_market_is_passed_over(own_address: str, serve):
     serve(own_address)
     folder = Path(own_address).parent
     (folder / "pip.lock").touch()
+    held = os.open(folder / "pip.lock", os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)  # as other programs do with such a file
     (folder / "poetry.lock").write_text("content")
     (folder / "poetry").touch()
     (folder / "dir.lock").mkdir()
@@ -75,6 +78,7 @@ def test_what_is_no_market_is_passed_over(own_address: str, serve):
         assert names(own_address) == []
         assert names(own_address + "typo") == [own_address]
         assert sorted(folder.iterdir()) == before
+    os.close(held)
 
 
 def test_a_market_that_is_reached_by_two_paths_is_one(own_address: str, serve):
