@@ -20,7 +20,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from kvmarket.errors import MisuseError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.market.control import ControlHalf
-from vllm_hook.engine import compat, facts, limits
+from vllm_hook.engine import compat, facts, labels, limits
 from vllm_hook.guard import Guard
 from vllm_hook.identity import loads
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
@@ -190,8 +190,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         compared, weights = self._compared_with(ranks), facts.weights_now(ranks)
         _log.debug("kvmarket compares %s", json.dumps({**compared, "weights": weights}, sort_keys=True))
         fingerprint = facts.with_weights(compared, weights)
-        stages, own = facts.stages_of(ranks), self._settings
-        return ControlHalf(stages, fingerprint, own.tenant, own.address, finds_own=False)
+        stages, own, label = facts.stages_of(ranks), self._settings, labels.label_of(self._vllm_config)
+        return ControlHalf(stages, fingerprint, own.tenant, own.address, finds_own=False, label=label)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """How many tokens beyond the local hit peers hold, loaded asynchronously; None: ask again."""

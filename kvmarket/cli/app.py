@@ -28,11 +28,16 @@ def serve(address: AddressOption = None) -> None:
 
 
 @app.command()
-def top(address: AddressOption = None, interval: float = 1.0, once: bool = False) -> None:
-    """Show who is in a market and what is on offer."""
+def top(
+    address: AddressOption = None,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option(help="Print it once; an error where no service lives.")] = False,
+    why: Annotated[bool, typer.Option(help="Print, once, which facts keep engines apart.")] = False,
+) -> None:
+    """Show who is in a market and what is on offer, until interrupted; wait for a market where there is none."""
     from kvmarket.cli.top import top as run
 
-    run(address, interval, once=once)
+    run(address, interval, once=once, why=why)
 
 
 @app.command()

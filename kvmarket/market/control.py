@@ -24,6 +24,7 @@ from kvmarket.pool import Generations, Slots, UInt64s
 from kvmarket.registry.client.client import Client
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.offering import Offering
+from kvmarket.registry.protocol.status import NO_LABEL, Label
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
 
@@ -44,14 +45,15 @@ class ControlHalf:
         generations: Generations | None = None,
         on_gone: Callable[[Sequence[str]], None] | None = None,
         finds_own: bool = True,
+        label: Label = NO_LABEL,
     ) -> None:
         """Join the market at `address` with the pool that `stages` make up, and a staging pool if any.
 
         `generations`: those of the memory, where several markets share it. `on_gone` hears of pools that have gone, on
-        a thread of the market's own. `finds_own`: whether `match` finds what this engine itself offers. Starts the
-        market's service if nobody has, which costs about a second; else this costs some milliseconds. Raises
-        FingerprintError, LayoutError (an engine of this fingerprint has other geometry), AddressError, VersionError,
-        NamespaceError, RefusedError.
+        a thread of the market's own. `finds_own`: whether `match` finds what this engine itself offers. `label`: what
+        `kvmarket top` calls this engine. Starts the market's service if nobody has, which costs about a second; else
+        this costs some milliseconds. Raises FingerprintError, LayoutError (an engine of this fingerprint has other
+        geometry), AddressError, VersionError, NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
         self.tenant, self._fingerprint = tenant, fingerprint.hex
@@ -65,10 +67,8 @@ class ControlHalf:
         self._promises = count(1)
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
-        join, place = self._pools.joining(fingerprint.hex, stages), Address(address)
-        self.place = (
-            f"market {place}, space {join.space}"  # as `kvmarket top` names it: who has another one never meets us
-        )
+        join, place = self._pools.joining(fingerprint, stages, label), Address(address)
+        self.place = f"market {place}, space {join.space}"  # as in `kvmarket top`: who has another never meets us
         with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from kvmarket.errors import SlotError
+from kvmarket.fact_texts import MOST_FACTS, fact
+from kvmarket.fingerprint import Fingerprint
 from kvmarket.market.ledger import Ledger
 from kvmarket.market.offer import PoolDescriptor, Stage, check_stages, geometry_of
 from kvmarket.pool import Generations, Slots
 from kvmarket.pool.owners import release
 from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.registry.protocol.messages import Join, PoolRecord
+from kvmarket.registry.protocol.status import FINGERPRINT, KIND, NO_LABEL, RANKS, SHAPE, Label
 from kvmarket.registry.space.snapshot import SnapshotParts
 
 
@@ -95,15 +98,24 @@ class OwnPools:
             raise SlotError("this engine has no staging pool; give connect(..., staging_bytes=...)")
         return self.staging
 
-    def joining(self, fingerprint: str, stages: Sequence[Stage]) -> Join:
-        """What the engine joins a market with. Engines of one space can exchange all blocks."""
+    def joining(self, fingerprint: Fingerprint, stages: Sequence[Stage], label: Label = NO_LABEL) -> Join:
+        """What the engine joins a market with. Engines of one space can exchange all blocks.
+
+        A `label` without a model gets that of the fingerprint's facts, where one of them is called so.
+        """
         kind = stages[0].ranks[0].kind
+        ranks = "+".join(str(len(stage.ranks)) for stage in stages)
+        geometry = geometry_of(stages)
+        told = {FINGERPRINT: fingerprint.hex, KIND: kind, RANKS: ranks, SHAPE: geometry}
+        model = label.model or next((each.text for each in fingerprint.facts if each.name == "model"), "")
         return Join(
             self.pool.descriptor.generations.owner,
-            f"{fingerprint}/{kind}/{'+'.join(str(len(stage.ranks)) for stage in stages)}",
-            geometry_of(stages),
+            f"{fingerprint.hex}/{kind}/{ranks}",
+            geometry,
             stages[0].layout.block_size,
             tuple(pool.record() for pool in self._all),
+            (*(fact(name, text) for name, text in told.items()), *fingerprint.facts[:MOST_FACTS]),
+            Label(model, label.port),
         )
 
     def memory(self, pool: str) -> tuple[Sequence[Process], Sequence[SharedFile]]:

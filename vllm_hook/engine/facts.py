@@ -91,9 +91,9 @@ def weights_now(ranks: Sequence[RankMemory]) -> Weights:
     return Weights(repr(sorted(names.items())), code=repr(sorted({memory.loaded.code for memory in ranks})))
 
 
-def _of_rank(rank: RankMemory, any_gpu: bool) -> list[tuple[str, str]]:
+def _of_rank(rank: RankMemory, any_gpu: bool) -> dict[str, str]:
     """What only a worker knows, without the model of its GPU where that does not count."""
-    return [(name, known.split()[0] if any_gpu and name == "device" else known) for name, known in rank.facts]
+    return {name: known.split()[0] if any_gpu and name == "device" else known for name, known in rank.facts}
 
 
 def _device(device: torch.device) -> str:

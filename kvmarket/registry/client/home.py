@@ -15,8 +15,9 @@ from kvmarket.registry.client.connection import ANSWER_SECONDS, Connection, join
 from kvmarket.registry.client.foreign import ForeignPools
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import PROTOCOL, AskStatus, Join, pack_message, unpack_reply
+from kvmarket.registry.protocol.messages import PROTOCOL, Join, pack_message, unpack_reply
 from kvmarket.registry.protocol.packets import dial
+from kvmarket.registry.protocol.status import AskStatus
 from kvmarket.registry.space.snapshot import SnapshotParts
 
 LOOK_SECONDS = 2.0  # between two looks whether the address is free

@@ -129,6 +129,11 @@ class Address:
         return True
 
 
+def default_directory() -> Path:
+    """Where the markets of this user lie whose address is a name. Makes nothing."""
+    return _HOME / f"kvmarket-{os.geteuid()}"
+
+
 def identity(file: Path | int) -> tuple[int, int] | None:
     """What tells this very file from a later one of its name: device and inode; None if nothing lies there."""
     try:
@@ -151,7 +156,7 @@ def _parsed(address: str | os.PathLike[str] | None) -> tuple[Path, bool]:
     private = "/" not in text and text not in (".", "..") and not text.startswith("~")
     try:
         os.fsencode(text)
-        path = (_HOME / f"kvmarket-{os.geteuid()}" / text if private else Path(text).expanduser()).absolute()
+        path = (default_directory() / text if private else Path(text).expanduser()).absolute()
     except (UnicodeEncodeError, RuntimeError, OSError) as error:  # no name of a file; nobody's home; nowhere to be
         raise AddressError(f"address {address!r} names no path ({error}); give an absolute path") from error
     return path, private

@@ -19,6 +19,7 @@ import xxhash
 
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.processes.shared_file import Process
+from kvmarket.registry.protocol.status import NO_LABEL, AskStatus, Facts, Label, Report, Status
 
 PROTOCOL = b"kvmarket/9\n"  # what every message begins with
 MAX_MESSAGE_BYTES = 64 << 20
@@ -52,7 +53,8 @@ class PoolRecord(msgspec.Struct, frozen=True):
 class Join(msgspec.Struct, frozen=True, tag="join"):
     """An engine asks to join `space`, in which all offers are exchangeable, with its pools.
 
-    `geometry` must agree within a space.
+    `geometry` must agree within a space. `facts` say what the space is named by, and `label` what the engine is called:
+    both are shown by `kvmarket top`, and decide nothing.
     """
 
     process: Process
@@ -60,6 +62,8 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     geometry: Name
     block_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOCK_SIZE)]
     pools: Annotated[tuple[PoolRecord, ...], msgspec.Meta(min_length=1, max_length=64)]
+    facts: Facts = ()
+    label: Label = NO_LABEL
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
@@ -213,29 +217,7 @@ class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
     total: Annotated[int, msgspec.Meta(ge=1, le=MAX_DESCRIPTORS)]
 
 
-class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
-    """Ask what the market holds."""
-
-
-class MemberStatus(msgspec.Struct, frozen=True):
-    """One engine as `kvmarket top` shows it."""
-
-    pid: int
-    space: str
-    pools: int
-    offers: int
-
-
-class Status(msgspec.Struct, frozen=True, tag="status"):
-    """The answer to `AskStatus`."""
-
-    service: Process
-    members: tuple[MemberStatus, ...]
-    blocks: int
-    counters: dict[str, int]
-
-
-Request = Join | Changes | Again | AskStatus | AskDescriptors | Descriptors
+Request = Join | Changes | Again | Report | AskStatus | AskDescriptors | Descriptors
 Reply = Joined | Refused | Changes | Again | Status | AskDescriptors | Descriptors
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -8,6 +8,7 @@ from functools import partial
 
 from kvmarket.errors import MessageError, MissingBlockError, NotJoinedError
 from kvmarket.registry.protocol.messages import Again, Changes, Join, News, PoolGone, PoolJoined
+from kvmarket.registry.protocol.status import Report
 from kvmarket.registry.service.members import Members
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.service.stream import Stream
@@ -64,7 +65,7 @@ class Exchange:
             return None
         return self._sessions[name]
 
-    def hear(self, session: Session, message: Changes | Again) -> None:
+    def hear(self, session: Session, message: Changes | Again | Report) -> None:
         """Do what a member says, where nothing is missing before it.
 
         Raises NotJoinedError where it is none, MessageError for what cannot be done, MissingBlockError for an offer
@@ -74,6 +75,8 @@ class Exchange:
             raise NotJoinedError("a message of somebody who has not joined; join (again)")
         if isinstance(message, Again):
             session.feed.asked(message)
+        elif isinstance(message, Report):
+            self.members.report(session.member, message)
         elif not session.heard.accept(message):
             session.ask(time.monotonic())
         else:

@@ -14,17 +14,18 @@ from kvmarket.errors import LayoutError, MessageError, RefusedError
 from kvmarket.registry.protocol.messages import (
     Change,
     Join,
-    MemberStatus,
     News,
     PoolTold,
     Retire,
     Snapshot,
     SnapshotEnd,
 )
+from kvmarket.registry.protocol.status import MemberStatus, Report, SpaceStatus
 from kvmarket.registry.space.news import put_in
 from kvmarket.registry.space.space import Space
 
 RETIRED_SLOTS = 1 << 14  # in one message
+MOST_DESCRIBED = 64  # spaces in one status
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class Members:
         self.spaces: dict[str, Space] = {}
         self._left: list[Space] = []  # whose last member has left: they are still to be collected
         self._owners: dict[str, str] = {}  # pool -> member
+        self._reports: dict[str, Report] = {}  # of members, the last of each
 
     @property
     def blocks(self) -> int:
@@ -90,6 +92,7 @@ class Members:
         member = self.by_name.pop(name, None)
         if member is None:
             return None
+        self._reports.pop(name, None)
         for pool in member.pools:
             member.space.drop_pool(pool)
             del self._owners[pool]
@@ -142,10 +145,26 @@ class Members:
     def status(self) -> tuple[MemberStatus, ...]:
         """One row per member."""
         rows = []
-        for member in self.by_name.values():
+        for name, member in self.by_name.items():
+            join, report = member.join, self._reports.get(name)
             offers = sum(len(member.space.pools[pool].standing()) for pool in member.pools)
-            rows.append(MemberStatus(member.join.process.pid, member.join.space, len(member.pools), offers))
+            counted = report.counters if report else {}
+            rows.append(MemberStatus(join.process.pid, join.space, len(member.pools), offers, join.label, counted))
         return tuple(rows)
+
+    def told_spaces(self, facts: bool) -> tuple[SpaceStatus, ...]:
+        """One row per space; with `facts`, those of its first `MOST_DESCRIBED` spaces, which bounds the answer."""
+        first: dict[str, Join] = {}
+        for member in self.by_name.values():
+            first.setdefault(member.join.space, member.join)
+        return tuple(
+            SpaceStatus(name, join.facts if facts and number < MOST_DESCRIBED else ())
+            for number, (name, join) in enumerate(first.items())
+        )
+
+    def report(self, name: str, report: Report) -> None:
+        """Keep what member `name` reports, in place of its last report."""
+        self._reports[name] = report
 
     def _told(self, space: Space, name: str) -> Iterator[Change]:
         """All that stands in a pool has been told: what was not goes."""

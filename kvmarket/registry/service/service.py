@@ -30,7 +30,6 @@ from kvmarket.registry.protocol.descriptors import close_all
 from kvmarket.registry.protocol.messages import (
     Again,
     AskDescriptors,
-    AskStatus,
     Changes,
     Descriptors,
     Join,
@@ -38,10 +37,10 @@ from kvmarket.registry.protocol.messages import (
     Refused,
     Reply,
     Request,
-    Status,
     pack_message,
     unpack_request,
 )
+from kvmarket.registry.protocol.status import AskStatus, Report, Status
 from kvmarket.registry.service.deaths import Deaths, open_pidfds
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.listener import Listener
@@ -182,7 +181,7 @@ class Service:
         match request:
             case Join():
                 self._join(session, request)
-            case Changes() | Again():
+            case Changes() | Again() | Report():
                 self._exchange.hear(session, request)
             case AskDescriptors():
                 self._relay.ask(session, request)
@@ -190,8 +189,9 @@ class Service:
                 self._relayed(session, request)
             case AskStatus():
                 members = self._exchange.members
+                spaces = members.told_spaces(request.facts)
                 counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
-                self._send(session, Status(self._me, members.status(), members.blocks, counted))
+                self._send(session, Status(self._me, members.status(), members.blocks, counted, spaces))
 
     def _join(self, session: Session, join: Join) -> None:
         if session.member:

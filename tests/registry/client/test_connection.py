@@ -10,11 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvmarket import counters
 from kvmarket.processes.shared_file import Process
+from kvmarket.registry.client import connection as connection_module
 from kvmarket.registry.client.connection import Connection
 from kvmarket.registry.client.foreign import ForeignPools
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.messages import (
+    PROTOCOL,
     Again,
     Changes,
     Join,
@@ -25,6 +28,7 @@ from kvmarket.registry.protocol.messages import (
     unpack_request,
 )
 from kvmarket.registry.protocol.packets import PacketSocket
+from kvmarket.registry.protocol.status import Report
 from kvmarket.registry.space import feed as feed_module
 from kvmarket.registry.space.snapshot import SnapshotParts
 
@@ -67,7 +71,7 @@ def test_one_look_takes_in_all_that_has_come(pair):
 
 
 def test_what_cannot_be_read_keeps_nothing_back(pair):
-    assert pair.service.send(b"kvmarket/8\nnonsense")
+    assert pair.service.send(PROTOCOL + b"nonsense")
     tell(pair, 1, SnapshotEnd(()), snapshot=True)
     assert pair.connection.drain(time.perf_counter() + 5) == (True, [])
     assert pair.replica.whole
@@ -101,3 +105,30 @@ def test_the_last_number_is_told_again(pair, monkeypatch):
 def test_no_answer_is_no_membership(pair, monkeypatch):
     monkeypatch.setattr("kvmarket.registry.client.connection.ANSWER_SECONDS", 0.05)
     assert pair.connection.joined(threading.Event()) is False and pair.connection.pidfd == -1
+
+
+def test_the_counters_of_the_process_are_reported_when_they_have_changed(pair, monkeypatch):
+    def reported() -> list[object]:
+        pair.connection.drain(time.perf_counter() + 5)
+        return [message for message in heard(pair) if isinstance(message, Report)]
+
+    assert reported() == [], "not before a second has passed"
+    monkeypatch.setattr(connection_module, "REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(pair.connection, "_report_at", 0.0)
+    counters.add("reported_in_a_test")
+    (first,) = reported()
+    assert first.counters["reported_in_a_test"] == counters.snapshot()["reported_in_a_test"]
+    assert reported() == []
+    counters.add("reported_in_a_test")
+    (second,) = reported()
+    assert second.counters["reported_in_a_test"] == first.counters["reported_in_a_test"] + 1
+
+
+def test_no_report_is_sent_behind_what_the_service_does_not_take(pair, monkeypatch):
+    monkeypatch.setattr(pair.connection, "_report_at", 0.0)
+    counters.add("reported_in_a_test")
+    while not pair.connection.socket.blocked:
+        pair.connection.socket.send(bytes(1 << 16))
+    waiting = pair.connection.socket.waiting
+    pair.connection.look_after(time.monotonic())
+    assert pair.connection.socket.waiting == waiting

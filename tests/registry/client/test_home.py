@@ -23,7 +23,7 @@ BESIDE = "." + messages.PROTOCOL.decode().strip().rpartition("/")[2]  # of the a
 
 def _old_service(address: str, pipe) -> None:
     """A service of the version before, until it is told to end."""
-    messages.PROTOCOL = b"kvmarket/7\n"
+    messages.PROTOCOL = b"kvmarket/8\n"
     from kvmarket.registry.service.service import Service
 
     service = Service(Address(address))

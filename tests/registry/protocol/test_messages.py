@@ -14,7 +14,6 @@ from kvmarket.registry.protocol.messages import (
     MAX_SLOTS,
     PROTOCOL,
     Again,
-    AskStatus,
     Before,
     Changes,
     Join,
@@ -28,6 +27,19 @@ from kvmarket.registry.protocol.messages import (
     SnapshotEnd,
     pack_message,
     unpack_request,
+)
+from kvmarket.registry.protocol.status import (
+    MAX_COUNTER_NAME,
+    MAX_COUNTERS,
+    MAX_FACT_NAME,
+    MAX_FACT_TEXT,
+    MAX_FACTS,
+    MAX_LABEL,
+    AskStatus,
+    Fact,
+    Label,
+    Report,
+    report_of,
 )
 
 ME = Process(1, 1, 1)
@@ -46,6 +58,7 @@ def before(slot: int, epoch: int = 1, generation: int = 1) -> Changes:
 
 
 MOST = (1 << 63) - 1
+FACT = Fact("name", "text", bytes(8))
 WITHIN = [
     join(),
     join(pools=(record(slots=1), record(slots=MAX_SLOTS))),
@@ -59,6 +72,11 @@ WITHIN = [
     Changes(0, (Snapshot((), (), b"", b"", b""), SnapshotEnd(()), Promise("p", "x" * MAX_NAME, bytes(4), 1))),
     Again(MOST),
     AskStatus(),
+    AskStatus(facts=True),
+    join(facts=(Fact("x" * MAX_FACT_NAME, "x" * MAX_FACT_TEXT, bytes(8)),) * MAX_FACTS),
+    join(label=Label("x" * MAX_LABEL, 65535)),
+    Report({"x" * MAX_COUNTER_NAME: MOST}),
+    Report({str(number): 0 for number in range(MAX_COUNTERS)}),
 ]
 BEYOND = [
     join(pools=()),
@@ -83,6 +101,17 @@ BEYOND = [
     Changes(1, (Settle("p", -1),)),
     Changes(1, (Promise("p", "x" * (MAX_NAME + 1), b"", 1),)),
     Again(-1),
+    join(facts=(FACT,) * (MAX_FACTS + 1)),
+    join(facts=(Fact("x" * (MAX_FACT_NAME + 1), "", bytes(8)),)),
+    join(facts=(Fact("", "x" * (MAX_FACT_TEXT + 1), bytes(8)),)),
+    join(facts=(Fact("", "", bytes(7)),)),
+    join(facts=(Fact("", "", bytes(9)),)),
+    join(label=Label("x" * (MAX_LABEL + 1))),
+    join(label=Label("", -1)),
+    join(label=Label("", 65536)),
+    Report({"x" * (MAX_COUNTER_NAME + 1): 1}),
+    Report({"x": -1}),
+    Report({str(number): 0 for number in range(MAX_COUNTERS + 1)}),
 ]
 
 
@@ -117,3 +146,12 @@ def test_two_that_became_one_and_a_part_of_one_are_refused():
 def test_a_message_that_tells_a_number_alone():
     assert Changes(3).empty
     assert not Changes(3, snapshot=True).empty and not Changes(3, (PoolGone("p"),)).empty
+
+
+def test_counters_are_reported_as_far_as_they_can_be_sent():
+    assert report_of({"b": 2, "a{reason}": 1}) == Report({"a{reason}": 1, "b": 2})
+    many = {f"{number:04}{'x' * 300}\udcff": number for number in range(1000)}
+    report = report_of(many)
+    assert unpack_request(pack_message(report)) == report
+    assert list(report.counters.values()) == list(range(MAX_COUNTERS))
+    assert unpack_request(pack_message(report_of({"\udcff": 1}))) == Report({"?": 1})

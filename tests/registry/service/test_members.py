@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
 from kvmarket.errors import LayoutError, MessageError, RefusedError
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import (
+    MAX_MESSAGE_BYTES,
     Change,
     Join,
     News,
@@ -17,8 +19,18 @@ from kvmarket.registry.protocol.messages import (
     Retire,
     Snapshot,
     SnapshotEnd,
+    pack_message,
 )
-from kvmarket.registry.service.members import Members
+from kvmarket.registry.protocol.status import (
+    MAX_FACT_NAME,
+    MAX_FACT_TEXT,
+    MAX_FACTS,
+    Fact,
+    Label,
+    Report,
+    Status,
+)
+from kvmarket.registry.service.members import MOST_DESCRIBED, Members
 from kvmarket.registry.space.space import Space
 
 ME = Process(1, 1, 1)
@@ -143,3 +155,30 @@ def test_branches_that_stand_already_are_passed_on_until_all_of_a_pool_was_told(
     assert hear(members, "a", stands) == []
     fresh = Snapshot(("",), ("pa",), np.array([0, 0, 1, 1]).tobytes(), bytes(8), np.array([0, 0, 0, 1, 2]).tobytes())
     assert hear(members, "a", fresh) == [fresh]
+
+
+def test_what_engines_tell_of_themselves_is_in_the_status(members):
+    """The facts once a space, and only where they were asked for; of the reports the last."""
+    fact, label = Fact("dtype", "float16", bytes(8)), Label("model", 8000)
+    told = msgspec.structs.replace(joining("pd", space="told"), facts=(fact,), label=label)
+    members.join("d", told)
+    members.join("e", msgspec.structs.replace(told, pools=joining("pe").pools, label=Label("another")))
+    members.report("d", Report({"bytes_fetched": 1}))
+    members.report("d", Report({"bytes_fetched": 2}))
+    rows = {row.label: row.counters for row in members.status() if row.space == "told"}
+    assert rows == {label: {"bytes_fetched": 2}, Label("another"): {}}
+    assert [space.facts for space in members.told_spaces(facts=True) if space.name == "told"] == [(fact,)]
+    assert not any(space.facts for space in members.told_spaces(facts=False))
+    members.leave("d")
+    members.join("d", joining("pd"))
+    assert not any(row.counters for row in members.status()), "what another engine had reported"
+
+
+def test_facts_are_told_of_so_many_spaces_that_the_answer_can_be_sent():
+    members, most = Members(), (Fact("\U00012000" * MAX_FACT_NAME, "\U00012000" * MAX_FACT_TEXT, bytes(8)),) * MAX_FACTS
+    for number in range(MOST_DESCRIBED + 3):
+        name = str(number)
+        members.join(name, msgspec.structs.replace(joining(name, space=name), facts=most))
+    spaces = members.told_spaces(facts=True)
+    assert [bool(space.facts) for space in spaces] == [True] * MOST_DESCRIBED + [False] * 3
+    assert len(pack_message(Status(ME, members.status(), 0, {}, spaces))) < MAX_MESSAGE_BYTES

@@ -19,7 +19,6 @@ from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import (
     PROTOCOL,
     Again,
-    AskStatus,
     Changes,
     Join,
     Joined,
@@ -28,12 +27,12 @@ from kvmarket.registry.protocol.messages import (
     PoolRecord,
     Refused,
     SnapshotEnd,
-    Status,
     pack_message,
     unpack_reply,
     unpack_request,
 )
 from kvmarket.registry.protocol.packets import dial
+from kvmarket.registry.protocol.status import AskStatus, Status
 from kvmarket.registry.service.service import Service
 from kvmarket.registry.space import feed
 
@@ -281,8 +280,8 @@ def _mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def test_frames_of_another_version_are_told_apart():
-    with pytest.raises(VersionError, match="side kvmarket/99; run one version"):
-        unpack_reply(b"kvmarket/99\n\x80")
+    with pytest.raises(VersionError, match="side kvmarket/999; run one version"):
+        unpack_reply(b"kvmarket/999\n\x80")
     for frame in (b"kvmarket/5", b"kvmarket/" + b"9" * 100, b"kvmarket/\xff"):
         with pytest.raises(VersionError):
             unpack_request(frame)

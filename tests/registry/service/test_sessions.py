@@ -10,10 +10,11 @@ from types import SimpleNamespace
 
 from kvmarket import counters
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import AskStatus, Changes, Joined, Status, pack_message
+from kvmarket.registry.protocol.messages import Changes, Joined, pack_message
+from kvmarket.registry.protocol.status import AskStatus, Report, Status
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.service import Service
-from tests.registry.service.test_service import NOT_LET_IN, Line, join_message
+from tests.registry.service.test_service import NOT_LET_IN, Line, begin, join_message
 
 
 def test_a_service_without_descriptors_serves_who_is_in(own_address, monkeypatch):
@@ -47,3 +48,14 @@ def test_the_first_space_that_is_due_counts():
     for name, due in (("a", 0.7), ("b", 0.2), ("c", math.inf)):
         exchange._streams[name] = SimpleNamespace(due=lambda due=due: due)
     assert exchange.due() == 0.2
+
+
+def test_a_report_is_of_a_member_alone(market_address):
+    with Line(Address(market_address)) as line:
+        line.tell(pack_message(Report({"bytes_fetched": 7})))
+        assert line.hear().kind == "NotJoinedError"
+        begin(line)
+        line.tell(pack_message(Report({"bytes_fetched": 7})))
+        status = line.ask_status()
+        assert [member.counters for member in status.members if member.space == "space"] == [{"bytes_fetched": 7}]
+        assert ("space", ()) in [(space.name, space.facts) for space in status.spaces]

@@ -223,7 +223,7 @@ def test_a_service_of_another_pid_namespace_is_not_watched_by_its_number():
 def test_another_version_is_told_so(market_address, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
-            connection, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/999\n")
+            connection, "pack_message", lambda message: pack_message(message).replace(PROTOCOL, b"kvmarket/0\n")
         )
         with pytest.raises(VersionError, match="one version"):
             join_service(Address(market_address), *joining_with(), threading.Event())

@@ -23,6 +23,11 @@ import torch
 
 from bench.engines.engine import CPU
 from bench.engines.process import ROOT
+from kvmarket.cli.top import ask_status
+from kvmarket.cli.top.screen import FETCHED, HITS, IMPORTED
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.status import Label, MemberStatus
+from tests.model_engine import until
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, save_tiny_llama
 
 pytestmark = [
@@ -51,6 +56,7 @@ class Server:
         arguments += ["--kv-transfer-config", json.dumps(transfer), "--enable-prompt-tokens-details"]
         arguments += ["--dtype", "float32", "--block-size", str(BLOCK), "--max-model-len", "1024", "--enforce-eager"]
         arguments += ["--num-gpu-blocks-override", "64", "--max-num-seqs", "4"]
+        self.market, self.model = str(folder / "s"), model
         self.log = folder / f"{name}.log"
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, **CPU, "PYTHONPATH": os.pathsep.join(paths)}
@@ -126,6 +132,19 @@ def test_one_server_imports_what_the_other_computed(servers: list[Server]):
     alone, nothing = first.complete([*shared, 2], 16, cache_salt="computes all of it")
     assert (cached, nothing) == (400 // BLOCK * BLOCK, 0)
     assert tokens == alone
+    address = Address(second.market)
+    until(lambda: HITS in member_of(address, second.port).counters)
+    status, counted = ask_status(address, facts=True), member_of(address, second.port).counters
+    assert counted[HITS] == counted[IMPORTED] == cached and counted[FETCHED] > 0
+    assert {member.label for member in status.members} == {Label(second.model, each.port) for each in servers}
+    (space,) = status.spaces
+    told = {fact.name: fact.text for fact in space.facts}
+    assert told["configuration.model_config.dtype"] == "torch.float32" and told["weights"].startswith("[(0, 'files")
+
+
+def member_of(address: Address, port: int) -> MemberStatus:
+    """The engine of this server."""
+    return next(member for member in ask_status(address).members if member.label.port == port)
 
 
 def test_an_aborted_request_hurts_nobody(servers: list[Server]):

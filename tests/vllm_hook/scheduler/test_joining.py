@@ -15,7 +15,7 @@ from kvmarket.layout.paged import PagedCache
 from kvmarket.market.control import ControlHalf
 from kvmarket.market.data import DataHalf
 from kvmarket.market.offer import Stage
-from tests.registry.client.test_home import BESIDE
+from kvmarket.registry.protocol.messages import PROTOCOL
 from tests.vllm_hook.engines.late_market import NEW, LateMarket, service_of_another_version, times, until
 from tests.vllm_hook.scheduler.fakes import BLOCK, admit, back, prefix, request, step_of
 from vllm_hook.metadata import RankMemory
@@ -169,6 +169,11 @@ def test_what_raises_while_the_market_is_left_ends_no_thread():
     until(lambda: times("vllm_hook_failed") == failed + 1)
 
 
+def beside(address: str) -> str:
+    """Where engines of this version meet while another one has the address."""
+    return f"{address}.{PROTOCOL.decode().strip().rpartition('/')[2]}"
+
+
 def test_a_service_of_another_version_is_outlived(own_address: str, monkeypatch: pytest.MonkeyPatch):
     cache = PagedCache([torch.zeros(16, 2, BLOCK, 8)], block_size=BLOCK)
     data = DataHalf(cache)
@@ -181,7 +186,7 @@ def test_a_service_of_another_version_is_outlived(own_address: str, monkeypatch:
     joined: list[ControlHalf] = []
     side = SchedulerSide(BLOCK, 1)
     monkeypatch.setattr(rejoin, "RETRY_SECONDS", 0.1)
-    with service_of_another_version(own_address), service_of_another_version(own_address + BESIDE):
+    with service_of_another_version(own_address), service_of_another_version(beside(own_address)):
         assert side.join({0: RankMemory(None, None)}, connect, joined.append, heard.append) == ""
         assert side._control is None and heard[0].startswith("VersionError: "), heard
         assert "kvmarket/0" in heard[0] and "one version" in heard[0]
