@@ -6,6 +6,7 @@ Nothing is shared with the test but the directory of the market.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -17,18 +18,29 @@ from typing import Any
 
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--ipc", "--mount", "--mount-proc"]
 AS_USER = ["--user", "--map-root-user"]  # where only root makes the others
-ROOM = 'mount -t tmpfs -o size=64m none /dev/shm && exec "$@"'
+ROOM = 'mount -t tmpfs -o size=64m none /dev/shm && for i in $(seq "$1"); do /bin/true; done && shift && "$@"'
 
 
 @functools.cache
-def apart() -> list[str] | None:
-    """The command that runs another one in a container, None where this user may make none."""
+def _unshare() -> list[str] | None:
     if shutil.which("unshare"):
         for more in ([], AS_USER):
             command = [*APART, *more, "sh", "-c", ROOM, "sh"]
-            if subprocess.run([*command, "true"], capture_output=True, check=False).returncode == 0:
+            if subprocess.run([*command, "0", "true"], capture_output=True, check=False).returncode == 0:
                 return command
     return None
+
+
+def apart(number: int = 0) -> list[str] | None:
+    """The command that runs another one in a container, None where this user may make none.
+
+    In containers of another `number` it has another process number.
+    """
+    command = _unshare()
+    return command and [*command, str(number)]
+
+
+_numbers = itertools.count()
 
 
 class Container:
@@ -37,8 +49,16 @@ class Container:
     def __init__(self, address: str, **options: Any) -> None:
         """Start it, and wait until it has joined."""
         root = Path(__file__).parents[1]
-        command = [*(apart() or ()), sys.executable, "-m", "tests.container", address, json.dumps(options)]
-        env = {**os.environ, "PYTHONPATH": str(root)}
+        command = [
+            *(apart(next(_numbers)) or ()),
+            sys.executable,
+            "-m",
+            "tests.container",
+            address,
+            json.dumps(options),
+        ]
+        paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root, env=env)
         self.namespace = self._hear()
 

@@ -17,8 +17,7 @@ def watch(process: Process, who: str = "process") -> int:
     name = f"{who} {process.pid}" if who == "process" else f"{who} (process {process.pid})"
     if process.namespace != pid_namespace():
         raise NamespaceError(
-            f"{name} lives in another PID namespace than the one that watches it; run all engines of a market in one "
-            "namespace (containers: --pid=host --ipc=host), or give each its own address"
+            f"{name} lives in another PID namespace than the one that watches it, where its number means nothing"
         )
     try:
         pidfd = os.pidfd_open(process.pid)

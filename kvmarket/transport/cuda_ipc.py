@@ -6,6 +6,7 @@ access included, and Triton and ``copy_`` run at full rate. torch keeps one mapp
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -55,6 +56,11 @@ class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
         """Map each segment on `device`. The first one on another GPU costs 10 - 120 ms, later ones less than 1 ms."""
         if self.owner.near:
             self.owner.check_alive()
+        elif self.owner.pid == os.getpid():
+            raise TransportError(
+                f"owner and reader both have the process number {self.owner.pid}, in PID namespaces of their own: CUDA "
+                "would take the memory for the reader's; start one of them again, or the containers with --pid=host"
+            )
         tensors = []
         with torch.cuda.device(device):
             for handle in self.handles:
@@ -98,6 +104,6 @@ def _explain(error: RuntimeError, memory: CudaMemory, device: torch.device) -> T
             "see nvidia-smi topo -p2p r, and put the engines on GPUs with peer access"
         )
     return TransportError(
-        f"a CUDA IPC handle of process {memory.owner.pid} cannot be opened ({error}); owner and reader must share "
-        "the IPC and PID namespaces (containers: --pid=host --ipc=host)"
+        f"a CUDA IPC handle of process {memory.owner.pid} cannot be opened ({error}); is the GPU "
+        "visible to both, and in the same compute mode? Try containers with --pid=host --ipc=host"
     )

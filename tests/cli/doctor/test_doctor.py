@@ -20,6 +20,7 @@ from kvmarket.cli.doctor.finding import Finding
 from kvmarket.cli.doctor.measure import Owned, Task
 from kvmarket.cli.doctor.second_process import second_process
 from kvmarket.errors import KVMarketError
+from kvmarket.processes import numbers
 from kvmarket.transport import export
 from kvmarket.ways.choice import Candidate, Choice, Rate, Table, load, path_of, save
 
@@ -58,7 +59,9 @@ def test_json_is_one_document(report):
     found = by_name(report.findings)
     assert len(found) == len(report.findings)
     assert {"kvmarket", "python", "torch", "msgspec", "vllm", "generations", "/dev/shm", "market"} <= set(found)
-    assert {"PID namespace", "IPC namespace", "limit of open files", "limit of locked memory", "driver"} <= set(found)
+    assert {"PID namespace", "the market's folder", "limit of open files", "limit of locked memory", "driver"} <= set(
+        found
+    )
     assert found["cpu read from a second process on cpu"].found == "equal bytes"
     assert found["descriptors of another process"].level == "ok"
     assert all(bool(finding.advice) == (finding.level != "ok") for finding in report.findings)
@@ -112,17 +115,40 @@ def test_wrong_bytes_are_seen():
     assert self_test.answer(task) == self_test.Answer(("the bytes differ",), "")
 
 
+@pytest.mark.parametrize(("namespace", "level"), [(numbers.HOST, "ok"), (7, "note")])
+def test_a_container_is_noticed(monkeypatch, namespace, level):
+    monkeypatch.setattr(machine, "pid_namespace", lambda: namespace)
+    finding = machine._pid_namespace()
+    assert finding.level == level and ("--pid=host" in finding.advice) == (level == "note")
+
+
+MOUNTS = """22 28 0:21 / /proc rw,nosuid shared:5 - proc proc rw
+28 1 8:1 / / rw,relatime shared:1 - {kind} /dev/root rw
+30 28 0:26 {tmp} /tmp rw shared:12 - ext4 /dev/sda1 rw
+41 28 0:30 / /srv/market rw - tmpfs tmpfs rw
+"""
+
+
 @pytest.mark.parametrize(
-    ("own", "first", "level"),
-    [("initial", None, "ok"), ("initial", "initial", "ok"), ("initial", 7, "note"), (7, 7, "note"), (7, None, "note")],
+    ("address", "kind", "tmp", "says"),
+    [
+        ("/tmp/kvm/market", "ext4", "/tmp", ""),
+        ("/tmp/kvm/market", "ext4", "/tmp/systemd-private-3f2-vllm.service-Yx/tmp", "PrivateTmp"),
+        ("/home/me/market", "overlay", "/tmp", "container"),
+        ("/srv/market/s", "overlay", "/tmp", ""),
+    ],
 )
-def test_a_container_is_noticed(monkeypatch, own, first, level):
-    for kind, initial in machine.INITIAL.items():
-        inodes = {"self": initial if own == "initial" else own, "1": initial if first == "initial" else first}
-        monkeypatch.setattr(machine, "_inode", lambda process, kind, inodes=inodes: inodes[process])
-        finding = machine._namespace(kind)
-        assert finding.level == level
-        assert (f"--{kind}=host" in finding.advice) == (level == "note")
+@pytest.mark.parametrize("contained", [True, False])
+def test_whether_others_can_have_the_folder(monkeypatch, tmp_path, address, kind, tmp, says, contained):
+    monkeypatch.setattr(machine, "pid_namespace", lambda: 7 if contained else numbers.HOST)
+    monkeypatch.setattr(machine, "Address", lambda: SimpleNamespace(socket=Path(address)))
+    lines = MOUNTS.format(kind=kind, tmp=tmp).splitlines()
+    real = machine._mount_of
+    monkeypatch.setattr(machine, "_mount_of", lambda folder, of_this_machine: real(Path(address).parent, lines))
+    finding = machine._folder()
+    noted = says and (contained or says == "PrivateTmp")
+    assert finding.level == ("note" if noted else "ok") and str(Path(address).parent) in finding.found
+    assert ("KVMARKET_ADDRESS" in finding.advice and says in finding.found) == bool(noted)
 
 
 @pytest.fixture

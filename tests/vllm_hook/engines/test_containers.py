@@ -35,7 +35,8 @@ def test_engines_in_containers_share_until_one_is_killed():
         model, address = save_tiny_llama(folder / "model"), str(folder / "s")
         options = {"model": model, "address": address, "llm": {**llm_options(), "enforce_eager": True}}
         a, b = (
-            stack.enter_context(EngineProcess(folder / f"{name}.log", options, within=apart() or ())) for name in "ab"
+            stack.enter_context(EngineProcess(folder / f"{name}.log", options, within=apart(number) or ()))
+            for number, name in enumerate("ab")
         )
         a.wait()
         b.wait()
