@@ -134,7 +134,7 @@ MOUNTS = """22 28 0:21 / /proc rw,nosuid shared:5 - proc proc rw
     [
         ("/tmp/kvm/market", "ext4", "/tmp", ""),
         ("/tmp/kvm/market", "ext4", "/tmp/systemd-private-3f2-vllm.service-Yx/tmp", "PrivateTmp"),
-        ("/home/me/market", "overlay", "/tmp", "container"),
+        ("/opt/market/s", "overlay", "/tmp", "container"),
         ("/srv/market/s", "overlay", "/tmp", ""),
     ],
 )
