@@ -76,13 +76,13 @@ def sustained(start: Callable[[], Any], count: int) -> list[float]:
 def single(start: Callable[[], Any], count: int, spin: bool = True) -> list[float]:
     """Microseconds from the call until `done()` is true, one at a time; until `wait()` returns unless `spin`.
 
-    Whoever spins keeps the interpreter from a thread that launches.
+    Whoever spins keeps the interpreter from a thread that launches. On a CPU that one copies, and nobody spins.
     """
     times = []
     for _ in range(count + 2):
         begin = time.perf_counter()
         copy = start()
-        while spin and not copy.done():
+        while spin and GPUS and not copy.done():
             pass
         copy.wait()
         times.append((time.perf_counter() - begin) * 1e6)
