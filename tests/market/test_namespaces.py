@@ -73,6 +73,7 @@ def test_blocks_go_in_and_out(first, engine):
 
 def test_between_two_containers_until_one_is_killed(start, first, engine, market_address):
     engine.publish(standing := prompt(16, 4), SLOTS)
+    until(lambda: first.ask("blocks", standing) == 4)  # it has the memory of all who are there
     before = first.ask("descriptors")
     killed = start(market_address)
     assert killed.ask("take", standing, [4, 5, 6, 7]) == 4, "the memory of who was there before came while it joined"
