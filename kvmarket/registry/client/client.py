@@ -263,7 +263,8 @@ class Client:
                 if current and self._replica.space.collecting:
                     self._replica.space.collect()
                     current = False
-            if not current or time.monotonic() - now > SHORT_SECONDS:  # else whoever waits would wait for two turns
+            long = time.monotonic() - now > SHORT_SECONDS
+            if not current or (long and self._connection.feed.ready):  # else whoever waits would wait for two turns
                 time.sleep(nap)
             if self._on_more():
                 time.sleep(nap)

@@ -20,8 +20,14 @@ class Watching(Client):
         self.takes = takes  # seconds of each turn of news
         self._lock, self._closing, self._gone, self._turns = threading.Lock(), threading.Event(), [], Turns()
         self.news, self.parts, self.garbage = news, parts, garbage
-        self._connection = SimpleNamespace(drain=self._drain)  # type: ignore[assignment]
         watching = self
+
+        class Feed:
+            @property
+            def ready(self) -> bool:
+                return watching.parts > 0
+
+        self._connection = SimpleNamespace(drain=self._drain, feed=Feed())  # type: ignore[assignment]
 
         class Space:
             @property
@@ -107,7 +113,7 @@ def test_nobody_waits_for_a_long_turn_and_a_part_in_one(naps: list[float]):
     watching = Watching(news=0, parts=1, takes=2 * SHORT_SECONDS)
     watching._turns.called(client.time.monotonic())
     watching._put_in()
-    assert naps == [STEP_SECONDS] * 3, "behind each of the two turns and behind what was told"
+    assert naps == [STEP_SECONDS] * 2, "behind the turn before the part, and behind that; there is none behind the last"
     naps.clear()
     watching.parts, watching.takes = 1, SHORT_SECONDS / 2
     watching._put_in()
