@@ -77,7 +77,8 @@ class ForeignPools:
         processes, files = self._memory(ask.pool)
         opened: list[int] = []
         try:
-            opened += [os.pidfd_open(process.pid) for process in dict.fromkeys(processes)]
+            for process in dict.fromkeys(processes):
+                opened.append(os.pidfd_open(process.pid))
             for file in files:
                 opened.append(file.open())
             for first in range(0, len(opened), MOST_DESCRIPTORS):

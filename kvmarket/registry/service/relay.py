@@ -36,9 +36,9 @@ class Relay:
     def tell(self, session: Session, told: Descriptors, descriptors: Sequence[int]) -> None:
         """An engine tells some of the memory of its pool: whoever waits gets copies.
 
-        Raises MessageError where the pool is another's, or not all has come that it says.
+        Raises MessageError where the pool is another's, or not all has come that it says; NotJoinedError.
         """
-        if not session.member or self._exchange.owner(session, told.pool) is not session:
+        if self._exchange.owner(session, told.pool) is not session:
             raise MessageError(f"descriptors of pool {told.pool}, which is not one of this engine")
         if len(descriptors) != min(MOST_DESCRIPTORS, told.total - told.first):
             raise MessageError(f"{len(descriptors)} descriptors of pool {told.pool} came; {MORE}")

@@ -8,6 +8,7 @@ import socket
 import msgspec
 import pytest
 
+from kvmarket import counters
 from kvmarket.processes import shared_file
 from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.registry.client.foreign import ASK_SECONDS, ForeignPools
@@ -174,6 +175,25 @@ def test_an_owner_without_descriptors_says_nothing_and_leaks_none(line, files):
     assert [told.total for told, _ in parts] == [4]
     for fd in parts[0][1]:
         os.close(fd)
+
+
+def test_an_owner_that_has_lost_a_process_says_nothing(line, files, sleeper):
+    memory, sent = files(1), "descriptors_not_sent{"
+    owner, (ours, theirs) = ForeignPools(lambda _pool: ((ME, sleeper.known), memory)), line
+    counted = sum(n for name, n in counters.snapshot().items() if name.startswith(sent))
+    sleeper.kill()
+    before = descriptors()
+    owner.answer(AskDescriptors("pool"), ours)
+    assert carried(ours, theirs) == [] and descriptors() == before
+    assert sum(n for name, n in counters.snapshot().items() if name.startswith(sent)) == counted + 1
+
+
+def test_nothing_is_kept_of_pools_that_have_gone(foreign, line):
+    ours, theirs = line
+    foreign.look([record("near", ME), record("far", ELSEWHERE)], ours, 100.0)
+    asked(theirs)
+    foreign.forget(["near", "far"])
+    assert not foreign.look([], ours, 1e9) and not foreign._near and not foreign._processes
 
 
 def test_a_process_elsewhere_lives_until_its_pidfd_says_otherwise(foreign, line, sleeper):
