@@ -173,7 +173,6 @@ class Service:
     def _end(self, session: Session) -> None:
         """A connection has ended, and with it the membership of its engine."""
         self._remove(session.member)
-        self._relay.forget(session)
         self._sessions.hang_up(session)  # it may be nobody's
         self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # a dying process closes it first
 
