@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from kvmarket import counters
-from kvmarket.errors import TransportError
+from kvmarket.errors import KVMarketError
 from kvmarket.processes.shared_file import Process, SharedFile, watch_by, watch_no_more
+from kvmarket.processes.watching import watch
 from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS, close_all
 from kvmarket.registry.protocol.messages import AskDescriptors, Descriptors, PoolRecord, pack_message
 from kvmarket.registry.protocol.packets import PacketSocket
@@ -57,7 +57,7 @@ class ForeignPools:
         """Some of what we asked for has come; the descriptors are ours from now on."""
         with self._turn:
             wanted = told.pool in self._lacking
-            if not wanted or len(came) != min(MOST_DESCRIPTORS, told.total - told.first):
+            if not wanted or len(came) != told.count:
                 close_all(came)  # it is asked for again
                 return
             parts = self._coming.setdefault(told.pool, {})
@@ -78,13 +78,13 @@ class ForeignPools:
         opened: list[int] = []
         try:
             for process in dict.fromkeys(processes):
-                opened.append(os.pidfd_open(process.pid))
+                opened.append(watch(process))
             for file in files:
                 opened.append(file.open())
             for first in range(0, len(opened), MOST_DESCRIPTORS):
                 told = Descriptors(ask.pool, first, len(opened))
                 socket.send(pack_message(told), opened[first : first + MOST_DESCRIPTORS])
-        except (TransportError, OSError) as error:
+        except KVMarketError as error:
             counters.add("descriptors_not_sent", reason=type(error).__name__, detail=error)
         finally:
             close_all(opened)

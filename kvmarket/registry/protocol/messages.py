@@ -19,6 +19,7 @@ import xxhash
 
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.processes.shared_file import Process
+from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS
 from kvmarket.registry.protocol.status import NO_LABEL, AskStatus, Facts, Label, Report, Status
 
 PROTOCOL = b"kvmarket/9\n"  # what every message begins with
@@ -215,6 +216,11 @@ class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
     pool: PoolId
     first: Annotated[int, msgspec.Meta(ge=0, le=MAX_DESCRIPTORS)]
     total: Annotated[int, msgspec.Meta(ge=1, le=MAX_DESCRIPTORS)]
+
+    @property
+    def count(self) -> int:
+        """How many are beside this message."""
+        return min(MOST_DESCRIPTORS, self.total - self.first)
 
 
 Request = Join | Changes | Again | Report | AskStatus | AskDescriptors | Descriptors

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvmarket.errors import MessageError
-from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS
 from kvmarket.registry.protocol.messages import AskDescriptors, Descriptors, pack_message
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.session import Session
@@ -40,7 +39,7 @@ class Relay:
         """
         if self._exchange.owner(session, told.pool) is not session:
             raise MessageError(f"descriptors of pool {told.pool}, which is not one of this engine")
-        if len(descriptors) != min(MOST_DESCRIPTORS, told.total - told.first):
+        if len(descriptors) != told.count:
             raise MessageError(f"{len(descriptors)} descriptors of pool {told.pool} came; {MORE}")
         message = pack_message(told)
         for each in self._asked.get(told.pool, ()):

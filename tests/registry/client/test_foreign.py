@@ -188,6 +188,14 @@ def test_an_owner_that_has_lost_a_process_says_nothing(line, files, sleeper):
     assert sum(n for name, n in counters.snapshot().items() if name.startswith(sent)) == counted + 1
 
 
+def test_another_process_that_has_the_number_now_does_not_stand_for_a_dead_one(line, files, sleeper):
+    memory, other = files(1), msgspec.structs.replace(sleeper.known, start=sleeper.known.start - 1)
+    owner, (ours, theirs) = ForeignPools(lambda _pool: ((other,), memory)), line
+    before = descriptors()
+    owner.answer(AskDescriptors("pool"), ours)
+    assert carried(ours, theirs) == [] and descriptors() == before
+
+
 def test_nothing_is_kept_of_pools_that_have_gone(foreign, line):
     ours, theirs = line
     foreign.look([record("near", ME), record("far", ELSEWHERE)], ours, 100.0)
