@@ -259,7 +259,7 @@ class DataHalf:
         except FAILURES as error:
             scarce = is_transient(error)
             name = "pool_passed_over" if scarce else "pool_unreachable"
-            counters.add(name, reason=type(error).__name__)  # without what differs for every process
+            counters.add(name, reason=type(error).__name__, detail=error)
             _log.info("pool %s is unreachable: %s", descriptor.pool, error)
             if scarce:
                 self._resting.for_now(descriptor.pool)

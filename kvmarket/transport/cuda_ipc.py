@@ -2,6 +2,11 @@
 
 A handle is opened with the *reader's own* device index, whatever the owner's was: the memory is then mapped there, peer
 access included, and Triton and ``copy_`` run at full rate. torch keeps one mapping per exported allocation and process.
+
+torch also exports an event, for readers that must wait for the owner's stream. kvmarket leaves it out: an offer is
+published after the work that wrote its blocks has completed. CUDA keeps such events in files of /dev/shm, so that a
+reader in a container with a /dev/shm of its own cannot open them ("mapping of buffer object failed", seen on H200,
+driver of CUDA 13); the memory itself it can.
 """
 
 from __future__ import annotations
@@ -18,17 +23,17 @@ from kvmarket.processes.marks import created, creating
 from kvmarket.processes.shared_file import Process
 from kvmarket.transport.memory import Memory
 
+EVENT_BYTES = 64  # of a CUDA IPC event handle (cudaIpcEventHandle_t)
+
 
 class CudaHandle(msgspec.Struct, frozen=True):
-    """What torch needs to open one exported CUDA storage (fields in the order of ``UntypedStorage._share_cuda_``)."""
+    """What torch needs to open one exported CUDA storage: a part of what ``UntypedStorage._share_cuda_`` returns."""
 
     handle: bytes
     nbytes: int
     offset: int
     ref_counter: bytes
     ref_counter_offset: int
-    event: bytes
-    event_sync: bool
 
 
 class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
@@ -75,7 +80,8 @@ class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
 def _share(storage: torch.UntypedStorage) -> CudaHandle:
     """Its handle; torch counts the readers of several in one file, which is as good as ours."""
     with creating(None):
-        handle = CudaHandle(*storage._share_cuda_()[1:])
+        _, *fields, _event, _event_sync = storage._share_cuda_()
+        handle = CudaHandle(*fields)
     created(handle.ref_counter.decode().removeprefix("/"))
     return handle
 
@@ -92,8 +98,8 @@ def _arguments(handle: CudaHandle) -> tuple[bytes, int, int, bytes, int, bytes, 
         handle.offset,
         handle.ref_counter,
         handle.ref_counter_offset,
-        handle.event,
-        handle.event_sync,
+        bytes(EVENT_BYTES),  # no event,
+        False,  # and no waiting for one
     )
 
 

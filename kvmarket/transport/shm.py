@@ -83,7 +83,7 @@ def _share(storage: torch.UntypedStorage) -> SharedFile:
                 raise SharedMemoryError(
                     f"the cache cannot be moved into shared memory: {error}; see df /dev/shm, and ulimit -n"
                 ) from error
-            counters.add("share_retried", reason=type(error).__name__)
+            counters.add("share_retried", reason=type(error).__name__, detail=error)
         sleep(random.uniform(0.0, PAUSE_SECONDS) * tries)
         _with_room([storage])
         tries += 1

@@ -281,7 +281,9 @@ class Client:
             try:
                 connection = self._home.join()
             except KVMarketError as error:
-                counters.add("rejoin_failed", reason=type(error).__name__)
+                if self._closing.is_set():  # this ended the waiting, no fault
+                    return False
+                counters.add("rejoin_failed", reason=type(error).__name__, detail=error)
                 self._closing.wait(0.5)
                 continue
             with self._lock:

@@ -160,7 +160,7 @@ class Connection:
                 return False
             reply = unpack_reply(frame)
         except RegistryError as error:
-            counters.add("message_refused", reason=type(error).__name__)
+            counters.add("message_refused", reason=type(error).__name__, detail=error)
             return True
         match reply:
             case Changes():
@@ -176,7 +176,7 @@ class Connection:
             case Descriptors():
                 self._foreign.heard(reply, self.socket.take_descriptors())
             case Refused():
-                counters.add("refused_by_service", reason=reply.kind)
+                counters.add("refused_by_service", reason=reply.kind, detail=reply.reason)
                 if reply.kind == MissingBlockError.__name__ and not self._refused_at:
                     self._refused_at = time.monotonic() + self._pause
                     self._pause = min(2 * self._pause, LONGEST_REFUSED)

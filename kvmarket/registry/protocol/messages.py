@@ -22,7 +22,7 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS
 from kvmarket.registry.protocol.status import NO_LABEL, AskStatus, Facts, Label, Report, Status
 
-PROTOCOL = b"kvmarket/9\n"  # what every message begins with
+PROTOCOL = b"kvmarket/10\n"  # what every message begins with
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message

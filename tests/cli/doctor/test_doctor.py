@@ -38,6 +38,7 @@ def report(tmp_path_factory) -> Report:
         capture_output=True,
         check=False,
     )
+    assert run.stdout, run.stderr.decode()
     report = msgspec.json.decode(run.stdout, type=Report)
     assert run.returncode == any(finding.level == "bad" for finding in report.findings), run.stderr.decode()
     return report

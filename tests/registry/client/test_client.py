@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kvmarket import counters
 from kvmarket.errors import AddressError
 from kvmarket.registry.client import client
 from kvmarket.registry.client.client import Client
@@ -80,6 +81,20 @@ def test_a_replica_hears_of_a_new_service_and_of_no_other(watching, monkeypatch)
 def test_who_cannot_join_again_waits_before_it_tries_once_more(watching, monkeypatch):
     tries, _ = rejoining(monkeypatch, watching, "b", fails=2)
     assert len(tries) == 3 and min(tries[1] - tries[0], tries[2] - tries[1]) > 0.3
+
+
+def test_who_leaves_while_it_joins_again_has_not_failed(watching):
+    made = watching.client
+
+    def join() -> SimpleNamespace:
+        made._closing.set()
+        raise AddressError("the waiting was ended")
+
+    made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
+    made._connection.close = lambda: None
+    before = counters.snapshot().get("rejoin_failed{AddressError}", 0)
+    assert made._rejoin() is False
+    assert counters.snapshot().get("rejoin_failed{AddressError}", 0) == before
 
 
 def test_who_leaves_meanwhile_waits_no_longer(watching):
