@@ -14,7 +14,9 @@ from typing import Any
 
 import pynvml
 
+from bench.engines.engine import CPU
 from bench.engines.process import EngineProcess
+from bench.engines.server import Server, save_tokenizer
 
 LLAMA_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -65,6 +67,7 @@ MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent ve
 }
 WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, the largest, and of activations, graphs and contexts of one engine
 START_SECONDS = 600  # none takes that long; with CUDA graphs one is up in 40, several start at a time
+TRANSFER = {"kv_connector": "KVMarketConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
 COMMANDS = "bench.engines.commands"  # what engine processes know beside the commands of their own
 
 
@@ -110,8 +113,27 @@ class Engines:
         Engines of one GPU may start together: the size of their caches is given, not measured. ``llm`` and ``env``
         among the `options` go over what is set here; `address` puts the engine into that market.
         """
+        llm, environment = self._settings(gpu, share, longest, seqs, gpus)
+        llm |= options.pop("llm", {})
+        environment |= options.pop("env", {})
+        config = {"model": str(self._folder), "gpu": bool(self.gpus), "llm": llm, "commands": COMMANDS, **options}
+        return EngineProcess(self._folder / f"{name}.log", config, env=environment)
+
+    def serve(self, name: str, gpu: int = 0, *, share: float, longest: int, address: str | None = None) -> Server:
+        """Start `vllm serve` with the same settings; `address` gives it the connector, with that market."""
+        llm, environment = self._settings(gpu, share, longest, 16, 1)
+        if address is not None:
+            llm["kv_transfer_config"] = TRANSFER | {"kv_connector_extra_config": {"address": address}}
+        save_tokenizer(self._folder, self.shape["vocab_size"])
+        environment |= {} if self.gpus else CPU
+        return Server(self._folder / f"{name}.log", str(self._folder), llm, environment)
+
+    def _settings(
+        self, gpu: int, share: float, longest: int, seqs: int, gpus: int
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """vLLM's arguments of an engine, by their names in Python, and its variables."""
         llm: dict[str, Any] = {"load_format": "dummy", "max_model_len": longest, "max_num_seqs": seqs}
-        environment = {"VLLM_LOGGING_LEVEL": "WARNING", **options.pop("env", {})}
+        environment = {"VLLM_LOGGING_LEVEL": "WARNING"}
         if self.gpus:
             seen = [self.gpus[(gpu + rank) % len(self.gpus)] for rank in range(gpus)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seen))
@@ -121,6 +143,4 @@ class Engines:
         else:
             llm |= {"dtype": "float32", "block_size": self.block_size, "enforce_eager": True}
             llm |= {"max_num_batched_tokens": max(2048, seqs)}
-        llm |= options.pop("llm", {})
-        config = {"model": str(self._folder), "gpu": bool(self.gpus), "llm": llm, "commands": COMMANDS, **options}
-        return EngineProcess(self._folder / f"{name}.log", config, env=environment)
+        return llm, environment
