@@ -67,7 +67,12 @@ MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent ve
 }
 WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, the largest, and of activations, graphs and contexts of one engine
 START_SECONDS = 600  # none takes that long; with CUDA graphs one is up in 40, several start at a time
-TRANSFER = {"kv_connector": "KVMarketConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+TRANSFER = {
+    "kv_connector": "KVMarketConnector",
+    "kv_connector_module_path": "vllm_hook.connector",  # so that a checkout need not be installed
+    "kv_role": "kv_both",
+    "kv_load_failure_policy": "recompute",
+}
 COMMANDS = "bench.engines.commands"  # what engine processes know beside the commands of their own
 
 
