@@ -72,7 +72,7 @@ def owner_of(path: Path) -> Process | None:
 
 
 def try_lock(fd: int) -> bool:
-    """Take the record lock of a mark; False where another process has it. Closing any descriptor of it ends the lock."""
+    """Take the record lock of a mark; False if another process has it. Closing any descriptor of it ends the lock."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # or where files cannot be locked

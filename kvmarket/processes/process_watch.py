@@ -86,7 +86,7 @@ class _Loop:
         self._told: set[Watched] = set()  # `on_death` was called
         self._pidfds: dict[Watched, int] = {}
         self._wake_fd = -1  # an eventfd; -1 until there is one
-        self._turn = threading.RLock()  # held while `_wake_fd` is made, written or taken away: a closed one is never written
+        self._turn = threading.RLock()  # held while `_wake_fd` is used, so that a closed descriptor is never written
 
     def wake(self) -> None:
         """Have the thread look at `wanted`."""
