@@ -82,7 +82,7 @@ def _runs(ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> list[tup
 
 
 def _match(source: SlotArray, destination: SlotArray) -> Views:
-    """Return pairs of views of both arrays, of equal shapes, in canonical order, that cover all bytes of a slot once."""
+    """Return pairs of views of both arrays: equal shapes, canonical order, every byte of a slot once."""
     if source.layout.geometry() != destination.layout.geometry():
         raise LayoutError(
             f"blocks of ({source.layout.geometry()}) do not fit slots of ({destination.layout.geometry()}): "

@@ -29,7 +29,7 @@ class Job(Protocol):
         """
 
     def finish(self) -> Int64s | None:
-        """Return the sums of the blocks (without SEED) if the copy was summed, else None. Called once, when it is over."""
+        """Return the sums of the blocks (without SEED) if the copy was summed, else None. Called once, at the end."""
 
 
 @dataclass(eq=False)
