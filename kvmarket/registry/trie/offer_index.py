@@ -29,7 +29,7 @@ class OfferIndex:
         self._pages: dict[int, NDArray[np.int32]] = {}
 
     def expect(self, first: int, count: int) -> None:
-        """Announce offers `first` .. `first + count`, so that their pages need not grow. Memory is used as they come."""
+        """Announce offers `first` .. `first + count`, so that their pages need not grow. Takes memory as they come."""
         last = first + count - 1
         for high in range(first >> PAGE_BITS, (last >> PAGE_BITS) + 1):
             self._page(high, min(last, high << PAGE_BITS | _LOW) & _LOW)
