@@ -24,7 +24,7 @@ class Avoided:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with no pools. `clock` returns seconds."""
         self._clock = clock
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._for_good: set[str] = set()
         self._failures: dict[str, _Failures] = {}
         self._now: frozenset[str] = frozenset()
@@ -32,13 +32,13 @@ class Avoided:
 
     def for_good(self, pool: str) -> None:
         """Skip `pool` until `forget`."""
-        with self._turn:
+        with self._lock:
             self._for_good.add(pool)
             self._compute()
 
     def for_now(self, pool: str) -> None:
-        """Note a transient failure to read `pool`; skip it for a time that grows with each failure."""
-        with self._turn:
+        """Note a transient failure to read `pool`. From the third one on, skip it for a time that doubles each time."""
+        with self._lock:
             now = self._clock()
             known = self._failures.get(pool)
             times = known.times + 1 if known is not None and now - known.last < FORGIVEN else 1
@@ -49,13 +49,13 @@ class Avoided:
     def now(self) -> Collection[str]:
         """The pools to skip at this moment. Costs less than 1 us. Do not change the result."""
         if self._failures and self._clock() >= self._changes_at:
-            with self._turn:
+            with self._lock:
                 self._compute()
         return self._now
 
     def forget(self, pools: Iterable[str]) -> None:
         """Forget all about these pools: they have left the market."""
-        with self._turn:
+        with self._lock:
             for pool in pools:
                 self._for_good.discard(pool)
                 self._failures.pop(pool, None)

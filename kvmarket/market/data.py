@@ -49,7 +49,7 @@ class MappedPool:
         return all(owner.alive() for owner in self.owners)
 
 
-FLYING = 8  # fetches that are kept before the finished ones are dropped
+KEPT_FETCHES = 8  # fetches that are kept before the finished ones are dropped
 _log = logging.getLogger("kvmarket")
 _own_arrays: dict[str, SlotArray] = {}  # pools of this process, by id: CUDA IPC cannot open memory of the same process
 
@@ -81,11 +81,11 @@ class DataHalf:
         self.slots = cache.slot_array()
         self._rank, self._pid = rank, os.getpid()
         self.on_unreachable, self.on_scarce = on_unreachable, on_scarce
-        self._resting = Avoided()  # pools that are not tried for a while
+        self._skipped = Avoided()  # pools that are not tried for a while
         self._mapped: dict[str, MappedPool] = {}
-        self._flying: list[tuple[Fetch, Slots]] = []  # fetches under way: kept here, so that their mappings stay
+        self._fetches: list[tuple[Fetch, Slots]] = []  # fetches under way: kept here, so that their mappings stay
         self._lock = threading.Lock()
-        self._turns: dict[str, threading.Lock] = {}  # one per pool being mapped: takes seconds where kernels compile
+        self._map_locks: dict[str, threading.Lock] = {}  # one per pool being mapped, which may take seconds
         self._launching = threading.Lock()  # fetches into one slot are launched in the order in which they retired it
         self._watch = ProcessWatch(self._heed_deaths)
         self.mover = mover_of(self.slots, programs)
@@ -132,24 +132,24 @@ class DataHalf:
                 counters.add("fetch_failed", reason=reason, detail=error)
             fetch = Fetch(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
             with self._lock:
-                if len(self._flying) >= FLYING:
+                if len(self._fetches) >= KEPT_FETCHES:
                     self._prune()
-                self._flying.append((fetch, ids))
+                self._fetches.append((fetch, ids))
         return fetch
 
     def settle(self) -> None:
         """Conclude the fetches that are done. Costs a few us; nothing if no fetch is under way."""
-        if self._flying:
+        if self._fetches:
             with self._lock:
                 self._prune()
 
     def check_landed(self, block_ids: Slots) -> None:
         """Raise SlotError if a fetch into one of these slots is still under way: its block cannot be published yet."""
         self.settle()
-        flying = [slots for _, slots in self._flying]
-        if not flying:
+        under_way = [slots for _, slots in self._fetches]
+        if not under_way:
             return
-        for slot in common(np.concatenate(flying), block_ids):
+        for slot in common(np.concatenate(under_way), block_ids):
             raise SlotError(f"block id {slot} is still being fetched; call wait() on that fetch before you publish it")
 
     def forget(self, pools: Sequence[str]) -> None:
@@ -158,8 +158,8 @@ class DataHalf:
             self._prune()
             for pool in pools:
                 self._mapped.pop(pool, None)
-                self._turns.pop(pool, None)
-            self._resting.forget(pools)
+                self._map_locks.pop(pool, None)
+            self._skipped.forget(pools)
             self._watch_owners()
 
     def close(self) -> None:
@@ -170,8 +170,8 @@ class DataHalf:
             self._prune()
             self.on_unreachable = self.on_scarce = None  # these callbacks refer to us: end the cycle
             self._mapped.clear()
-            self._turns.clear()
-            self._flying.clear()
+            self._map_locks.clear()
+            self._fetches.clear()
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Make our GPU the current device: else torch makes a context on the first GPU when a mapping is dropped."""
@@ -179,7 +179,7 @@ class DataHalf:
 
     def _prune(self) -> None:
         """Drop the fetches that are done, and with them the mappings that they kept alive."""
-        self._flying = [(fetch, slots) for fetch, slots in self._flying if not fetch.done()]
+        self._fetches = [(fetch, slots) for fetch, slots in self._fetches if not fetch.done()]
 
     def check(self, hit: Hit, count: int, first: int) -> None:
         """Raise SlotError unless `hit` has `count` blocks from block `first` on, and a geometry that fits ours.
@@ -223,12 +223,12 @@ class DataHalf:
         """
         pool = descriptor.pool
         with self._lock:
-            turn = self._turns.setdefault(pool, threading.Lock())
-        with turn:
+            lock = self._map_locks.setdefault(pool, threading.Lock())
+        with lock:
             mapped = self._mapped.get(pool) or self._new_mapping(descriptor)
             with self._lock:
-                if self._turns.get(pool) is turn:  # else the pool has left meanwhile: map it for this fetch only
-                    del self._turns[pool]
+                if self._map_locks.get(pool) is lock:  # else the pool has left meanwhile: map it for this fetch only
+                    del self._map_locks[pool]
                     if mapped is not None:
                         self._mapped[pool] = mapped
                         self._drop_dead()  # the new one too: the message that its owner left may have come before
@@ -247,10 +247,10 @@ class DataHalf:
     def _heed_deaths(self, dead: frozenset[Process | Relayed]) -> bool:
         """Drop the mappings of dead owners; return whether no fetch is under way, which might still keep one."""
         self.forget([name for name, each in self._mapped.copy().items() if not dead.isdisjoint(each.owners)])
-        return not self._flying
+        return not self._fetches
 
     def _new_mapping(self, descriptor: PoolDescriptor) -> MappedPool | None:
-        if descriptor.pool in self._resting.now():
+        if descriptor.pool in self._skipped.now():
             counters.add("pool_passed_over", reason="it could not be mapped lately")
             return None
         try:
@@ -264,7 +264,7 @@ class DataHalf:
             counters.add(name, reason=type(error).__name__)  # the text differs for every process
             _log.info("pool %s is unreachable: %s", descriptor.pool, error)
             if scarce:
-                self._resting.for_now(descriptor.pool)
+                self._skipped.for_now(descriptor.pool)
             if (hear := self.on_scarce if scarce else self.on_unreachable) is not None:
                 hear(descriptor.pool)
             return None

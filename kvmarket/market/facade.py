@@ -82,7 +82,7 @@ class Market:
         self.cache = cache
         self._identity = fingerprint.hex, tenant
         self._checksums = checksums
-        self._staging_turn = threading.Lock()
+        self._staging_lock = threading.Lock()
         self._membership = Membership(cache, fingerprint, tenant, staging_bytes, address, programs)
         self._control, self._data = self._membership.control, self._membership.data
         self._staging, self._pending = self._membership.staging, self._membership.pending
@@ -217,7 +217,7 @@ class Market:
             raise MisuseError(
                 "staged=True needs a staging pool; give connect(..., staging_bytes=...) at least one block"
             )
-        with self._staging_turn:  # no other thread may take the same slots before their generations are read
+        with self._staging_lock:  # no other thread may take the same slots before their generations are read
             staged = self._staging.ring.take(len(ids))
             ids, generations = ids[: len(staged)], generations[: len(staged)]
             self._control.retire(staged, staged=True)

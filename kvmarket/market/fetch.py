@@ -80,7 +80,7 @@ class Fetch:
         self._asked, self._pieces = asked, pieces
         self._started, self._landing = started, landing
         self._pid = os.getpid()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._valid: Flags | None = None
         if started is None:
             self._end(np.zeros(asked, np.bool_))
@@ -117,7 +117,7 @@ class Fetch:
 
     def _settle(self, started: Started) -> None:
         """Wait for the copy if it is not done, then find out, once, which blocks are valid."""
-        with self._turn:
+        with self._lock:
             if self._started is not None:
                 self._conclude(started)
 

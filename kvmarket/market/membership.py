@@ -45,7 +45,7 @@ class Membership:
     ) -> None:
         """Export `cache` and join the market; see `Market` for arguments and errors."""
         self._pid = os.getpid()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._left = False
         self._over = threading.Event()
         self.pending = Pending()
@@ -88,7 +88,7 @@ class Membership:
         """
         if os.getpid() != self._pid:
             return
-        with self._turn:
+        with self._lock:
             if self._left:
                 return
             self._left = True

@@ -57,7 +57,7 @@ class Peers:
         self._on_scarce = on_scarce
         self._descriptors = descriptors
         self._peers: dict[str, Peer] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def of(self, record: PoolRecord) -> Peer | None:
         """Return the pool of `record`. Costs 0.1 ms the first time.
@@ -78,7 +78,7 @@ class Peers:
                 counters.add("pool_unreachable", reason=type(error).__name__)
             (self._on_scarce if scarce else self._on_unreadable)(record.pool)
             return None
-        with self._turn:
+        with self._lock:
             self._peers[record.pool] = peer
         return peer
 
@@ -120,12 +120,12 @@ class Peers:
 
     def met(self) -> tuple[str, ...]:
         """The pools of which offers were found and that have not left."""
-        with self._turn:
+        with self._lock:
             return tuple(self._peers)
 
     def forget(self, pools: Sequence[str]) -> None:
         """Forget pools that have left. Their generations are unmapped when nothing refers to them any more."""
-        with self._turn:
+        with self._lock:
             for pool in pools:
                 self._peers.pop(pool, None)
 

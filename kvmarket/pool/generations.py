@@ -68,7 +68,7 @@ class Generations:
         self._words[0] = _MAGIC
         _seal(self._fd)
         self.slots = slots
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def file(self) -> SharedFile:
@@ -90,12 +90,12 @@ class Generations:
 
     def raise_slots(self, slots: Slots) -> None:
         """Raise the generation of each slot: every earlier offer of it is dead when this returns. Costs a few us."""
-        with self._turn:
+        with self._lock:
             self._slots[slots] += np.uint64(1)
 
     def raise_epoch(self) -> None:
         """Raise the epoch: every earlier offer of the pool is dead when this returns."""
-        with self._turn:
+        with self._lock:
             self._words[_EPOCH] += np.uint64(1)
 
     def as_slots(self, slots: Sequence[int] | Slots) -> Slots:
@@ -107,7 +107,7 @@ class Generations:
 
         Readers that mapped the words still see them; the kernel frees the memory with the last mapping.
         """
-        with self._turn:
+        with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:
             self.raise_epoch()

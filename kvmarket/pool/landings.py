@@ -30,7 +30,7 @@ _NOTHING = 0  # no fetch into it, or its content is unknown
 _UNDER_WAY = 1
 _BROUGHT = 2  # the fetch brought its block, which is there unless the slot's generation has changed
 _EMPTY = 3  # the fetch did not bring its block: the slot has a mark unless it was written since
-_UPSET = 4  # retired during the fetch, or marking it failed: it may hold anything until it is retired once more
+_UPSET = 4  # retired during the fetch, or its mark could not be written: it may hold anything until retired once more
 
 
 class Purpose(NamedTuple):
@@ -81,7 +81,7 @@ class Landings:
         """Start without fetches. Costs 21 bytes a slot."""
         self.generations = generations
         self._marks = Marks(array)
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._number = 0
         self._lanes: dict[int, object] = {}  # lanes of the fetches under way, by their numbers
         self._brought: dict[int, _Brought] = {}
@@ -97,7 +97,7 @@ class Landings:
         Fetches with the same `lane` (a mover) write in the order in which they begin. Raises SlotError, and retires
         nothing, if a fetch of another lane into one of the slots is under way. Costs a few us.
         """
-        with self._turn:
+        with self._lock:
             if self._lanes:
                 self._check_lane(slots, lane)
             retire()
@@ -118,7 +118,7 @@ class Landings:
 
     def end(self, landing: Landing, brought: Flags) -> None:
         """See `Landing.end`."""
-        with self._turn:
+        with self._lock:
             del self._lanes[landing.number]
             came, since, first = landing.slots, landing.generations, landing.purpose.first
             place = np.arange(first, first + len(came))
@@ -158,7 +158,7 @@ class Landings:
         launched before this call; it says for each slot whether it holds no block. Else returns None. Costs a few us,
         and a comparison of tokens where slots hold fetched blocks.
         """
-        with self._turn:
+        with self._lock:
             states = self._state[slots]
             if not states.any():
                 return None
@@ -205,7 +205,7 @@ class Landings:
 
         def empty() -> Flags:
             marked = look()
-            with self._turn:
+            with self._lock:
                 written = doubtful[~marked]
                 self._state[written[self._state[written] == _EMPTY]] = _NOTHING
             return np.isin(slots, doubtful[marked])

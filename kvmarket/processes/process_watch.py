@@ -35,14 +35,14 @@ class ProcessWatch:
         these deaths. If not, it is called again after `SOON_SECONDS`, with an empty set.
         """
         self._on_death = weakref.WeakMethod(on_death)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._loops: list[_Loop] = []  # the running loop, or none
         self._thread: threading.Thread | None = None
         weakref.finalize(self, _end, self._loops).atexit = False
 
     def watch(self, processes: Collection[Watched]) -> None:
         """Watch exactly these processes from now on. Costs a few us; starts the thread if there is none."""
-        with self._turn:
+        with self._lock:
             if self._loops:
                 self._loops[0].wanted = frozenset(processes)
                 self._loops[0].wake()
@@ -86,11 +86,11 @@ class _Loop:
         self._told: set[Watched] = set()  # `on_death` was called
         self._pidfds: dict[Watched, int] = {}
         self._wake_fd = -1  # an eventfd; -1 until there is one
-        self._turn = threading.RLock()  # held while `_wake_fd` is used, so that a closed descriptor is never written
+        self._lock = threading.RLock()  # held while `_wake_fd` is used, so that a closed descriptor is never written
 
     def wake(self) -> None:
         """Have the thread look at `wanted`."""
-        with self._turn:
+        with self._lock:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
 
@@ -108,7 +108,7 @@ class _Loop:
                 if turn.failed:
                     time.sleep(LOOK_SECONDS)
         finally:
-            with self._turn:
+            with self._lock:
                 wake, self._wake_fd = self._wake_fd, -1
             for fd in (wake, *self._pidfds.values()):
                 if fd >= 0:
@@ -130,7 +130,7 @@ class _Loop:
 
     def _open(self) -> list[Watched]:
         """Hold a pidfd for each wanted process and for no other; return the processes that have none."""
-        with self._turn:
+        with self._lock:
             if self._wake_fd < 0 and not self._ended:
                 try:
                     self._wake_fd = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

@@ -19,7 +19,7 @@ MEASURE = "kvmarket doctor --measure"
 
 
 def gpus() -> Iterator[Finding]:
-    """Check every GPU and every ordered pair. Nothing is copied."""
+    """Check every GPU and every ordered pair. Nothing is copied. Problems are findings, not exceptions."""
     yield _driver()
     trouble, devices = _unusable(), devices_here()
     if trouble:

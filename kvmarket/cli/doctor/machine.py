@@ -27,7 +27,7 @@ FEW_FILES = 1024
 
 
 def machine() -> Iterator[Finding]:
-    """Make all checks that need no GPU and no second process."""
+    """Make all checks that need no GPU and no second process. Problems are findings, not exceptions."""
     yield from _versions()
     yield _generations()
     yield _shared_memory()

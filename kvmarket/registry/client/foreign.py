@@ -28,7 +28,7 @@ class ForeignPools:
     def __init__(self, memory: Memory) -> None:
         """Start without descriptors. `memory` returns processes and files of a pool of ours; nothing for others."""
         self._memory = memory
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._lacking: dict[str, float] = {}  # pool -> when to ask for it
         self._coming: dict[str, dict[int, list[int]]] = {}  # pool -> number of the first -> descriptors so far
         self._held: dict[str, tuple[int, ...]] = {}
@@ -59,7 +59,7 @@ class ForeignPools:
 
     def heard(self, told: Descriptors, came: list[int]) -> None:
         """Keep descriptors that have come. Takes ownership of them."""
-        with self._turn:
+        with self._lock:
             wanted = told.pool in self._lacking
             if not wanted or len(came) != told.count:
                 close_all(came)  # they are asked for again
@@ -95,7 +95,7 @@ class ForeignPools:
 
     def forget(self, pools: Iterable[str]) -> None:
         """Close the descriptors of pools that have left."""
-        with self._turn:
+        with self._lock:
             for pool in pools:
                 self._near.discard(pool)
                 self._lacking.pop(pool, None)

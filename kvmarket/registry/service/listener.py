@@ -28,7 +28,7 @@ class Listener:
     def __init__(self, address: Address) -> None:
         """Take the lock and make the socket. Raises AddressError if another service has the lock, or on failure."""
         self._address = address
-        self._door: PacketListener | None = None
+        self._listener: PacketListener | None = None
         self._socket: tuple[int, int] | None = None  # identity of its file
         self._lock = -1
         self._directory_made = False  # whether we made the directory anew, so that we must remove it
@@ -51,7 +51,7 @@ class Listener:
 
     def accept(self) -> PacketSocket | None:
         """As `PacketListener.accept`."""
-        return None if self._door is None else self._door.accept()
+        return None if self._listener is None else self._listener.accept()
 
     def keep(self, needed: bool = True) -> bool:
         """Make lock and socket anew if they are missing; False if the service must end.
@@ -104,22 +104,22 @@ class Listener:
 
     def _open(self) -> None:
         """Make the socket, and replace the one before. Raises OSError."""
-        door = PacketListener(self._address.socket)
+        listener = PacketListener(self._address.socket)
         try:
-            self._poll.register(door, select.EPOLLIN)
+            self._poll.register(listener, select.EPOLLIN)
             self._socket = identity(self._address.socket)
         except OSError:
-            door.close()
+            listener.close()
             raise
-        if self._door is not None:
-            self._poll.unregister(self._door)
-            self._door.close()
-        self._door = door
+        if self._listener is not None:
+            self._poll.unregister(self._listener)
+            self._listener.close()
+        self._listener = listener
 
     def _let_go(self) -> None:
         """Close the descriptors; the lock last."""
-        if self._door is not None:
-            self._door.close()
+        if self._listener is not None:
+            self._listener.close()
         self._poll.close()
         if self._lock >= 0:
             os.close(self._lock)

@@ -69,7 +69,7 @@ class Service:
         """
         self.address = address
         self._idle_exit = idle_exit
-        self._door = Listener(address)
+        self._listener = Listener(address)
         self._stopped = False
         self._exchange = Exchange()
         self._relay = Relay(self._exchange)
@@ -79,7 +79,7 @@ class Service:
         self._me = Process.current()
         self._poll = select.epoll()
         self._deaths = Deaths(self._poll)
-        self._sessions = Sessions(self._poll, self._door)
+        self._sessions = Sessions(self._poll, self._listener)
 
     def run(self) -> None:
         """Serve until `stop`, until idle for `idle_exit` seconds, or until another service has the address.
@@ -96,7 +96,7 @@ class Service:
     def _turn(self) -> None:
         """Wait for events, handle them, and send the changes to the members."""
         members = self._exchange.members
-        if not self._door.keep(needed=self._idle_exit is None or bool(members.by_name)):
+        if not self._listener.keep(needed=self._idle_exit is None or bool(members.by_name)):
             _log.info("%s is another service's, or gone; this one gives way", self.address)
             self._stopped = True
             return
@@ -110,7 +110,7 @@ class Service:
         for session, events in sessions:
             if session is not None and session.socket.fileno() >= 0:  # not closed meanwhile
                 self._serve(session, events)
-        if any(fd == self._door.fileno() for fd, _ in ready):
+        if any(fd == self._listener.fileno() for fd, _ in ready):
             self._sessions.let_in()
         more = self._exchange.tell(SPARE_SECONDS)
         more = members.collect(SPARE_SECONDS) or more

@@ -43,12 +43,12 @@ class Session:
 class Sessions:
     """All connections and the listening socket, registered in the service's epoll."""
 
-    def __init__(self, poll: select.epoll, door: Listener) -> None:
-        """Start without connections. Takes ownership of `door`, the listening socket."""
-        self._poll, self._door = poll, door
+    def __init__(self, poll: select.epoll, listener: Listener) -> None:
+        """Start without connections. Takes ownership of `listener`, the listening socket."""
+        self._poll, self._listener = poll, listener
         self._by_descriptor: dict[int, Session] = {}
         self._open_at = 0.0  # when to accept connections again; 0: now
-        poll.register(door, select.EPOLLIN)
+        poll.register(listener, select.EPOLLIN)
 
     def __iter__(self) -> Iterator[Session]:
         """Iterate over a copy of the connections."""
@@ -61,19 +61,19 @@ class Sessions:
     def let_in(self) -> None:
         """Accept all waiting connections. If descriptors run out, count that and accept none for `REST_SECONDS`."""
         try:
-            while (sock := self._door.accept()) is not None:
+            while (sock := self._listener.accept()) is not None:
                 self._by_descriptor[sock.fileno()] = Session(sock)
                 self._poll.register(sock, sock.events)
         except OSError as error:
             counters.add("not_let_in", reason="no descriptor is left; raise the limit of open files", detail=error)
-            self._poll.unregister(self._door)
+            self._poll.unregister(self._listener)
             self._open_at = time.monotonic() + REST_SECONDS
 
     def look_after(self, now: float) -> None:
         """Periodic work: accept connections again, ask for missed messages, repeat the last number of each feed."""
         if self._open_at and now > self._open_at:
             self._open_at = 0.0
-            self._poll.register(self._door, select.EPOLLIN)
+            self._poll.register(self._listener, select.EPOLLIN)
         for session in self:
             session.ask(now)
             if session.feed is not None:
@@ -97,4 +97,4 @@ class Sessions:
         """Close all connections and the listening socket."""
         for session in self._by_descriptor.values():
             session.socket.close()
-        self._door.close()
+        self._listener.close()

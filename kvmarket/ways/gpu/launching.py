@@ -58,13 +58,13 @@ class LaunchThread:
         self._queue: SimpleQueue[Launch | None] = SimpleQueue()
         self._last: Launch | None = None
         self._closed = False
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="kvmarket-launch", daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[], None]) -> Launch:
         """Let the thread make `call`. Raises RuntimeError when the thread has ended."""
-        with self._turn:
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the thread that launches has ended; connect again")
             launch = self._last = Launch(call)
@@ -85,7 +85,7 @@ class LaunchThread:
             while (launch := self._queue.get()) is not None:
                 launch.run()
         finally:
-            with self._turn:
+            with self._lock:
                 self._closed = True
                 while not self._queue.empty():
                     if (launch := self._queue.get()) is not None:
