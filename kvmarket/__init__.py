@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 __all__ = ["Fetch", "Fingerprint", "Hit", "KVMarketError", "Market", "PagedCache", "connect", "errors", "registry"]
 
-_HOMES = {
+_MODULES = {
     "Fingerprint": "kvmarket.fingerprint",
     "Hit": "kvmarket.market.offer",
     "Market": "kvmarket.market.facade",
@@ -36,6 +36,6 @@ def __getattr__(name: str) -> Any:
     """Load a public name, or the subpackage `registry`, on first use."""
     if name == "registry":
         return import_module("kvmarket.registry")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'kvmarket' has no attribute {name!r}")

@@ -1,4 +1,7 @@
-"""What the protocol can carry, looked at where a value comes in: an error at the far side could not say what to do."""
+"""Checks of the caller's values against the limits of the protocol.
+
+They are made where a value enters the library: an error of the service could not tell the caller what to do.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from kvmarket.errors import LayoutError, MisuseError, TokenError
 from kvmarket.layout.layout import Layout
 from kvmarket.registry.protocol.messages import MAX_BLOCK_SIZE, MAX_NAME, MAX_SLOTS, MAX_TOKENS
 
-_SHOWN = 1000  # characters of a geometry that is too long to be sent whole
+_SHOWN = 1000  # characters that are kept of a text that is too long to be sent whole
 
 
 def check_tenant(tenant: str) -> None:
@@ -24,20 +27,20 @@ def check_tenant(tenant: str) -> None:
 
 
 def check_tokens(count: int) -> None:
-    """Raise TokenError for a prefix of more tokens than can be sent."""
+    """Raise TokenError where a prefix has more tokens than one message can hold."""
     if count > MAX_TOKENS:
         raise TokenError(f"{count} tokens, of which at most {MAX_TOKENS} can be sent at once; give a shorter prefix")
 
 
 def check_count(name: str, value: int | None, least: int) -> None:
     """Raise MisuseError unless `value` is a whole number from `least` on, or None."""
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)  # numpy has numbers of its own
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)  # numpy's integers are whole numbers too
     if value is not None and not (whole and value >= least):
         raise MisuseError(f"{name}={value!r}; give a whole number from {least} on")
 
 
 def check_size(layout: Layout) -> None:
-    """Raise LayoutError for a cache of more slots, or of larger blocks, than can be told."""
+    """Raise LayoutError where a cache has more slots, or more tokens per block, than messages can name."""
     if layout.slots > MAX_SLOTS:
         raise LayoutError(
             f"{layout.slots} slots, of which at most {MAX_SLOTS} can be named; make larger blocks, or several caches"
@@ -47,7 +50,7 @@ def check_size(layout: Layout) -> None:
 
 
 def shortened(text: str) -> str:
-    """`text` as it can be sent: one that is too long ends with a hash of the whole. Equal exactly for equal texts."""
+    """`text` if it can be sent whole; else its beginning and a hash of all of it. Equal exactly for equal texts."""
     if len(text) <= MAX_NAME:
         return text
     return f"{text[:_SHOWN]} ... {len(text)} characters, {xxhash.xxh3_128_hexdigest(text.encode())}"

@@ -1,7 +1,8 @@
-"""Other Python processes of ours: they import what this one can, and nothing that only lies in the current directory.
+"""Command line and environment of Python processes that this process starts.
 
-``-m``, ``-c`` and the prompt put the current directory first in ``sys.path``. A file ``uuid.py`` or ``numpy.py`` that
-lies there by chance would take the place of the module that is meant.
+A child can import the same modules as this process. ``-m``, ``-c`` and the interactive prompt put the current directory
+first in ``sys.path``: a file ``uuid.py`` or ``numpy.py`` that lies there by chance would hide the real module. So the
+child does not import from the current directory.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
-# Nothing is imported before the path is clean. The package is then loaded from where this process has it, which may be
-# the current directory after all, or an archive; its submodules follow from there.
+# Nothing is imported before the current directory has been removed from the path. The package is then loaded from the
+# place where this process found it (even if that is the current directory, or an archive), and its submodules too.
 _BOOTSTRAP = """\
 import sys; sys.path[:] = filter(None, sys.path)
 import runpy; from importlib import machinery, util
@@ -23,23 +24,23 @@ _DEPENDENCIES = ("msgspec", "numpy", "prometheus_client", "pynvml", "rich", "tor
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """Command line that runs a module of kvmarket as ``python -m module`` would; it needs `environment`."""
+    """Command line that runs a module of kvmarket as ``python -m module`` would; start it with `environment`."""
     return [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).absolute().parents[1]), module, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """This process' environment, with its `search_path` for whoever runs our code in a process of its own."""
+    """This process' environment variables, with PYTHONPATH set to `search_path`: for a child that runs our code."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path())}
 
 
 def search_path() -> list[str]:
     """``sys.path`` with absolute entries, and without the current directory unless PYTHONPATH names it.
 
-    The current directory comes last, instead, where a package that kvmarket needs was loaded from it.
+    If a package that kvmarket needs was loaded from the current directory, the current directory comes last.
     """
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # it was removed, and whatever was meant by it too
+    except FileNotFoundError:  # the current directory was removed, so relative entries mean nothing
         return [entry for entry in sys.path if Path(entry).is_absolute()]
     named = [here / entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     entries = [here / entry for entry in sys.path if entry]

@@ -11,10 +11,10 @@ _counts: dict[str, int] = {}
 
 
 def add(name: str, n: int = 1, reason: str = "", detail: object = "") -> None:
-    """Add `n` to counter `name`, or to `name{reason}`; a reason that was never seen is also logged once.
+    """Add `n` to counter `name`, or to `name{reason}`; log each reason once, when it is first counted.
 
-    `detail`, which may differ every time, stands in the log alone: a reason has to be one of few. Thread-safe, about
-    1 us.
+    Each reason is a counter of its own, so it must be one of few. `detail` may differ every time: only the log shows
+    it. Thread-safe. Costs about 1 us.
     """
     key = f"{name}{{{reason}}}" if reason else name
     with _lock:

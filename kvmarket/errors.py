@@ -5,16 +5,16 @@
     KVMarketError
     ├── MisuseError (also ValueError)     the call is wrong; nothing was launched, nothing was lost
     │   ├── LayoutError                   tensors that do not form a paged cache, or caches that do not fit each other
-    │   ├── SlotError                     block ids out of range, twice, too few or too many, or of other blocks
+    │   ├── SlotError                     block ids out of range, repeated, too few, too many, or of other blocks
     │   ├── TokenError                    tokens that are not a flat sequence of 32-bit integers, or too many
     │   ├── FingerprintError              facts that cannot be hashed
     │   └── ClosedError                   a call on a market that was closed, or in a fork of its process
-    ├── RegistryError                     the control plane cannot be reached or refused us
+    ├── RegistryError                     the control plane cannot be reached, or refused a request
     │   ├── AddressError                  the socket of the market cannot be made or is not private
     │   ├── VersionError                  the service speaks another protocol version
     │   ├── MessageError                  a message that does not decode or breaks a bound
-    │   │   ├── MissingBlockError         an offer that goes on from a block which is not on offer
-    │   │   └── NotJoinedError            a message of an engine that is no member (any more)
+    │   │   ├── MissingBlockError         an offer that continues a block which is not offered
+    │   │   └── NotJoinedError            a message of an engine that is not a member, or no longer
     │   └── RefusedError                  the service refused to let this engine join
     ├── TransportError                    the memory of a pool cannot be shared or mapped
     │   ├── SharedMemoryError             no room, or a shared file that is not what its owner said
@@ -41,7 +41,7 @@ class LayoutError(MisuseError):
 
 
 class SlotError(MisuseError):
-    """Block ids out of range, twice, too few, too many, or of slots that do not hold what is to be published."""
+    """Block ids out of range, repeated, too few, too many, or of slots that do not hold the blocks to be published."""
 
 
 class TokenError(MisuseError):
@@ -73,11 +73,11 @@ class MessageError(RegistryError):
 
 
 class MissingBlockError(MessageError):
-    """An offer that goes on from a block which is not on offer; the engine offers all that stands again."""
+    """An offer that continues a block which is not offered; the engine sends all its live offers again."""
 
 
 class NotJoinedError(MessageError):
-    """A message of an engine that is no member, because its connection broke; the engine joins again."""
+    """A message of an engine that is not a member, because its connection broke; the engine joins again."""
 
 
 class RefusedError(RegistryError):
@@ -101,4 +101,4 @@ class PeerAccessError(TransportError):
 
 
 class PlatformError(KVMarketError):
-    """This machine cannot keep the ordering that generations rest on."""
+    """This machine's processor does not order memory accesses as generations need it (see `pool.generations`)."""

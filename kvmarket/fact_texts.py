@@ -1,4 +1,4 @@
-"""Facts as short texts and digests, for people who want to know what keeps two engines apart."""
+"""Facts as short texts and digests: they show people which fact makes the fingerprints of two engines differ."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ import xxhash
 from kvmarket.facts import encoded
 from kvmarket.registry.protocol.status import FACT_DIGEST_BYTES, MAX_FACT_NAME, MAX_FACT_TEXT, Fact
 
-MOST_FACTS = 500  # of one fingerprint; the kind of memory and the geometry come beside them
-DEEPEST = 20
+MOST_FACTS = 500  # of one fingerprint; the kind of memory and the geometry are sent in addition
+DEEPEST = 20  # levels of mappings and dataclasses that are opened
 OTHERS = "all other facts"
-_DIGITS = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")  # of a checksum: the first ones tell it from another
+_DIGITS = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{8,}\b")  # of a checksum: only the first 8 digits are shown
 _SECRET = re.compile(
     r"(^|_|\.)(secret|password|passwd|credential|(api|private)_?key|(auth|access|hf)_?token)s?$", re.IGNORECASE
 )
 
 
 def described(facts: Mapping[str, object]) -> tuple[Fact, ...]:
-    """These facts one by one, at most `MOST_FACTS` of them.
+    """List the facts, sorted by name, as at most `MOST_FACTS` texts with digests.
 
-    What is in a mapping, or in the fields of a dataclass, is a fact of its own (``model_config.dtype``), as deep as the
-    bound permits; what is deeper is one digest. What is called a secret is shown by its digest alone. Raises
-    FingerprintError for values without an exact encoding. Costs some 20 us a fact, and a pass over arrays.
+    Each item of a mapping and each field of a dataclass becomes a fact of its own (``model_config.dtype``), level by
+    level while the number stays within the bound; deeper values stay together in one fact. A fact whose name says that
+    it is a secret is shown by its digest only. Raises FingerprintError for values without an exact encoding. Costs
+    about 20 us a fact, and a pass over arrays.
     """
     leaves = [(_printable(name), facts[name]) for name in sorted(facts)]
     if len(leaves) > MOST_FACTS:
@@ -47,19 +48,22 @@ def described(facts: Mapping[str, object]) -> tuple[Fact, ...]:
 
 
 def fact(name: str, value: object) -> Fact:
-    """One fact: its name, a text of at most `MAX_FACT_TEXT` characters, and a digest of all of its value."""
+    """Describe one fact: its name, a text of at most `MAX_FACT_TEXT` characters, and a digest of the whole value."""
     digest = xxhash.xxh3_64_digest(encoded({"": value}))[:FACT_DIGEST_BYTES]
     text = f"not shown, digest {digest.hex()}" if _SECRET.search(name) else _text(value)
     return Fact(_shortened(_printable(name), MAX_FACT_NAME), _shortened(_printable(text), MAX_FACT_TEXT), digest)
 
 
 def _held(name: str, value: object) -> list[tuple[str, object]]:
-    """What `value` holds by name, under longer names; itself where it holds nothing by name."""
+    """The items of `value`, each named ``name.key``; ``[(name, value)]`` where it has none."""
     return [(f"{name}.{_printable(key)}", item) for key, item in _items(value) or ()] or [(name, value)]
 
 
 def _items(value: Any) -> list[tuple[str, Any]] | None:
-    """What `value` holds by name, or by number where that has names in turn; None for a plain value."""
+    """Name and value of each item or field of `value`; None for a plain value.
+
+    The items of a list are named by number, and count only where at least one of them has named items itself.
+    """
     if isinstance(value, Mapping):
         return [(key if isinstance(key, str) else _text(key), item) for key, item in value.items()]
     if isinstance(value, list | tuple):
@@ -75,7 +79,7 @@ def _items(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def _text(value: Any) -> str:
-    """A text for people; different values may have the same one."""
+    """A text for people. Different values may have the same text."""
     torch = sys.modules.get("torch")
     if isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor)):
         return f"{str(value.dtype).removeprefix('torch.')} array of shape {tuple(value.shape)}"
@@ -84,7 +88,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return str.__str__(value) or "empty"
     if isinstance(value, int) and not isinstance(value, bool):
-        number = int(value)  # without what a class of its own makes of it
+        number = int(value)  # a derived class may have its own __str__
         return str(number) if number.bit_length() <= 128 else hex(number)
     if isinstance(value, float):
         return float.__repr__(value)
@@ -104,18 +108,18 @@ def _text(value: Any) -> str:
 
 
 def _joined(texts: Iterable[str]) -> str:
-    """As many of these as are shown of them."""
+    """Join the first of these texts, up to the length that is shown."""
     found, length = [], 0
     for text in texts:
         found.append(text)
         length += len(text) + 2
-        if length > MAX_FACT_TEXT + 32:  # a checksum among them gets shorter
+        if length > MAX_FACT_TEXT + 32:  # a checksum among them is shortened later
             break
     return ", ".join(found)
 
 
 def _printable(text: str) -> str:
-    """`text` without what a terminal obeys, or what cannot be sent."""
+    """`text` with "?" for every character that is not printable: terminals obey some, and some cannot be sent."""
     return "".join(each if each.isprintable() else "?" for each in text)
 
 

@@ -1,7 +1,7 @@
-"""Facts as bytes: the same in every process for equal values, and different for different ones.
+"""Facts as bytes: equal values give the same bytes in every process, different values different bytes.
 
-Each value becomes a kind and parts, every part behind its length, so that no two structures run into each other. What
-has no exact encoding here is refused, never taken by its text.
+Each value is written as its kind and its parts, each part after its length, so that different structures never give
+the same bytes. A value without an exact encoding is refused; its text is never used instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import xxhash
 
 from kvmarket.errors import FingerprintError
 
-_TORCH_NAMES = ("dtype", "device", "layout", "memory_format")  # of classes whose text is a value's full name
+_TORCH_NAMES = ("dtype", "device", "layout", "memory_format")  # classes of torch whose str() names a value exactly
 
 
 def encoded(facts: Mapping[str, object]) -> bytes:
@@ -67,14 +67,14 @@ def _name(kind: type) -> str:
 
 
 def _class(kind: type) -> bytes:
-    """The name of a class; FingerprintError for one that is made in a function, as another one may have its name."""
+    """The full name of a class. Raises FingerprintError for a local class: another local class may have its name."""
     if "<locals>" in kind.__qualname__:
         raise FingerprintError(f"a fact is, or is made of, the local class {_name(kind)}; give a name of your own")
     return _name(kind).encode()
 
 
 def _typed(value: Any, plain: type, content: bytes) -> bytes:
-    """A value of a built-in type, or of a class derived from it, which counts too."""
+    """Encode the `content` of a value of type `plain`. For a value of a derived class, encode the class as well."""
     if type(value) is plain:
         return _node(plain.__name__, content)
     return _node("derived", _class(type(value)), _node(plain.__name__, content))
@@ -118,7 +118,7 @@ def _dtype(dtype: np.dtype[Any]) -> bytes:
 
 
 def _array(value: np.ndarray[Any, Any] | np.generic) -> bytes:
-    """A numpy array or scalar: all its bytes, in C order."""
+    """Encode a numpy array or scalar: dtype, shape, and a digest of all its bytes in C order."""
     if isinstance(value, np.generic) and value.dtype.kind in "fc" and bool(np.isnan(value)):
         raise FingerprintError("a fact is NaN, which equals nothing; leave it out or name it by a string")
     kind = "array" if isinstance(value, np.ndarray) else "scalar"
@@ -126,7 +126,7 @@ def _array(value: np.ndarray[Any, Any] | np.generic) -> bytes:
 
 
 def _tensor(value: Any, torch: Any) -> bytes:
-    """A tensor of torch, wherever it is: all its elements."""
+    """Encode a torch tensor on any device: dtype, shape, and a digest of all its elements."""
     try:
         plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         content = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy().tobytes()
@@ -141,7 +141,7 @@ def _digest(content: bytes) -> bytes:
     return b"%d:%b" % (len(content), xxhash.xxh3_128_digest(content))
 
 
-# The first that fits counts: a bool is an int, an enum may be a str, a numpy scalar may be a float.
+# The first entry that fits is used: a bool is also an int, an enum may be a str, a numpy scalar may be a float.
 _ENCODERS: tuple[tuple[Any, Callable[[Any], bytes]], ...] = (
     (type(None), lambda value: _node("None")),
     (enum.Enum, _enum),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def main() -> None:
-    """Run the command line. Imports what that needs only now, when `__main__` has set the search path right."""
+    """Run the command line. Its imports are made here, after `__main__` has corrected the search path."""
     from kvmarket.cli.app import run
 
     run()

@@ -1,4 +1,4 @@
-"""The commands that ``kvmarket`` knows, one module each; what they import is imported when they run."""
+"""The commands of ``kvmarket``, one module each. A command's imports are made only when it runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def top(
     once: Annotated[bool, typer.Option(help="Print it once; an error where no service lives.")] = False,
     why: Annotated[bool, typer.Option(help="Print, once, which facts keep engines apart.")] = False,
 ) -> None:
-    """Show who is in a market and what is on offer, until interrupted; wait for a market where there is none."""
+    """Show the engines of a market and their offers, until interrupted. Waits while there is no market."""
     from kvmarket.cli.top import top as run
 
     run(address, interval, once=once, why=why)
@@ -47,7 +47,7 @@ def doctor(
 ) -> None:
     """Say what this machine can share, what it cannot, and what to do about it.
 
-    Exits 1 when something must be mended.
+    Exits with 1 if something must be repaired.
     """
     from kvmarket.cli.doctor.doctor import doctor as run
 
@@ -56,9 +56,9 @@ def doctor(
 
 @app.command()
 def demo(device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto", tokens: int = 0) -> None:
-    """Two engines, one prefill: the second takes the prefix from the first one's pool.
+    """Run two engines with one prefill: the second engine fetches the prefix from the first one's pool.
 
-    Exits 1 unless outputs are identical.
+    Exits with 1 unless the outputs are identical.
     """
     from kvmarket.cli.demo import demo as run
 
@@ -66,7 +66,7 @@ def demo(device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto"
 
 
 def run() -> None:
-    """Run the command line; an error of kvmarket is one line, not a trace."""
+    """Run the command line. An error of kvmarket is printed as one line, without a traceback, and exits with 2."""
     try:
         app()
     except KVMarketError as error:

@@ -1,4 +1,4 @@
-"""``kvmarket demo``: two engine processes, the second imports the first one's prefix, and what that was worth."""
+"""``kvmarket demo``: two engine processes; the second fetches the first one's prefix, and the time saved is shown."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Message = TypeVar("Message", Ready, Reply)
 
 
 class Engine:
-    """One engine process; ours to end."""
+    """One engine process. The demo must `close` it."""
 
     def __init__(self, name: str, configuration: Configuration, gpu: str | None) -> None:
-        """Start it; `gpu` is the one that it may see. Its stderr is ours."""
+        """Start the process. `gpu`: the only GPU that it sees. It shares our stderr."""
         self.name = name
         variables = {"OMP_WAIT_POLICY": "PASSIVE"} | environment()  # an idle engine leaves its cores to the other one
         if gpu is not None:
@@ -39,7 +39,7 @@ class Engine:
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=variables)
 
     def receive(self, kind: type[Message]) -> Message:
-        """The next message from it. Raises KVMarketError when it has died."""
+        """Wait for the next message of the process. Raises KVMarketError if it has died."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -48,17 +48,17 @@ class Engine:
         return msgspec.json.decode(line, type=kind)
 
     def generate(self, tokens: list[int], new_tokens: int, reuse: bool = True, wait_for: int = 0) -> Reply:
-        """Send one prompt, to be computed when the market offers `wait_for` tokens of it; what follows it."""
+        """Send one prompt and wait for the reply. The engine starts when the market offers `wait_for` tokens of it."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(msgspec.json.encode(Request(tokens, new_tokens, reuse, wait_for)) + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # receive() says what happened
+            pass  # receive() raises the reason
         return self.receive(Reply)
 
     def close(self) -> None:
-        """End it, by force if it does not end by itself within ten seconds."""
+        """End the process, by force after ten seconds."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         try:
@@ -69,7 +69,10 @@ class Engine:
 
 
 def gpus_for_two(device: str) -> tuple[str | None, str | None]:
-    """Which GPU each of the two engines sees, as CUDA_VISIBLE_DEVICES wants it; both None for the CPU."""
+    """The GPU of each of the two engines, as a value for CUDA_VISIBLE_DEVICES; both None for the CPU.
+
+    Raises MisuseError for an unknown device, or for cuda without a GPU.
+    """
     if device not in ("auto", "cpu", "cuda"):
         raise MisuseError(f"there is no device {device!r}; give auto, cpu or cuda")
     count = torch.cuda.device_count() if device != "cpu" else 0
@@ -83,11 +86,11 @@ def gpus_for_two(device: str) -> tuple[str | None, str | None]:
 
 
 def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, console: Console | None = None) -> int:
-    """Run it and print a table; returns the exit status: 0 when something was imported and the outputs are identical.
+    """Run the demo and print a table. Returns the exit status: 0 if blocks were imported and outputs are identical.
 
-    `device`: auto, cpu or cuda; with two or more GPUs each engine has its own. `prompt_tokens`: 0 takes 2,000 on a CPU
-    and 8,000 on a GPU. Takes some twenty seconds. Raises MisuseError without a checkout or such a device,
-    KVMarketError when an engine dies.
+    `device`: auto, cpu or cuda; with two or more GPUs each engine has its own. `prompt_tokens`: 0 means 2,000 on a CPU
+    and 8,000 on a GPU. Takes about twenty seconds. Raises MisuseError without a checkout, without such a device, or for
+    a prompt that is too short; KVMarketError if an engine dies.
     """
     if not EXAMPLE.exists():
         raise MisuseError(
@@ -119,14 +122,14 @@ def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, con
 
 
 def _compare(first: Engine, second: Engine, length: int, new_tokens: int, console: Console) -> int:
-    """Both engines on the same prompt: computed whole by the first, from an imported prefix by the second."""
+    """Run the same prompt on both engines: the first computes all of it, the second imports its prefix."""
     console.print(f"first engine: {first.receive(Ready).ready}; second engine: {second.receive(Ready).ready}")
     numbers = random.Random(20)
 
     def text(count: int) -> list[int]:
         return [numbers.randrange(VOCABULARY) for _ in range(count)]
 
-    warmup = text(length)  # so that nothing below is done for the first time: kernels, allocators, mappings
+    warmup = text(length)  # first uses take longer: kernels, allocators, mappings
     first.generate(warmup, 1)
     second.generate(warmup, 1, wait_for=length - BLOCK_SIZE)
 

@@ -1,7 +1,7 @@
 """One engine process of the demo: one JSON request a line on stdin, one JSON reply a line on stdout.
 
-Started with its configuration as JSON, in one argument, by `kvmarket.cli.demo`. The first line that it
-writes is a `Ready`; then each `Request` is answered with a `Reply`. It ends when stdin does.
+`kvmarket.cli.demo` starts it with a `Configuration` as JSON, in one argument. The process first writes a `Ready`, then
+answers each `Request` with a `Reply`. It ends when stdin is closed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import msgspec
 
 
 class Configuration(msgspec.Struct, frozen=True):
-    """What a demo engine is started with."""
+    """The argument with which a demo engine is started."""
 
     example: str  # path of mini_engine.py
     device: str  # "cpu" or "cuda"
@@ -36,7 +36,7 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What came of it: the fields of the example's `Result`."""
+    """The answer to a `Request`, with the fields of the example's `Result`."""
 
     tokens: list[int]
     imported_tokens: int
@@ -46,13 +46,13 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The engine is up, and what it runs on."""
+    """The engine has started; `ready` names the device it runs on."""
 
     ready: str
 
 
 def load(path: str) -> ModuleType:
-    """The example as a module; it lies beside the package, not in it."""
+    """Load the example as a module, by its path: it is not part of the package."""
     spec = importlib.util.spec_from_file_location("mini_engine", path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} cannot be loaded; give the path of a Python file")
@@ -65,7 +65,7 @@ def load(path: str) -> ModuleType:
 def run(configuration: Configuration) -> None:
     """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever a library prints goes beside the protocol, not into it
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes to stderr, not between replies
     import torch
 
     torch.set_num_threads(configuration.threads)

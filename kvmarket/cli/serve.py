@@ -12,7 +12,7 @@ from kvmarket.registry.service.service import Service
 
 
 def serve(address: str | None) -> None:
-    """Serve until SIGINT or SIGTERM, then remove the socket. Raises AddressError if another service has the market."""
+    """Serve until SIGINT or SIGTERM, then remove the socket. Raises AddressError if another service has `address`."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     service = Service(Address(address))
     for number in (signal.SIGTERM, signal.SIGINT):

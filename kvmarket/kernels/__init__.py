@@ -1,7 +1,7 @@
-"""The data plane: copy blocks between slots of two arrays. ``copy_blocks`` chooses; ``fragments`` plans.
+"""The data plane: copy blocks between slots of two arrays. ``copy_blocks`` chooses the kernel; ``fragments`` plans.
 
-The Triton kernels live in modules of their own names (``pack``, ``scatter``, ``pull``), with the torch reference of
-each in ``reference``; they are imported from there, so that a machine without Triton can import this package.
+Each Triton kernel is a module (``pack``, ``scatter``, ``pull``); ``reference`` has the torch reference of each. Import
+the kernels from their modules: this package can be imported on a machine without Triton.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The checksum of a block: 64 bits over its packed bytes, whatever layout it lies in.
+"""The checksum of a block: 64 bits over its packed bytes, the same in whatever layout the block lies.
 
 A block's packed bytes are 32-bit words ``w[0], w[1], ...``. Its checksum is ``SEED + sum(w[i] * key(i))`` mod 2**64
 with ``key(i) = i * KEY_STEP + FIRST_KEY`` mod 2**32, which is odd: multilinear hashing (Lemire and Kaser, "Strongly
-universal string hashing is fast", 2014) with a Weyl sequence for keys. Damage to one word, and two words exchanged
-within 8 GiB, are seen for certain, other damage but for one case in some 2**64. Sums commute: tiles may be added in any
-order, by any number of programs. It guards against faults, not against forgers.
+universal string hashing is fast", 2014) with a Weyl sequence for keys. It always detects damage to one word and two
+exchanged words within 8 GiB; it misses about one in 2**64 of other damages. The order of the summands does not matter:
+any number of programs may add their tiles. The checksum guards against faults, not against forgers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def finish(sums: torch.Tensor | npt.NDArray[np.int64]) -> UInt64s:
 
 
 def agree(found: UInt64s, expected: UInt64s) -> npt.NDArray[np.bool_]:
-    """Say for each block whether its checksum is the expected one; one that has none agrees with everything."""
+    """Say for each block whether its checksum is the expected one; true where NONE is expected."""
     same: npt.NDArray[np.bool_] = (found == expected) | (expected == NONE)
     return same
 
@@ -39,7 +39,7 @@ def agree(found: UInt64s, expected: UInt64s) -> npt.NDArray[np.bool_]:
 def checksum_reference(array: SlotArray, slots: torch.Tensor) -> torch.Tensor:
     """Return the sums (without SEED) of blocks ``slots`` of any array on a CPU: (blocks,) int64.
 
-    The bytes of a slot must be whole 32-bit words. Costs some 3 ns a word.
+    A slot must be a whole number of 32-bit words. Costs about 3 ns a word.
     """
     words = array.layout.slot_bytes // 4
     keys = np.arange(words, dtype=np.uint32) * np.uint32(KEY_STEP) + np.uint32(FIRST_KEY)

@@ -1,4 +1,7 @@
-"""What tells the contents of tensors apart: the sums of their pieces, taken where the tensors lie; see pieces.py."""
+"""Digests of tensors' contents, computed on the device that holds each tensor. On GPUs: sums of pieces, see pieces.py.
+
+A digest names weights by what they are.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ import xxhash
 
 from kvmarket.kernels.launch import is_interpreted
 
-COPY_BYTES = 64 << 20  # of a tensor with gaps, at a time
+COPY_BYTES = 64 << 20  # of a tensor with gaps, this many bytes are copied at a time
 
 
 def contents_of(tensors: Sequence[torch.Tensor]) -> list[bytes]:
-    """Return for each tensor bytes that are equal where the tensors' bytes, shapes and strides are equal.
+    """Return for each tensor a digest: equal where bytes, shapes and strides of two tensors are equal.
 
-    Strided tensors of any dtype, also with gaps, on any mix of devices; whatever lies on a GPU is read there, at the
-    speed of its memory, on the current stream, with one wait per GPU. On a CPU it costs 0.1 s a GB. What a GPU and a
-    CPU say of the same bytes differs. A tensor with gaps costs a copy of it, 64 MiB at a time.
+    Takes strided tensors of any dtype, also with gaps, on any mix of devices. A tensor on a GPU is read there, at the
+    speed of its memory, on the current stream; at the end the call waits once per GPU. On a CPU it costs 0.1 s a GB.
+    CPU and GPU give different digests for the same bytes. A tensor with gaps is copied, 64 MiB at a time.
     """
     found = [b""] * len(tensors)
     by_device: dict[torch.device, list[int]] = {}
@@ -33,15 +36,15 @@ def contents_of(tensors: Sequence[torch.Tensor]) -> list[bytes]:
 
 
 def spans_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The bytes of a tensor as 1-D uint8 tensors without gaps, which together are all of them, in a fixed order.
+    """Yield all bytes of a tensor as 1-D uint8 tensors without gaps, in an order that shape and strides determine.
 
-    A view where its elements lie without gaps, in whatever order; else copies of up to 64 MiB, each made when it is
-    asked for.
+    One view if the elements lie without gaps, in whatever order of the dimensions; else copies of up to 64 MiB, each
+    made when it is yielded. Elements that a stride of 0 repeats come once.
     """
     tensor = tensor.detach()
     if tensor.numel() == 0:
         return
-    tensor = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]  # repeats
+    tensor = tensor[tuple(slice(1) if stride == 0 else slice(None) for stride in tensor.stride())]  # no repeats
     strides = tensor.stride()
     tensor = tensor.permute(sorted(range(tensor.ndim), key=lambda dim: (-strides[dim], dim)))
     if tensor.is_contiguous():
@@ -73,7 +76,7 @@ def _on_gpu(tensors: Sequence[torch.Tensor]) -> Iterator[bytes]:
         for span in spans_of(tensor):
             count += sums.add(span)
             if span.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
-                sums.launch()  # a copy, whose memory is wanted for the next one
+                sums.launch()  # read this copy now: its memory is freed for the next one
         pieces.append(count)
     found = sums.take()
     for end, count in zip(np.cumsum(pieces), pieces, strict=True):

@@ -1,4 +1,4 @@
-"""Which kernel copies: chosen by where the arrays are and which side is packed."""
+"""Copy blocks with the kernel that suits the arrays' devices and the side that is packed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def copy_blocks(
     """Copy blocks ``source_slots[i]`` to slots ``destination_slots[i]``, between any two layouts of one geometry.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
-    On GPUs: launches on the current stream of the destination's device and returns at once; arrays
-    and tensors must live until the copy is done. ``programs`` bounds the programs that run at a time; the default suits
-    a source on the same device for pack and scatter, and a peer for everything else. On CPUs: done on return (the torch
-    reference, or the kernels where triton was imported with TRITON_INTERPRET=1). ``sums``: where one side is packed,
-    zeroed int64, one per block, to which the block's checksum is added. Raises LayoutError or SlotError before anything
-    moves.
+    On GPUs: launches on the current stream of the destination's device and returns at once; arrays and tensors must
+    live until the copy is done. ``programs`` bounds the programs that run at a time; the default assumes a source on
+    the same device if one side is packed, else a source on a peer. On CPUs: done on return (by the torch reference, or
+    by the kernels if triton was imported with TRITON_INTERPRET=1). ``sums``, allowed where one side is packed: zeroed
+    int64, one per block; the block's checksum is added to it. Raises LayoutError, SlotError, or MisuseError where the
+    kernels cannot run on the device, before anything moves.
     """
     if destination.device.type == "cpu" and not is_interpreted():
         check_slots(source, source_slots, destination, destination_slots)
@@ -46,7 +46,7 @@ def copy_blocks(
 
 
 def prepare(source: SlotArray, destination: SlotArray) -> None:
-    """Do ahead what the first copy between two arrays would do once: build the table, compile the kernel (seconds)."""
+    """Build the table and compile the kernel for a pair of arrays, so that its first copy need not. Takes seconds."""
     none = torch.empty(0, dtype=torch.int64, device=destination.device)
     copy_blocks(source, none, destination, none)
     if can_sum(source, destination):
@@ -54,7 +54,7 @@ def prepare(source: SlotArray, destination: SlotArray) -> None:
 
 
 def can_sum(source: SlotArray, destination: SlotArray) -> bool:
-    """Whether copies between these arrays can sum checksums: one side is packed, and all is aligned to 4 bytes."""
+    """Whether a copy between these arrays can sum checksums: one side is packed, all fragments are 4-byte aligned."""
     packed = source.layout.packed or destination.layout.packed
     return packed and checksums_fit(align_of(source, destination))
 
@@ -75,7 +75,7 @@ def _kernel(source: SlotArray, destination: SlotArray) -> Callable[..., None]:
 
 
 def is_interpreted() -> bool:
-    """Say whether the kernels run in Triton's interpreter; looks without importing triton when they cannot."""
+    """Say whether the kernels run in Triton's interpreter. Imports triton only if TRITON_INTERPRET is 1."""
     if os.environ.get("TRITON_INTERPRET") != "1":
         return False
     from kvmarket.kernels.tile import interpreted

@@ -54,10 +54,10 @@ def pack(
     """Copy blocks ``source_slots[i]`` to packed slots ``destination_slots[i]``.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
-    Runs on that device's current stream, on at most ``programs`` programs (one per tile unless
-    given, because a pack should be over before the step that follows it), and returns at once. ``sums``: zeroed int64,
-    one per block, to which the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or
-    MisuseError before anything is launched.
+    Runs on that device's current stream, on at most ``programs`` programs, and returns at once. The default is one
+    program per tile, so that the pack ends soon: the engine's next step waits for it. ``sums``: zeroed int64, one per
+    block, to which the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or MisuseError before
+    anything is launched.
     """
     if not destination.layout.packed:
         raise LayoutError("pack needs a packed destination: use pull between other layouts")

@@ -1,4 +1,4 @@
-"""The kernel that reads tensors where they lie and sums up each MiB of them: see pieces.py for what a sum is."""
+"""The kernel that reads tensors on their own device and computes the sum of each MiB; pieces.py defines the sum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvmarket.kernels import checksum, pieces
 from kvmarket.kernels.checksum import UInt64s
 from kvmarket.kernels.pieces import PIECE_BYTES
 
-STEP_WORDS, WARPS = 4096, 8  # of a program: what it reads at a time, and with how many threads
+STEP_WORDS, WARPS = 4096, 8  # of a program: words that it reads at a time, and its warps
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
 FIRST_MIXER, SECOND_MIXER = tl.constexpr(pieces.MIXERS[0]), tl.constexpr(pieces.MIXERS[1])
 FIRST_SHIFT, SECOND_SHIFT, THIRD_SHIFT = (tl.constexpr(shift) for shift in pieces.SHIFTS)
@@ -24,7 +24,7 @@ ALIGN = 16
 
 @triton.jit  # type: ignore[untyped-decorator]
 def weighted(words: tl.tensor, places: tl.tensor) -> tl.tensor:
-    """What each word adds to the sum of its piece: 64 bits."""
+    """Return what each word adds to the sum of its piece, uint64. places: the indices of the words in the piece."""
     keys = places.to(tl.uint32) * KEY_STEP + FIRST_KEY
     mixed = words ^ keys
     mixed = (mixed ^ (mixed >> FIRST_SHIFT)) * FIRST_MIXER
@@ -35,9 +35,9 @@ def weighted(words: tl.tensor, places: tl.tensor) -> tl.tensor:
 
 @triton.jit(do_not_specialize=["pieces"])  # type: ignore[untyped-decorator]
 def piece_sums_kernel(table: tl.tensor, sums: tl.tensor, pieces: int, WORDS: tl.constexpr, ALIGN: tl.constexpr) -> None:
-    """Sum up one piece. table: (2, pieces) int64, addresses and lengths in bytes; sums: int64, one per piece.
+    """Sum up one piece per program. table: (2, pieces) int64, addresses and lengths in bytes.
 
-    ALIGN divides all addresses: 16, or 1, which costs four times as many reads.
+    sums: int64, one per piece. ALIGN divides all addresses: 16, or 1, which takes four times as many reads.
     """
     piece = tl.program_id(0)
     length = tl.load(table + pieces + piece).to(tl.int32)
@@ -64,7 +64,7 @@ def piece_sums_kernel(table: tl.tensor, sums: tl.tensor, pieces: int, WORDS: tl.
 
 
 class PieceSums:
-    """The sums of the pieces of spans on one device, in the order in which these are added.
+    """Computes the sums of the pieces of spans on one device, in the order in which the spans are added.
 
     A span is a 1-D uint8 tensor without gaps. All work is launched on the device's current stream.
     """
@@ -75,12 +75,15 @@ class PieceSums:
         self._sums: list[torch.Tensor] = []
 
     def add(self, span: torch.Tensor) -> int:
-        """Take a span along, to be read by the next launch; returns how many pieces it has."""
+        """Keep a span for the next launch, which reads it; return its number of pieces."""
         self._waiting.append(span)
         return -(-len(span) // PIECE_BYTES)
 
     def launch(self) -> None:
-        """Read what was added since the last launch: one kernel, or two where addresses are odd; returns at once."""
+        """Launch the sums of the spans that were added since the last launch, without waiting for them.
+
+        One kernel for pieces whose address is a multiple of 16, one for the others.
+        """
         spans, self._waiting = self._waiting, []
         if not spans:
             return
@@ -95,7 +98,7 @@ class PieceSums:
         self._sums.append(sums)
 
     def take(self) -> UInt64s:
-        """Return the sums of all pieces that were added, and forget them. Waits for the device, once."""
+        """Return the sums of all pieces that were added, and start anew. Waits for the device."""
         self.launch()
         sums, self._sums = self._sums, []
         if not sums:
@@ -105,7 +108,7 @@ class PieceSums:
 
 
 def _table(spans: Sequence[torch.Tensor]) -> npt.NDArray[np.int64]:
-    """(2, pieces): the address of each piece of each span, and its bytes."""
+    """Return (2, pieces) int64: the address of each piece of each span, and its length in bytes."""
     tables = []
     for span in spans:
         starts = np.arange(0, len(span), PIECE_BYTES, dtype=np.int64)

@@ -1,10 +1,10 @@
-"""What the sum of a piece of a tensor is: 64 bits for each MiB.
+"""Definition of the sum of a piece of a tensor: 64 bits for each MiB.
 
 A piece is up to `PIECE_BYTES` bytes of one tensor, read as little-endian 32-bit words ``w[0], w[1], ...`` with zeros
-behind the last byte. Its sum is ``sum(mixed(w[i] ^ key(i)) * key(i))`` mod 2**64, with the keys of checksum.py and a
-bijection ``mixed`` of 32 bits. A change of one word is seen for certain, any other but for one in some 2**62. Without
-`mixed`, words that differ by +1, -2, +1 side by side would have the sum of those they replace: weights hold indices and
-masks, where that happens. It guards against other weights, not against forgers.
+after the last byte. Its sum is ``sum(mixed(w[i] ^ key(i)) * key(i))`` mod 2**64, with the keys of checksum.py and a
+bijection ``mixed`` of 32 bits. The sum always changes when one word changes; of other changes it misses about one in
+2**62. Without ``mixed``, changes of +1, -2, +1 in three neighbouring words would cancel out: that happens in weights
+that hold indices and masks. The sum tells different weights apart; it does not guard against forgers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SHIFTS = (16, 15, 15)
 
 
 def piece_sums_reference(data: npt.NDArray[np.uint8]) -> UInt64s:
-    """Return the sums of the pieces of these bytes. Costs some 3 ns a word."""
+    """Return the sums of the pieces of ``data``, in order. Costs about 3 ns a word."""
     sums = []
     for start in range(0, len(data), PIECE_BYTES):
         piece = data[start : start + PIECE_BYTES]

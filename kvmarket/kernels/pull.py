@@ -31,7 +31,7 @@ def pull_kernel(
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
-    """Read over the link, write at home: few programs, each with a large tile of fragments in flight."""
+    """Read over the link, write to local memory: few programs, each with a large tile of fragments in flight."""
     move_tiles(
         table, source_slots, destination_slots, sums, fragments, chunks, words, units,
         ROWS, COLUMNS, PIECE, INTEGER, ALIGN, EXACT, WIDE, SUM,
@@ -56,10 +56,10 @@ def pull(
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
     The source may be a peer's memory, mapped on the destination's device. Runs on that device's current stream, on at
-    most ``programs`` programs (unless given, as many as fill NVLink, see shape.py), and returns at once. The
-    bytes count only after the owner's generations were checked again. ``sums``: where one side is packed, zeroed int64,
-    one per block, to which the block's checksum is added (see checksum.py). Raises LayoutError, SlotError or
-    MisuseError before anything is launched.
+    most ``programs`` programs (by default as many as fill NVLink, see shape.py), and returns at once. The caller must
+    not use the bytes before it has checked the owner's generations again. ``sums``, allowed where one side is packed:
+    zeroed int64, one per block, to which the block's checksum is added (see checksum.py). Raises LayoutError, SlotError
+    or MisuseError before anything is launched.
     """
     launch(
         pull_launcher,

@@ -1,6 +1,6 @@
-"""What pack, scatter and pull do, without Triton: the kernels are tested against it, and CPU-only machines run it.
+"""Pack, scatter and pull in torch, without Triton: tests compare the kernels with it, and CPU-only machines run it.
 
-It works on the parts' own shapes and strides and shares nothing with the planning of the kernels.
+It uses the shapes and strides of the parts and shares no code with the planning of the kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvmarket.kernels.addresses.pairs import PairCache
 from kvmarket.layout.paged import SlotArray
 
 Views = list[tuple[torch.Tensor, torch.Tensor]]
-SLICE_BYTES = 16384  # shorter copies cost less gathered by index than one after another
+SLICE_BYTES = 16384  # copies of less than this each are faster as one gather by index
 
 
 def pack_reference(
@@ -41,7 +41,10 @@ def scatter_reference(
 def pull_reference(
     source: SlotArray, source_slots: torch.Tensor, destination: SlotArray, destination_slots: torch.Tensor
 ) -> None:
-    """As ``pull``; on CPU arrays the bytes are there when it returns. No packed copy is made on the way."""
+    """As ``pull``; on CPU arrays the bytes are there when it returns. Copies directly, without a packed copy between.
+
+    Slot ids are not checked. Raises LayoutError when the geometries differ.
+    """
     if destination.device.type != "cpu":
         for view, own in matched_views(source, destination):
             own[destination_slots] = view[source_slots]
@@ -79,7 +82,7 @@ def _runs(ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> list[tup
 
 
 def _match(source: SlotArray, destination: SlotArray) -> Views:
-    """Return views of both arrays of the same shapes, in canonical order, that cover every byte of a slot once."""
+    """Return pairs of views of both arrays: equal shapes, canonical order, every byte of a slot once."""
     if source.layout.geometry() != destination.layout.geometry():
         raise LayoutError(
             f"blocks of ({source.layout.geometry()}) do not fit slots of ({destination.layout.geometry()}): "
@@ -103,7 +106,7 @@ def _as_numpy(views: Views) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
 
 
 def _pieces(array: SlotArray) -> list[torch.Tensor]:
-    """Return views of the finest common structure: each layer, or the two halves of a layer that starts with a 2."""
+    """Return one view per layer; two where the layer's shape starts with a 2, one for each half (K and V)."""
     views = array.part_views()
     if array.layout.packed:
         flat = views[0].reshape(array.layout.slots, -1)

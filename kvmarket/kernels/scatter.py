@@ -56,9 +56,9 @@ def scatter(
     """Copy packed blocks ``source_slots[i]`` to slots ``destination_slots[i]``.
 
     Slots: 1-D int64 on the destination's device, in range; destinations differ from each other and from all sources.
-    Runs on that device's current stream, on at most ``programs`` programs (one per tile unless
-    given), and returns at once. ``sums``: zeroed int64, one per block, to which the block's checksum is added (see
-    checksum.py). Raises LayoutError, SlotError or MisuseError before anything is launched.
+    Runs on that device's current stream, on at most ``programs`` programs (by default one per tile), and returns at
+    once. ``sums``: zeroed int64, one per block, to which the block's checksum is added (see checksum.py). Raises
+    LayoutError, SlotError or MisuseError before anything is launched.
     """
     if not source.layout.packed:
         raise LayoutError("scatter needs a packed source: use pull between other layouts")

@@ -1,4 +1,4 @@
-"""How much one program of a kernel moves at a time, and in which pieces: constants that a kernel is compiled for."""
+"""Tile shapes: how many bytes one program of a kernel moves at a time. A kernel is compiled for these constants."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 
 import triton.language as tl
 
-INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32}  # a word of so many bytes
-ACCESS_WORDS = 128  # what a warp reads at a time, 16 bytes a thread
+INTEGERS = {1: tl.int8, 2: tl.int16, 4: tl.int32}  # bytes of a word -> Triton's type of it
+ACCESS_WORDS = 128  # 4-byte words that a warp reads at a time, 16 bytes a thread
 
 
 class Program(NamedTuple):
-    """What one program takes: bytes on their way at a time, warps, registers a thread.
+    """The resources of one program: bytes in flight at a time (its tile), warps, registers per thread.
 
-    An SM has 65,536 registers; where a program takes them all, it is alone there. ``enough`` programs fill NVLink
-    between two H100 or H200; None where there is nothing to fill, and as many run as there are tiles.
+    An SM has 65,536 registers; a program that takes them all has the SM to itself. ``enough`` programs fill NVLink
+    between two H100 or H200; None for kernels that use no link, which run one program per tile.
     """
 
     tile_bytes: int
@@ -24,15 +24,19 @@ class Program(NamedTuple):
     enough: int | None
 
 
-LINK = Program(131072, 16, 128, 12)  # with half as much on its way an SM reads 45 GB/s from a peer, with this 49
-SUMMING_LINK = Program(65536, 16, 128, 20)  # summing takes time between reads, and registers
+LINK = Program(131072, 16, 128, 12)  # an SM reads 49 GB/s from a peer with this tile, 45 GB/s with half of it
+SUMMING_LINK = Program(65536, 16, 128, 20)  # summing takes registers, and time between reads: hence more programs
 SMALL_LINK = Program(65536, 32, 64, 16)
 LOCAL = Program(32768, 16, 64, None)
 SMALL_LOCAL = Program(65536, 32, 64, None)
 
 
 class Tile(NamedTuple):
-    """The shape of a tile: ``rows`` units of ``columns`` words, of which all warps read ``piece`` columns at a time."""
+    """The shape of a tile: ``rows`` units of ``columns`` words of ``word`` bytes.
+
+    All warps together read ``piece`` columns of every row at a time. ``align`` divides all addresses and lengths.
+    ``exact``: ``columns`` divides the words of a fragment, so no column needs a mask.
+    """
 
     rows: int
     columns: int
@@ -46,9 +50,9 @@ class Tile(NamedTuple):
 def tile_of(length: int, align: int, program: Program) -> Tile:
     """Choose the tile of at most ``program.tile_bytes`` (a power of two) for fragments of ``length`` bytes.
 
-    As wide as it can be without masking off more of the fragment's last chunk than a narrower tile would. The number of
-    words is that of 4-byte words even where words are narrower, because each word takes a register. A piece is as wide
-    as gives every warp a row, or its share of one: then a thread has the addresses of few rows to keep.
+    The tile is the widest of those that waste the fewest words in the fragment's last chunk. It has ``tile_bytes / 4``
+    words even where words are narrower than 4 bytes, because each word takes a register. The piece is chosen so that
+    every warp reads one row or a share of one: a thread then keeps the addresses of few rows.
     """
     word = min(align, 4)
     words, limit = length // word, program.tile_bytes // 4
@@ -62,16 +66,16 @@ def tile_of(length: int, align: int, program: Program) -> Tile:
 
 
 def program_of(length: int, align: int, large: Program, small: Program) -> Program:
-    """The one of two programs that suits fragments of ``length`` bytes.
+    """Choose between two programs for fragments of ``length`` bytes.
 
-    The large one, unless each of its threads would have to keep more addresses and masks than it has registers for.
+    Returns ``large``, unless its threads would need more registers for addresses and masks than they have.
     """
     tile = tile_of(length, align, large)
     return large if tile.exact and tile.rows <= 2 * large.warps else small
 
 
 def constants_of(tile: Tile, *, wide: bool, summed: int) -> dict[str, Any]:
-    """Name the constants with which a kernel is compiled for a tile; ``summed``: what SUM is."""
+    """Return the constants, by name, with which a kernel is compiled for a tile; ``summed``: the value of SUM."""
     return {
         "ROWS": tile.rows,
         "COLUMNS": tile.columns,

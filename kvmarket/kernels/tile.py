@@ -1,8 +1,9 @@
-"""What pack, scatter and pull share: the tile that one program moves per step, and the launch.
+"""The code that pack, scatter and pull share: moving the tile of one program per step, and the launch.
 
-A tile is ROWS units of COLUMNS words; a unit is a chunk of a fragment of a slot. Small fragments fill the tile side by
-side and large ones are cut into chunks, so both run at full width. Programs stride over the tiles, so their number is
-the caller's choice: it bounds the SMs taken, not the bytes moved. How large tiles are: shape.py.
+A tile is ROWS units of COLUMNS words; a unit is a chunk of a fragment of a slot. A tile holds several small fragments
+side by side, and large fragments are cut into chunks, so both use the full width. Each program moves every n-th tile,
+so the caller may choose the number n of programs: it bounds the SMs in use, not the bytes moved. shape.py says how
+large tiles are.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from kvmarket.kernels.addresses.tables import Table, table_of
 from kvmarket.kernels.shape import Program, Tile, constants_of, program_of, tile_of
 from kvmarket.layout.paged import SlotArray
 
-Int64s: TypeAlias = torch.Tensor | int  # a tensor of them, or its address
-RUNTIME = ["fragments", "chunks", "words", "units"]  # arguments whose values must not make another kernel
-POINTERS = ["source_slots", "destination_slots", "sums"]  # arguments whose alignment must not
+Int64s: TypeAlias = torch.Tensor | int  # an int64 tensor, or its address
+RUNTIME = ["fragments", "chunks", "words", "units"]  # Triton must not compile another kernel for their values
+POINTERS = ["source_slots", "destination_slots", "sums"]  # nor for the alignment of these
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
-NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # what SUM may be
+NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # the values of SUM
 _PER_UNIT = tl.constexpr(PER_UNIT)
 
 
@@ -42,10 +43,10 @@ def locate_tile(
     COLUMNS: tl.constexpr,
     WORD: tl.constexpr,
 ) -> Any:
-    """Where the tile of units ``start`` .. lies.
+    """Locate the tile that starts with unit ``start``.
 
-    Per row: source and destination address, whether there is such a unit, its chunk, the place of its first byte in a
-    packed slot, its block.
+    Returns per row (unit): source and destination address, whether the unit exists, its chunk, the offset of its first
+    byte in a packed slot, its block.
     """
     unit = start + tl.arange(0, ROWS)
     live = unit < units
@@ -85,16 +86,16 @@ def move_tiles(
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
-    """Move units ``0 .. units`` (slot-major, then fragment, then chunk), this program's share of them.
+    """Move this program's share of the units ``0 .. units`` (numbered by block, then fragment, then chunk).
 
     table: (5, fragments) int64, see Table. slots: int64, one per block. words: INTEGERs per fragment; EXACT when
-    COLUMNS divides them. PIECE divides COLUMNS: each access of the program is of PIECE words in every row, and all
-    reads of a tile are asked for before the first of them is written. ALIGN divides all addresses and the length. WIDE
-    counts units in 64 bits. SUM weights the words, see checksum.py: PER_BLOCK adds those of each block to its int64 in
-    ``sums``, PER_UNIT stores those of each unit in one of its own, which may lie in host memory and need not be zeroed;
-    INTEGER is 4 bytes then.
+    COLUMNS divides them. PIECE divides COLUMNS: each access of the program is PIECE words of every row, and all reads
+    of a tile are issued before its first write. ALIGN divides all addresses and the length. WIDE counts units in
+    64 bits. SUM sums the weighted words, see checksum.py: PER_BLOCK adds the sum of each block to its int64 in
+    ``sums``. PER_UNIT stores the sum of each unit in an int64 of its own, which may lie in host memory and need not be
+    zeroed. With SUM, INTEGER is 4 bytes.
 
-    The addresses of the next tile are asked for while the bytes of this one are on their way.
+    The addresses of the next tile are loaded while the bytes of this tile are in flight.
     """
     WORD: tl.constexpr = INTEGER.primitive_bitwidth // 8
     pointer: tl.constexpr = tl.pointer_type(INTEGER)
@@ -112,7 +113,7 @@ def move_tiles(
         readable = tl.multiple_of(source.to(pointer, bitcast=True), ALIGN)
         writable = tl.multiple_of(destination.to(pointer, bitcast=True), ALIGN)
         left = (words // PAIR) * PAIR - chunk * COLUMNS
-        mask = None  # where each row of a tile is a whole chunk of a unit that exists
+        mask = None  # none needed where each row of a tile is a whole chunk of a unit that exists
         if ROWS > 1:
             mask = live[:, None]
         values = ()
@@ -146,7 +147,7 @@ def move_tiles(
 
 
 class Plan(NamedTuple):
-    """What is the same in every launch of one kind; ``sizes``: fragments of a slot, chunks and words of a fragment."""
+    """What all launches of one kind share; ``sizes``: fragments of a slot, chunks and words of a fragment."""
 
     program: Program
     tile: Tile
@@ -155,7 +156,10 @@ class Plan(NamedTuple):
 
 
 class Launcher:
-    """One kernel between one pair of arrays, which it does not hold: what is the same in every launch, prepared."""
+    """Launches one kernel for one pair of arrays; prepares once what all launches share.
+
+    Does not keep the arrays alive. Raises MisuseError where a Triton kernel cannot run on the destination's device.
+    """
 
     def __init__(
         self,
@@ -166,7 +170,7 @@ class Launcher:
         small: Program,
         summing: Program | None = None,
     ) -> None:
-        """Programs are ``large``, or ``small`` for small fragments; ``summing`` instead of ``large`` where they sum."""
+        """Use ``large``, or ``small`` for small fragments; ``summing`` replaces ``large`` in launches with sums."""
         if interpreted() != (destination.device.type == "cpu"):
             raise MisuseError(
                 f"a Triton kernel cannot run on {destination.device} like this: CUDA tensors need TRITON_INTERPRET "
@@ -182,11 +186,11 @@ class Launcher:
 
     @property
     def units(self) -> int:
-        """How many units a block has where they are summed."""
+        """Units per block in launches with sums: as many int64 as PER_UNIT stores for a block."""
         return self._summing.units
 
     def enough(self, *, summed: bool) -> int | None:
-        """How many programs fill the link; None where each tile may have one."""
+        """Number of programs that fill the link; None where the default is one program per tile."""
         return (self._summing if summed else self._plain).program.enough
 
     def __call__(
@@ -201,9 +205,9 @@ class Launcher:
     ) -> None:
         """Launch on the raw ``stream`` of the current device, on at most ``programs`` programs (None: one per tile).
 
-        On a GPU addresses will do for tensors: each saves a call of the driver. ``sums``, where given: one zeroed int64
-        per block, or, if ``summed`` is PER_UNIT, one int64 for each of the ``units`` of each block, whose sum over a
-        block's units is the block's. Nothing is checked. Costs some 8 us, the first call of each kind a second.
+        On a GPU each tensor may be given by its address, which saves a call of the driver. ``sums``, if given: one
+        zeroed int64 per block; or, if ``summed`` is PER_UNIT, ``units`` int64 per block, which the caller adds up to
+        get the block's sum. Nothing is checked. Costs about 8 us; the first call of each kind takes a second.
         """
         plan, kind = (self._plain, NO_SUMS) if sums is None else (self._summing, summed)
         units, rows = blocks * plan.units, plan.tile.rows
@@ -213,13 +217,13 @@ class Launcher:
         slots = (source_slots, destination_slots, source_slots if sums is None else sums)
         sizes = (*plan.sizes, units)
         key = (wide, units >= 2**31, kind)
-        known = self._compiled.get(key)  # Triton takes three times as long to find out which kernel it is
+        known = self._compiled.get(key)  # Triton's own lookup takes three times as long
         if known is None:
             constants = constants_of(plan.tile, wide=wide, summed=kind)
             if interpreted():
                 self._kernel[grid](self._entries, *slots, *sizes, **constants)
                 return
-            pointers = [self._entries] * 4  # of the right type all of them
+            pointers = [self._entries] * 4  # warmup looks only at their type, which is the same for all four
             options = {"num_warps": plan.program.warps, "maxnreg": plan.program.registers}
             made = self._kernel.warmup(*pointers, *sizes, grid=grid, **constants, **options)
             known = self._compiled[key] = made, tuple(constants.values())
@@ -247,9 +251,9 @@ def launch(
 ) -> None:
     """Run a kernel over all fragments of all given slots, on at most ``programs`` programs (None: `Launcher.enough`).
 
-    On the destination device's current stream; returns at once. The arrays and all tensors must live until the copy is
-    done. ``sums``: see `check_sums`. Without any slots nothing moves, but the table is built and the kernel compiled.
-    Raises SlotError, LayoutError and MisuseError before anything is launched.
+    Launches on the destination device's current stream and returns at once. The arrays and all tensors must live until
+    the copy is done. ``sums``: see `check_sums`. Without slots nothing moves, but the table is built and the kernel
+    compiled. Raises SlotError, LayoutError or MisuseError before anything is launched.
     """
     check_slots(source, source_slots, destination, destination_slots)
     run = launcher(source, destination)

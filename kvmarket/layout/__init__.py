@@ -1,1 +1,1 @@
-"""Paged caches: where the bytes of a slot lie, and whether what is said of that agrees with itself."""
+"""Paged caches: where the bytes of a slot lie in memory, and checks that a layout is consistent."""

@@ -1,4 +1,4 @@
-"""What an engine may hand over as its paged cache, and what it may not."""
+"""Checks of the tensors that an engine passes as its paged cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LayerTensors: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 
 
 def layer_groups(layer_tensors: Mapping[str, LayerTensors] | Sequence[LayerTensors]) -> list[list[torch.Tensor]]:
-    """List the tensors of each layer: [tensor] or [K, V]."""
+    """List the tensors of each layer: [tensor] or [K, V]. Raises LayoutError for anything else."""
     if isinstance(layer_tensors, torch.Tensor):
         raise LayoutError("one tensor instead of a list: pass tensor.unbind(layer_dim), one tensor per layer")
     layers = list(layer_tensors.values() if isinstance(layer_tensors, Mapping) else layer_tensors)
@@ -30,7 +30,7 @@ def layer_groups(layer_tensors: Mapping[str, LayerTensors] | Sequence[LayerTenso
 
 
 def check_tensors(tensors: list[torch.Tensor], slot_dim: int) -> None:
-    """Raise LayoutError unless the tensors agree and could each be a part."""
+    """Raise LayoutError unless all tensors have one dtype, one device and one number of slots, and plain strides."""
     first = tensors[0]
     for number, tensor in enumerate(tensors):
         name = f"tensor {number}, {tensor.dtype} {tuple(tensor.shape)} on {tensor.device},"

@@ -1,4 +1,4 @@
-"""What a layout is: where the bytes of every slot of a pool lie, without addresses. It may have been received."""
+"""The layout of a pool: where the bytes of every slot lie, without addresses. It travels, so it is checked."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """How the slots of a pool lie in its segments. Travels between processes, and is checked wherever it arrives.
+    """How the slots of a pool lie in its segments. Travels between processes; checked whenever it is made or decoded.
 
     The canonical order of a slot's bytes is: parts in order, each in logical index order. A segment is one torch
-    storage. ``packed`` says that the canonical order is the physical one: a single part without gaps, slots one after
-    another from ``parts[0].offset`` on. Raises LayoutError (ValidationError when decoded) if it contradicts itself.
+    storage. ``packed``: the canonical order is the physical one, that is, a single part without gaps, slots one after
+    another from ``parts[0].offset`` on. Raises LayoutError (ValidationError when decoded) if it is inconsistent.
     """
 
     slots: int
@@ -53,13 +53,16 @@ class Layout(msgspec.Struct, frozen=True):
     segments: tuple[int, ...]  # bytes of each
     slot_bytes: int  # payload of one slot, without gaps
     packed: bool
-    token_dims: tuple[int, ...] = ()  # per layer which dimension counts tokens, where that is no matter of its shape
+    token_dims: tuple[int, ...] = ()  # per layer, which dimension counts tokens; empty if the shapes tell that
 
     def __post_init__(self) -> None:
         check_layout(self)
 
     def geometry(self) -> str:
-        """Return a text that is equal exactly when bytes may move: dtype, block size, layer shapes."""
+        """Return a text that is equal for two layouts exactly when blocks may be copied between them.
+
+        It names dtype, block size, layer shapes and token dimensions.
+        """
         texts = [list(map(str, shape)) for shape in self.layers]
         for text, dim in zip(texts, self.token_dims, strict=False):  # there may be none
             text[dim] += " tokens"
@@ -89,7 +92,7 @@ def gapless(part: Part, item: int) -> bool:
 
 
 def check_layout(layout: Layout) -> None:
-    """Raise LayoutError unless every byte a layout names lies inside its segments and its figures agree."""
+    """Raise LayoutError unless every byte of the layout lies inside its segments and its figures are consistent."""
     item, dtype = layout.item_bytes, getattr(torch, layout.dtype, None)
     if not isinstance(dtype, torch.dtype) or dtype.is_complex or dtype.itemsize != item or item not in ITEM_BYTES:
         raise LayoutError(f"no items of {item} bytes are called {layout.dtype!r}: pass a real torch dtype")
@@ -123,7 +126,7 @@ def check_layout(layout: Layout) -> None:
 
 
 def _parts_make_layers(layout: Layout) -> bool:
-    """Say whether the parts are, in order, each layer's tensor or its K and its V."""
+    """Say whether the parts are, in order, one per layer, or K and V of a layer whose shape starts with a 2."""
     rest = iter(part.shape for part in layout.parts)
     for shape in layout.layers:
         found = next(rest, None)

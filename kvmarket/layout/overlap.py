@@ -1,4 +1,4 @@
-"""Whether two elements of a paged cache share memory: exact, without walking over the slots."""
+"""Find elements of a paged cache that share memory, without a loop over the slots."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Ints = npt.NDArray[np.int64]
 
 
 def overlapping_parts(layout: Layout, bases: Sequence[int]) -> tuple[int, int] | None:
-    """Find two parts (or one, named twice) of which some elements share bytes, or None.
+    """Return the numbers of two parts whose elements share bytes (one part twice if its own do), or None.
 
-    ``bases`` are the addresses of the segments. Parts of one slot stride are compared byte by byte; parts of different
-    slot strides clash as soon as the ranges from their first to their last byte do. Costs as much as sorting one
-    slot's runs.
+    ``bases`` are the addresses of the segments. For parts with the same slot stride the answer is exact. Parts with
+    different slot strides count as sharing if the ranges from their first to their last byte overlap. Costs as much as
+    sorting one slot's runs.
     """
     clash = _interleaved(layout, bases)
     if clash is not None:
@@ -40,7 +40,7 @@ def overlapping_parts(layout: Layout, bases: Sequence[int]) -> tuple[int, int] |
 
 
 def _interleaved(layout: Layout, bases: Sequence[int]) -> tuple[int, int] | None:
-    """Find two parts of different slot strides whose whole ranges meet."""
+    """Find two parts with different slot strides whose ranges, from first to last byte, overlap."""
     if layout.slots == 1:
         return None
     reach: dict[int, tuple[int, int]] = {}  # slot stride -> (furthest end so far, its part)
@@ -68,10 +68,11 @@ def _runs(part: Part, item: int, bases: Sequence[int]) -> tuple[Ints, int]:
 
 
 def _clash(owner: Ints, start: Ints, length: Ints, stride: int, slots: int) -> tuple[int, int] | None:
-    """Find two runs that meet in some pair of slots.
+    """Find two runs that overlap, each in some slot; return their owners.
 
-    A run at ``q * stride + r`` lies at (q + s, r) in slot s. So two runs meet when their ranges of r do and their q
-    differ by less than ``slots``: runs are cut at all ends of ranges of r, and equal pieces compared by q.
+    A run that starts at ``q * stride + r`` in slot 0 is at (q + s, r) in slot s. So two runs overlap if their ranges of
+    r overlap and their q differ by less than ``slots``. To find them, all runs are cut at all ends of ranges of r, and
+    pieces with equal r are compared by q (`turn`).
     """
     if slots > 1 and bool((length > stride).any()):
         number = int(owner[np.argmax(length)])
@@ -81,7 +82,7 @@ def _clash(owner: Ints, start: Ints, length: Ints, stride: int, slots: int) -> t
     turn = start // stride
     low = start - turn * stride
     high = low + length
-    over = np.flatnonzero(high > stride)  # runs over the end of a stride go on in the next one
+    over = np.flatnonzero(high > stride)  # a run that crosses the end of a stride continues in the next one
     owner = np.concatenate([owner, owner[over]])
     turn = np.concatenate([turn, turn[over] + 1])
     low = np.concatenate([low, np.zeros(len(over), np.int64)])

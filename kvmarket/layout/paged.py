@@ -2,9 +2,9 @@
 
 ::
 
-    PagedCache   owns nothing new: looks at an engine's tensors and describes them
-    Layout       travels: the description, without addresses
-    SlotArray    a layout at addresses of this process: what the kernels copy from and to
+    PagedCache   describes an engine's tensors; allocates nothing
+    Layout       the description without addresses; travels
+    SlotArray    a layout at addresses of this process; the kernels copy from one to another
 
 All offsets and strides are bytes in 64 bits; caches may be far larger than 4 GiB.
 """
@@ -21,15 +21,15 @@ from kvmarket.layout.layout import Layout, Part, gapless
 from kvmarket.layout.overlap import overlapping_parts
 from kvmarket.layout.token_dims import check_shape, check_token_dim, named_dims
 
-WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # what items of so many bytes move as
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # bytes of an item -> dtype it is copied as
 
 
 class SlotArray:
-    """A layout at addresses of this process: one pool's memory as it is seen from here.
+    """A layout at addresses of this process: the memory of one pool, own or mapped.
 
     ``segments`` are 1-D contiguous uint8 tensors, all on one device, at least as long as the layout says; they are kept
-    alive, not copied, and must stay where they are. Compared and hashed by identity: kernels cache their tables per
-    pair of arrays, so keep one array per pool instead of making one per copy.
+    alive, not copied, and must not move. Compared and hashed by identity: kernels cache their tables per pair of
+    arrays, so keep one array per pool instead of making one per copy. Raises LayoutError for segments that do not fit.
     """
 
     def __init__(self, layout: Layout, segments: Sequence[torch.Tensor]) -> None:
@@ -48,11 +48,11 @@ class SlotArray:
         self._views: list[torch.Tensor] | None = None
 
     def addresses(self) -> tuple[int, ...]:
-        """Return the address of each segment's first byte, now."""
+        """Return the current address of each segment's first byte."""
         return tuple(segment.data_ptr() for segment in self.segments)
 
     def part_views(self) -> list[torch.Tensor]:
-        """Return an integer tensor (slots, then the part's shape) per part, strided, over the very memory."""
+        """Return one strided integer tensor per part, of shape (slots, *part.shape): views of the memory, no copies."""
         if self._views is None:
             self._views = [self._view(part) for part in self.layout.parts]
         return self._views
@@ -66,12 +66,12 @@ class SlotArray:
 
 
 class PagedCache:
-    """The paged KV cache of an engine: a tensor, or a (K, V), per layer, in a sequence or as a mapping's values.
+    """The paged KV cache of an engine: one tensor, or a pair (K, V), per layer, in a sequence or as a mapping's values.
 
-    ``slot_dim`` is the dimension of every tensor that counts blocks; ``block_size`` is in tokens. ``token_dim`` names
-    the dimension that counts the tokens of a block, for shapes that leave that open. Strides are honoured: any views
-    will do as long as no two elements share memory. The tensors stay the caller's; they are kept alive.
-    Raises LayoutError for tensors that form no cache.
+    ``slot_dim`` is the dimension of every tensor that counts blocks; ``block_size`` is in tokens. ``token_dim`` is the
+    dimension that counts the tokens of a block, needed where the shapes do not tell it. Strides are honoured: any views
+    are accepted as long as no two elements share memory. The tensors stay the caller's; they are kept alive. Raises
+    LayoutError for tensors that do not form a cache.
     """
 
     def __init__(
@@ -125,35 +125,38 @@ class PagedCache:
 
     @property
     def slots(self) -> int:
-        """Blocks that fit."""
+        """Number of slots, each of which holds one block."""
         return self.layout.slots
 
     @property
     def slot_bytes(self) -> int:
-        """Payload of one block, all layers."""
+        """Bytes of one block: all layers, without gaps."""
         return self.layout.slot_bytes
 
     def check_meaning(self) -> None:
-        """Raise LayoutError where it is open what the bytes of a block mean, or they cannot hold its tokens.
+        """Raise LayoutError if the shapes do not tell which dimension counts tokens, or a block cannot hold its tokens.
 
-        Whoever shares it without knowing more asks first.
+        A cache that was made with ``token_dim`` passes. `connect` calls this before it shares a cache.
         """
         for part, pair in zip(self.layout.parts, self._pairs, strict=True):
             if not self._named:
                 check_shape(part.shape, self.block_size, pair)
 
     def addresses(self) -> list[int]:
-        """Return where each tensor starts, now. Costs some 50 ns each."""
+        """Return the current address of each tensor's first element. Costs about 50 ns each."""
         return [tensor.data_ptr() for tensor in self._tensors]
 
     def check_described(self) -> None:
-        """Raise LayoutError if a tensor has another shape, or other memory of another size, than it was made of."""
+        """Raise LayoutError if a tensor's shape, strides, offset or storage size changed since the cache was made."""
         for number, (was, now) in enumerate(zip(self._described, self._shapes(), strict=True)):
             if was != now:
                 raise LayoutError(f"tensor {number} was changed since: make a PagedCache of the tensors as they are")
 
     def writes(self) -> int | None:
-        """Count the writes to the first tensor that torch has seen; None where it does not count them."""
+        """Return torch's version counter of the first tensor, which grows with each write by torch.
+
+        None for an inference tensor, which has no such counter.
+        """
         first = self._tensors[0]
         return None if first.is_inference() else int(first._version)
 
@@ -165,7 +168,7 @@ class PagedCache:
         return [tensor.untyped_storage() for tensor in self._anchors]
 
     def slot_array(self) -> SlotArray:
-        """Return this process' own view; the same object until the storages are moved (into shared memory, say)."""
+        """Return the cache as a SlotArray: the same object until the storages move (into shared memory, say)."""
         storages = self.storages()
         addresses = tuple(storage.data_ptr() for storage in storages)
         if self._array is None or self._array[0] != addresses:
@@ -176,7 +179,7 @@ class PagedCache:
 
 
 def _part(tensor: torch.Tensor, slot_dim: int, segment: int) -> Part:
-    """Return the part that a tensor is, without its slot dimension and without dimensions of size 1."""
+    """Describe a tensor as a Part, without its slot dimension and without dimensions of size 1."""
     item = tensor.element_size()
     slot_dim %= tensor.ndim
     dims = [
@@ -185,14 +188,14 @@ def _part(tensor: torch.Tensor, slot_dim: int, segment: int) -> Part:
         if dim != slot_dim and size > 1
     ]
     slot_stride = int(tensor.stride(slot_dim)) * item
-    if tensor.shape[slot_dim] == 1:  # torch leaves this stride to chance
+    if tensor.shape[slot_dim] == 1:  # torch may give any stride to a dimension of size 1
         slot_stride = sum((size - 1) * stride for size, stride in dims) + item
     shape, strides = tuple(size for size, _ in dims), tuple(stride for _, stride in dims)
     return Part(segment, int(tensor.storage_offset()) * item, slot_stride, shape, strides)
 
 
 def _layers(groups: list[list[torch.Tensor]], parts: tuple[Part, ...]) -> tuple[tuple[int, ...], ...]:
-    """Return the canonical shape per layer: K and V of one shape are a leading 2, of two shapes two layers."""
+    """Return the canonical shapes: K and V of equal shape are one layer with a leading 2, else two layers."""
     layers: list[tuple[int, ...]] = []
     rest = iter(parts)
     for group in groups:

@@ -1,7 +1,7 @@
-"""Which dimension of a cache's tensors counts the tokens of a block, as far as their shapes tell.
+"""Find the dimension of a cache's tensors that counts the tokens of a block.
 
-Two engines whose blocks have equal shapes of another meaning, [token][head] and [head][token] say, must not share. So
-what the shapes leave open has to be named before a cache is shared.
+Blocks of two engines may have equal shapes with different meanings, [token][head] and [head][token] say; these engines
+must not share. So where the shapes alone do not tell the dimension, the caller must name it before a cache is shared.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def check_token_dim(tensors: Sequence[torch.Tensor], block_size: int, slot_dim: 
 
 
 def open_dims(shape: tuple[int, ...], block_size: int, pair: bool) -> tuple[int, ...]:
-    """The dimensions of a layer's block of which each may count its tokens: one, or none, where that is plain.
+    """The dimensions of a layer's block that may count its tokens. More than one: the shape does not tell.
 
-    `shape` has no slots and no dimension of size 1. `pair`: its K and its V are tensors of their own. The last
-    dimension holds the elements of a head, and a first one of size 2 K and V, where others may count the tokens.
+    `shape` has no slot dimension and no dimension of size 1. `pair`: K and V are separate tensors. If several
+    dimensions have `block_size` elements, the last one is left out, because it holds the elements of a head, and so is
+    a first dimension of size 2 if `pair` is false, because it holds K and V.
     """
     found = [dim for dim, size in enumerate(shape) if size == block_size > 1]
     if len(found) > 1 and found[-1] == len(shape) - 1:
@@ -44,9 +45,9 @@ def open_dims(shape: tuple[int, ...], block_size: int, pair: bool) -> tuple[int,
 def named_dims(
     groups: Sequence[Sequence[torch.Tensor]], block_size: int, slot_dim: int, token_dim: int
 ) -> tuple[int, ...]:
-    """For each layer, a tensor or K and V, which dimension of its logical shape `token_dim` is.
+    """For each layer of the layout, the dimension of its logical shape that `token_dim` is.
 
-    Nothing where the shapes say that without it, so that whoever names it shares with those who do not.
+    Empty where the shapes of all layers tell it: an engine that names it then shares with engines that do not.
     """
     if block_size == 1:
         return ()
@@ -64,9 +65,9 @@ def named_dims(
 
 
 def check_shape(shape: tuple[int, ...], block_size: int, pair: bool) -> None:
-    """Raise LayoutError where blocks of this shape cannot hold `block_size` tokens, or may in several ways.
+    """Raise LayoutError if a block of this shape cannot hold `block_size` tokens, or can in several ways.
 
-    Shapes as for `open_dims`. One flat range of elements may hold anything.
+    `shape` and `pair` as for `open_dims`. A shape of one dimension always passes.
     """
     found = open_dims(shape, block_size, pair)
     if len(found) > 1:

@@ -1,1 +1,1 @@
-"""The market as an engine sees it: the facade, its control half and its data half, and what these are made of."""
+"""The engine's side of a market: the facade, and its two halves, control (tokens, offers) and data (memory, copies)."""

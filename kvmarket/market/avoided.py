@@ -1,4 +1,4 @@
-"""Pools that an engine passes over: for good where it cannot read them, else until it tries them again."""
+"""Pools that `match` or `fetch` must skip: for good if this engine cannot read them, else for a while."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
-AT_ONCE = 2  # failures after which a pool is tried again at once
+AT_ONCE = 2  # so many failures are followed by another try at once
 SHORTEST, LONGEST = 0.1, 3.2  # seconds between later tries: doubled with each failure
-FORGIVEN = 10.0  # seconds without a failure after which the next one counts as the first
+FORGIVEN = 10.0  # after so many seconds without a failure the next one counts as the first
 
 
 class _Failures(NamedTuple):
     times: int
-    last: float  # when, and until when the pool is passed over
-    until: float
+    last: float  # time of the last one
+    until: float  # time until which the pool is skipped
 
 
 class Avoided:
-    """Which pools are passed over now. Thread-safe."""
+    """The set of pools to skip now. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """None yet. `clock` tells seconds."""
+        """Start with no pools. `clock` returns seconds."""
         self._clock = clock
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._for_good: set[str] = set()
         self._failures: dict[str, _Failures] = {}
         self._now: frozenset[str] = frozenset()
         self._changes_at = float("inf")
 
     def for_good(self, pool: str) -> None:
-        """Pass over `pool` until it is forgotten."""
-        with self._turn:
+        """Skip `pool` until `forget`."""
+        with self._lock:
             self._for_good.add(pool)
             self._compute()
 
     def for_now(self, pool: str) -> None:
-        """`pool` could not be read for a moment: pass over it for a while that grows with each failure."""
-        with self._turn:
+        """Note a transient failure to read `pool`. From the third one on, skip it for a time that doubles each time."""
+        with self._lock:
             now = self._clock()
             known = self._failures.get(pool)
             times = known.times + 1 if known is not None and now - known.last < FORGIVEN else 1
@@ -47,15 +47,15 @@ class Avoided:
             self._compute()
 
     def now(self) -> Collection[str]:
-        """The pools to pass over at this moment: do not change the result. Costs less than 1 us."""
+        """The pools to skip at this moment. Costs less than 1 us. Do not change the result."""
         if self._failures and self._clock() >= self._changes_at:
-            with self._turn:
+            with self._lock:
                 self._compute()
         return self._now
 
     def forget(self, pools: Iterable[str]) -> None:
-        """These pools are gone."""
-        with self._turn:
+        """Forget all about these pools: they have left the market."""
+        with self._lock:
             for pool in pools:
                 self._for_good.discard(pool)
                 self._failures.pop(pool, None)

@@ -1,6 +1,6 @@
 """The control half of a market: tokens, offers, generations. It has no tensors, so a scheduler can hold it.
 
-Generations are raised where `OwnPool.kill` is called: by `retire`, `fail_closed` and `close`.
+Generations are raised by `OwnPool.kill`, which `retire`, `fail_closed` and `close` call.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class ControlHalf:
         finds_own: bool = True,
         label: Label = NO_LABEL,
     ) -> None:
-        """Join the market at `address` with the pool that `stages` make up, and a staging pool if any.
+        """Join the market at `address` with the pool of `stages`, and with a staging pool if `staging` is given.
 
-        `generations`: those of the memory, where several markets share it. `on_gone` hears of pools that have gone, on
-        a thread of the market's own. `finds_own`: whether `match` finds what this engine itself offers. `label`: what
-        `kvmarket top` calls this engine. Starts the market's service if nobody has, which costs about a second; else
-        this costs some milliseconds. Raises FingerprintError, LayoutError (an engine of this fingerprint has other
-        geometry), AddressError, VersionError, NamespaceError, RefusedError.
+        `generations`: of the cache's memory, where several markets share it. `on_gone` is called with the ids of pools
+        that left, on a thread of the market. `finds_own`: whether `match` finds this engine's own offers. `label`: the
+        engine's name in `kvmarket top`. If no service runs, starts one, which takes about a second; else costs a few
+        ms. Raises FingerprintError, LayoutError (another engine with this fingerprint has a different geometry),
+        AddressError, VersionError, NamespaceError, RefusedError.
         """
         check_identity(fingerprint, tenant)
         self.tenant, self._fingerprint = tenant, fingerprint.hex
@@ -68,15 +68,15 @@ class ControlHalf:
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
         join, place = self._pools.joining(fingerprint, stages, label), Address(address)
-        self.place = f"market {place}, space {join.space}"  # as in `kvmarket top`: who has another never meets us
-        with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
+        self.place = f"market {place}, space {join.space}"  # as in `kvmarket top`: only engines with the same one share
+        with ExitStack() as undo, self._lock:  # the client's thread calls back, which needs `self._client`
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)
             self._client = Client(place, join, self._forget, self._snapshot, self._go_on, self._pools.memory, finds_own)
             undo.pop_all()
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:
-        """The generations of `slots` now: capture them when the blocks are published, hand them to `offer`.
+        """The current generations of `slots`. Read them when blocks are published, and pass them to `offer` later.
 
         Raises SlotError.
         """
@@ -84,11 +84,11 @@ class ControlHalf:
         return generations.read(generations.as_slots(slots))
 
     def checked(self, slots: Sequence[int] | Slots) -> Slots:
-        """Slots of the engine's own pool as an array. Raises SlotError unless all are in range and none comes twice."""
+        """Slots of the engine's own pool as an array. Raises SlotError unless all are in range and none is repeated."""
         return self.pool.generations.as_slots(slots)
 
     def still(self, slots: Slots, generations: UInt64s) -> int:
-        """How many leading slots of the engine's own pool still have these generations."""
+        """Number of leading slots of the engine's own pool that still have these generations."""
         return self.pool.generations.still(slots, generations)
 
     def offer(
@@ -102,13 +102,13 @@ class ControlHalf:
         staged: bool = False,
         checksums: UInt64s | None = None,
     ) -> int:
-        """Offer blocks `first` ... of the prefix `tokens`, complete in `slots` since they had `generations`.
+        """Offer blocks `first` ... of the prefix `tokens`, which lie in `slots`; return how many are offered.
 
-        How many leading ones still had them.
-
-        Call it only when what wrote the blocks has completed. Slots retired since are left out, with all that follow
-        them. `checksums` go with the offers. Visible to others when the service has read the message; never waits. Do
-        not write to the arrays given any more. Raises TokenError, SlotError. Costs one pass over the prefix.
+        `generations`: of the slots when the blocks were published. Stops at the first slot that was retired since: its
+        block and the following ones are not offered. Call it only when the work that wrote the blocks has completed.
+        `checksums` are sent with the offers. Others see the offers when the service has read the message; this call
+        never waits. Keeps the arrays: do not write to them any more. Raises TokenError, SlotError. Costs one pass over
+        the prefix.
         """
         array, pool = as_tokens(tokens), self._pools.of(staged)
         if (first + len(slots)) * self.block_size != len(array):
@@ -117,7 +117,7 @@ class ControlHalf:
             )
         with self._lock:
             ids = pool.generations.as_slots(slots)
-            ledger = self._standing(pool)  # first: an epoch that is raised after this kills what is offered below
+            ledger = self._standing(pool)  # first: if the epoch is raised after this, the offers below are dead
             live = pool.generations.still(ids, generations)
             if live < len(ids):
                 counters.add("offer_dropped", len(ids) - live, reason="a slot was retired before its block was offered")
@@ -136,18 +136,18 @@ class ControlHalf:
             return live
 
     def check_news(self, tokens: Integers, slots: Slots, generations: UInt64s) -> None:
-        """Raise what `offer` would raise for these arguments; offers nothing."""
+        """Raise the SlotError that `offer` would raise for these blocks of the engine's own pool; offer nothing."""
         with self._lock:
             ledger = self._standing(self.pool)
             ledger.news(self._offering(self.pool, as_tokens(tokens), slots, generations, None, 0, None))
 
     def match(self, tokens: Integers, *, tenant: str | None = None, first: int = 0) -> Hit:
-        """The longest offered prefix of `tokens`, every whole block from block `first` on.
+        """Find the longest offered prefix of `tokens`: every whole block from block `first` on, up to one not offered.
 
-        Offers that are dead already do not count: others of the same blocks do, if there are any, else nothing that
-        follows. Answered from this engine's replica, whether or not the service lives. Raises TokenError. Costs some
-        20 us at 8,192 tokens (int32 array) and as much again for a pool with a dead offer on the way, at most 2 ms more
-        for what was just offered where this engine finds its own, and 0.1 ms for a pool seen for the first time.
+        Dead offers are skipped: the block counts if another pool offers it, else the hit ends there. Answered from this
+        engine's replica, whether or not the service runs. Raises TokenError. Costs about 20 us at 8,192 tokens (int32
+        array), as much again for each pool with a dead offer, and 0.1 ms for a pool seen for the first time. With
+        `finds_own`, offers that this engine has just made take up to 2 ms more.
         """
         array, owner = as_tokens(tokens), self.tenant if tenant is None else tenant
         match = partial(self._client.match, array, owner)
@@ -156,10 +156,10 @@ class ControlHalf:
         return Hit(blocks * self.block_size, blocks, first, tuple(found), pools, self._fingerprint, owner)
 
     def promise(self, tokens: Integers, *, tenant: str | None = None) -> int:
-        """Say that this engine has begun to compute the prefix `tokens`, and will offer it; a number for `settle`.
+        """Tell others that this engine computes the prefix `tokens` and will offer it; return a number for `settle`.
 
-        Others may wait for it instead of computing it too. A hint: nothing is fetched because of it. Raises TokenError.
-        Costs 10 us and 1 us a KiB.
+        Other engines may wait for these blocks instead of computing them too. Only a hint: no fetch relies on it.
+        Raises TokenError. Costs 10 us and 1 us a KiB.
         """
         array = as_tokens(tokens)
         with self._lock:
@@ -168,44 +168,43 @@ class ControlHalf:
         return number
 
     def settle(self, number: int) -> None:
-        """A promise stands no longer: its blocks are on offer, or will not be. Call it behind their `offer`."""
+        """End the promise `number`: its blocks are offered, or will not be. Call it after the `offer` of the blocks."""
         with self._lock:
             self._client.settle(self.pool.id, number)
 
     def promised(self, tokens: Integers, *, tenant: str | None = None) -> int:
-        """How many leading whole blocks of `tokens` other engines are computing right now. Raises TokenError.
+        """Number of leading whole blocks of `tokens` that other engines have promised. Raises TokenError.
 
-        Costs some us.
+        Costs a few us.
         """
         owner = self.tenant if tenant is None else tenant
         return self._client.promised(as_tokens(tokens), owner, self._pools.ids)
 
     def peers(self) -> int:
-        """How many other engines could exchange blocks with this one, as far as is known now."""
+        """Number of other engines that this one can exchange blocks with, as far as its replica knows."""
         return self._client.peers()
 
     def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False, take_down: bool = True) -> None:
-        """Before these slots are overwritten.
+        """Raise the generations of these slots, then take their offers down. Call it before the slots are overwritten.
 
-        Raise their generations, so that no reader takes their bytes, then take their offers down.
-
-        Every earlier offer is dead when this returns, whatever happens to the message. Without `take_down` dead offers
-        are still found and passed over until `take_down` is called, which must be before one of these slots is offered
-        again. Raises SlotError. Costs some 20 us for 1,000 slots, and what `take_down` does.
+        Every earlier offer is dead when this returns, even if the message to the service is lost. With
+        ``take_down=False`` only the generations are raised: others still find the offers, but see that they are dead.
+        Call `take_down` later, before one of these slots is offered again. Raises SlotError. Costs about 20 us for
+        1,000 slots, plus the cost of `take_down`.
         """
         self.retire_checked(self._pools.of(staged).generations.as_slots(slots), staged=staged, take_down=take_down)
 
     def retire_checked(self, ids: Slots, *, staged: bool = False, take_down: bool = True) -> None:
-        """What `retire` does, for slots that were checked: they must be in range, and none may come twice."""
+        """As `retire`, for slots that were checked: all must be in range, and none repeated."""
         pool = self._pools.of(staged)
-        pool.kill(ids)  # first, and without waiting for whoever holds the lock
+        pool.kill(ids)  # first, and without waiting for the lock
         if take_down:
             self._take_down(pool, ids)
 
     def take_down(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> None:
-        """Take down what is on offer in these slots, which have been retired.
+        """Take down the offers of these slots, which have been retired.
 
-        Never waits. Raises SlotError. Costs some us for each run of blocks that were on offer.
+        Never waits. Raises SlotError. Costs a few us for each run of offered blocks.
         """
         pool = self._pools.of(staged)
         self._take_down(pool, pool.generations.as_slots(slots))
@@ -218,7 +217,7 @@ class ControlHalf:
                 counters.add("blocks_retired", len(gone))
 
     def fail_closed(self, reason: str) -> None:
-        """Raise the epoch of every pool: all offers of this engine are dead on return; counted under `reason`."""
+        """Raise the epoch of every pool: all offers of this engine are dead when this returns. Counts `reason`."""
         for pool in self._pools:
             pool.kill()
         counters.add("failed_closed", reason=reason)
@@ -227,24 +226,24 @@ class ControlHalf:
                 self._standing(pool)
 
     def avoid(self, pool: str, for_now: bool = False) -> None:
-        """Match no more in `pool`, which this engine cannot read; `for_now`: until it is tried again."""
+        """Skip `pool` in every match, because this engine cannot read it; `for_now`: only for a while."""
         (self._avoided.for_now if for_now else self._avoided.for_good)(pool)
 
     def met(self) -> tuple[str, ...]:
-        """The pools that our hits may have had mapped: whoever leaves the market hears of their end no more."""
+        """The pools that hits have named and that have not left. After `close` nobody is told when they leave."""
         return self._peers.met()
 
     def take_gone(self) -> list[str]:
-        """The pools that have gone since the last call: data halves should forget them."""
+        """The pools that have left since the last call; data halves should forget them."""
         with self._lock:
             gone, self._gone = self._gone, []
             return gone
 
     def close(self) -> None:
-        """Leave the market: every offer is dead, then taken down. May be called twice; nothing in a fork of ours."""
+        """Leave the market: every offer is dead, then taken down. May be called twice; does nothing in a fork."""
         if self._open_in == os.getpid():
             self._open_in = 0
-            with self._lock:  # asked, the ledger notes what was offered: not while another thread has it do so
+            with self._lock:  # the ledger is not thread-safe, even when it is only read
                 for pool in self._pools:
                     pool.kill(pool.ledger.slots())
             self._client.close()
@@ -262,30 +261,33 @@ class ControlHalf:
         first: int,
         checksums: UInt64s | None,
     ) -> Offering:
-        """These blocks as an offering: views of the arrays given."""
+        """Put these blocks into an Offering, which keeps the given arrays."""
         owner = self.tenant if tenant is None else tenant
         return Offering(pool.id, owner, tokens, first, slots, pool.epoch, generations, checksums)
 
     def _standing(self, pool: OwnPool) -> Ledger:
-        """The ledger of a pool; where somebody has raised its epoch, all of it is taken down first."""
+        """The ledger of a pool. If the pool's epoch was raised, first empties it and takes all its offers down."""
         if pool.catch_up():
             self._client.retire(pool.id, None)
-            self._client.wake()  # to collect
+            self._client.wake()  # to free the ledger's memory
         return pool.ledger
 
     def _snapshot(self) -> SnapshotParts:
-        """All that is on offer. Runs when this engine joins, and whenever the service has missed something."""
+        """All offers of this engine. Called when it joins, and whenever the service has missed a message."""
         return self._pools.snapshot()
 
     def _go_on(self) -> bool:
-        """Tell the service, and tidy up, a little more; whether there was anything. Runs on the watching thread."""
-        with self._lock:  # nobody offers meanwhile
+        """Send the next part of a snapshot or free some memory; return whether there was any work.
+
+        Runs on the client's thread.
+        """
+        with self._lock:  # no other thread offers meanwhile
             for pool in self._pools:
                 self._standing(pool).noted()
             return self._client.go_on() or self._pools.collect()
 
     def _forget(self, pools: Sequence[str]) -> None:
-        """These pools are gone. Runs on the watching thread."""
+        """Forget pools that have left the market. Runs on the client's thread."""
         self._peers.forget(pools)
         self._avoided.forget(pools)
         with self._lock:

@@ -35,29 +35,29 @@ from kvmarket.ways.movers import mover_of
 
 @dataclass(frozen=True, eq=False)
 class MappedPool:
-    """A pool of somebody else, mapped into this process: its slots and its generations.
+    """Another engine's pool, mapped into this process: its slots and its generations.
 
-    Dropped by the garbage collector.
+    The memory is unmapped when this object is freed.
     """
 
     slots: SlotArray
     generations: GenerationReader
-    owners: tuple[Process | Relayed, ...]  # whose death leaves it without meaning
+    owners: tuple[Process | Relayed, ...]  # the pool is useless if one of these processes dies
 
     def alive(self) -> bool:
-        """Whether all of them live. Costs some 20 us each."""
+        """Whether all owners are alive. Costs about 20 us each."""
         return all(owner.alive() for owner in self.owners)
 
 
-FLYING = 8  # so many fetches are kept before those that are done are looked for
+KEPT_FETCHES = 8  # fetches that are kept before the finished ones are dropped
 _log = logging.getLogger("kvmarket")
-_own_arrays: dict[str, SlotArray] = {}  # memory of this process cannot be opened by IPC: its pools, by id
+_own_arrays: dict[str, SlotArray] = {}  # pools of this process, by id: CUDA IPC cannot open memory of the same process
 
 
 class DataHalf:
     """Exports one engine's cache, maps other engines' pools once each, and copies blocks out of them.
 
-    Calls may come from any thread.
+    Thread-safe.
     """
 
     def __init__(
@@ -70,42 +70,44 @@ class DataHalf:
     ) -> None:
         """Export `cache` (CPU tensors are moved into shared memory in place).
 
-        `rank` picks the memory of a pool of several ranks.
+        `rank`: which rank's memory to map, of a pool with several ranks.
 
-        `on_unreachable` hears of pools that this process cannot map, `on_scarce` of those that it could not map for
-        want of descriptors or memory, and will try again. `programs` bounds the programs (at most as many SMs) that a
-        fetch runs on at a time. Raises TransportError with what to do.
+        `on_unreachable` is called with each pool that this process cannot map, `on_scarce` with each pool that it could
+        not map because descriptors or memory ran out, and will try again. `programs` bounds the programs of a fetch
+        that run at a time, and so the SMs. Raises TransportError.
         """
         self.cache = cache
         self.memory: Memory = export(cache.storages())
         self.slots = cache.slot_array()
         self._rank, self._pid = rank, os.getpid()
         self.on_unreachable, self.on_scarce = on_unreachable, on_scarce
-        self._resting = Avoided()  # pools that are not tried for a while
+        self._skipped = Avoided()  # pools that are not tried for a while
         self._mapped: dict[str, MappedPool] = {}
-        self._flying: list[tuple[Fetch, Slots]] = []  # keeps mappings alive, whatever the caller does with the handle
+        self._fetches: list[tuple[Fetch, Slots]] = []  # fetches under way: kept here, so that their mappings stay
         self._lock = threading.Lock()
-        self._turns: dict[str, threading.Lock] = {}  # of pools being mapped, which takes seconds where kernels compile
-        self._launching = threading.Lock()  # fetches into one slot are launched in the order in which they took it
+        self._map_locks: dict[str, threading.Lock] = {}  # one per pool being mapped, which may take seconds
+        self._launching = threading.Lock()  # fetches into one slot are launched in the order in which they retired it
         self._watch = ProcessWatch(self._heed_deaths)
         self.mover = mover_of(self.slots, programs)
 
     def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Fetch:
         """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots of the cache; returns at once.
 
-        The copy waits for what the current stream holds, and runs on a stream of its own; the slots must not be read or
-        written until `done()`. The caller has retired them. Never raises because a peer changed its mind or died: then
-        fewer blocks are valid. Raises SlotError for ids that do not fit, before anything is launched. Costs some 50
-        us, and the mapping of a pool seen for the first time.
+        The copy waits for the work on the current stream, and runs on its own stream. The caller must have retired the
+        slots, and must not read or write them until `done()`. Never raises because a peer changed its mind or died:
+        then fewer blocks are valid. Raises SlotError, before anything is launched, if `first` or the number of ids does
+        not fit the hit; whether ids are in range is not checked. Costs about 50 us, and the mapping of a pool seen for
+        the first time.
         """
         ids = as_slots(block_ids)
         self.check(hit, len(ids), first)
         return self.start(hit, ids, first)
 
     def start(self, hit: Hit, ids: Slots, first: int = 0, begin: Callable[[], Landing] | None = None) -> Fetch:
-        """What `fetch` does, for slots and a hit that were checked; `ids` are this data half's from now on.
+        """As `fetch`, for slots and a hit that were checked. Keeps `ids`: do not write to them any more.
 
-        `begin` retires the slots when all that may take long is done, and says from when on nobody else may have.
+        `begin`, if given, must retire the slots and return their Landing. It is called right before the launch, after
+        all slow work such as mapping.
         """
         begun = time.perf_counter()
         sources = self._sources(hit.part(first, len(ids)), hit)
@@ -125,62 +127,62 @@ class DataHalf:
             started: Started | None = None
             try:
                 started = self.mover.start(copies)
-            except FAILURES as error:  # out of memory, say; nothing of it will land any more
+            except FAILURES as error:  # out of memory, say; no byte of this copy will be written any more
                 reason = f"the copy could not be launched: {type(error).__name__}"
                 counters.add("fetch_failed", reason=reason, detail=error)
             fetch = Fetch(len(ids), pieces, started, self.slots.layout.slot_bytes, begun, landing)
             with self._lock:
-                if len(self._flying) >= FLYING:
+                if len(self._fetches) >= KEPT_FETCHES:
                     self._prune()
-                self._flying.append((fetch, ids))
+                self._fetches.append((fetch, ids))
         return fetch
 
     def settle(self) -> None:
-        """Look which fetches have landed. Costs nothing where none is under way, else some us."""
-        if self._flying:
+        """Conclude the fetches that are done. Costs a few us; nothing if no fetch is under way."""
+        if self._fetches:
             with self._lock:
                 self._prune()
 
     def check_landed(self, block_ids: Slots) -> None:
-        """Raise SlotError if a fetch into one of these slots is still under way: there is nothing to publish yet."""
+        """Raise SlotError if a fetch into one of these slots is still under way: its block cannot be published yet."""
         self.settle()
-        flying = [slots for _, slots in self._flying]
-        if not flying:
+        under_way = [slots for _, slots in self._fetches]
+        if not under_way:
             return
-        for slot in common(np.concatenate(flying), block_ids):
+        for slot in common(np.concatenate(under_way), block_ids):
             raise SlotError(f"block id {slot} is still being fetched; call wait() on that fetch before you publish it")
 
     def forget(self, pools: Sequence[str]) -> None:
-        """Drop the mappings of these pools, which are gone; a copy in flight keeps its mapping until it is done."""
+        """Drop the mappings of these pools, which have left. A copy under way keeps its mapping until it is done."""
         with self._lock, self._on_device():
             self._prune()
             for pool in pools:
                 self._mapped.pop(pool, None)
-                self._turns.pop(pool, None)
-            self._resting.forget(pools)
+                self._map_locks.pop(pool, None)
+            self._skipped.forget(pools)
             self._watch_owners()
 
     def close(self) -> None:
-        """Drop every mapping, after the copies in flight. May be called twice."""
+        """Wait for the copies under way, then drop every mapping. May be called twice."""
         self._watch.close()
         self.mover.close()
         with self._lock, self._on_device():
             self._prune()
-            self.on_unreachable = self.on_scarce = None  # whoever hears of them holds us
+            self.on_unreachable = self.on_scarce = None  # these callbacks refer to us: end the cycle
             self._mapped.clear()
-            self._turns.clear()
-            self._flying.clear()
+            self._map_locks.clear()
+            self._fetches.clear()
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """Where mappings are dropped: in a thread without a device torch would make a context on the first GPU."""
+        """Make our GPU the current device: else torch makes a context on the first GPU when a mapping is dropped."""
         return nullcontext() if self.cache.device.type == "cpu" else torch.cuda.device(self.cache.device)
 
     def _prune(self) -> None:
-        """Forget copies that are done, and with them what they kept alive."""
-        self._flying = [(fetch, slots) for fetch, slots in self._flying if not fetch.done()]
+        """Drop the fetches that are done, and with them the mappings that they kept alive."""
+        self._fetches = [(fetch, slots) for fetch, slots in self._fetches if not fetch.done()]
 
     def check(self, hit: Hit, count: int, first: int) -> None:
-        """Raise SlotError unless `fetch` could take `count` blocks from block `first` on; launches nothing.
+        """Raise SlotError unless `hit` has `count` blocks from block `first` on, and a geometry that fits ours.
 
         Raises ClosedError in a fork of the process that made this data half.
         """
@@ -200,12 +202,12 @@ class DataHalf:
                 raise SlotError("the hit comes from a market of another geometry; match and fetch with the same market")
 
     def _fits(self, pool: PoolDescriptor) -> bool:
-        """Whether the pool has memory for our rank, of our geometry."""
+        """Whether the pool has memory of our rank, and that memory has our geometry."""
         ranks = pool.ranks
         return self._rank < len(ranks) and ranks[self._rank][0].geometry() == self.cache.layout.geometry()
 
     def _sources(self, runs: Sequence[Offers], hit: Hit) -> list[tuple[MappedPool, Offers]]:
-        """The pools of the leading runs that are mapped, or can be now."""
+        """The leading runs of which the pool is mapped or can be mapped now, each with its pool."""
         sources = []
         for run in runs:
             mapped = self._mapped.get(run.pool) or self._map(hit.pools[run.pool])
@@ -215,40 +217,40 @@ class DataHalf:
         return sources
 
     def _map(self, descriptor: PoolDescriptor) -> MappedPool | None:
-        """The mapping of a pool, made on first use, while nobody waits but who needs the same pool.
+        """Return the mapping of a pool; the first use makes it. Only threads that need the same pool wait for that.
 
-        None, counted and told to `on_unreachable` or `on_scarce`, where it cannot be had.
+        If that fails, counts it, calls `on_unreachable` or `on_scarce`, and returns None.
         """
         pool = descriptor.pool
         with self._lock:
-            turn = self._turns.setdefault(pool, threading.Lock())
-        with turn:
+            lock = self._map_locks.setdefault(pool, threading.Lock())
+        with lock:
             mapped = self._mapped.get(pool) or self._new_mapping(descriptor)
             with self._lock:
-                if self._turns.get(pool) is turn:  # else it is gone meanwhile, and kept for this one fetch alone
-                    del self._turns[pool]
+                if self._map_locks.get(pool) is lock:  # else the pool has left meanwhile: map it for this fetch only
+                    del self._map_locks[pool]
                     if mapped is not None:
                         self._mapped[pool] = mapped
-                        self._drop_dead()  # this one too: who told of its end has been heard already
+                        self._drop_dead()  # the new one too: the message that its owner left may have come before
                         self._watch_owners()
         return mapped
 
     def _drop_dead(self) -> None:
-        """Drop mappings whose owner is dead: nobody told of one that a service, dead too, had not heard of."""
+        """Drop mappings whose owner is dead: a service that died at the same time could not report the owner's end."""
         self._mapped = {name: each for name, each in self._mapped.items() if each.alive()}
 
     def _watch_owners(self) -> None:
-        """Hear of the death of whoever owns what is mapped: nobody may call us any more who has heard of it."""
+        """Watch the owners of all mapped pools: after their death perhaps nobody calls us any more."""
         owners = {owner for each in self._mapped.values() for owner in each.owners}
         self._watch.watch(owners - {Process.current()})
 
     def _heed_deaths(self, dead: frozenset[Process | Relayed]) -> bool:
-        """Drop what is mapped of the dead; whether no copy in flight may hold any of it still."""
+        """Drop the mappings of dead owners; return whether no fetch is under way, which might still keep one."""
         self.forget([name for name, each in self._mapped.copy().items() if not dead.isdisjoint(each.owners)])
-        return not self._flying
+        return not self._fetches
 
     def _new_mapping(self, descriptor: PoolDescriptor) -> MappedPool | None:
-        if descriptor.pool in self._resting.now():
+        if descriptor.pool in self._skipped.now():
             counters.add("pool_passed_over", reason="it could not be mapped lately")
             return None
         try:
@@ -262,7 +264,7 @@ class DataHalf:
             counters.add(name, reason=type(error).__name__, detail=error)
             _log.info("pool %s is unreachable: %s", descriptor.pool, error)
             if scarce:
-                self._resting.for_now(descriptor.pool)
+                self._skipped.for_now(descriptor.pool)
             if (hear := self.on_scarce if scarce else self.on_unreachable) is not None:
                 hear(descriptor.pool)
             return None
@@ -270,7 +272,7 @@ class DataHalf:
         return MappedPool(array, generations, tuple(lives_with(each, descriptor.generations) for each in owners))
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
-        """The pool's slots: mapped, or, where it belongs to this very process, as they are."""
+        """The pool's slots: mapped, or used directly if the pool belongs to this same process."""
         own = _own_arrays.get(descriptor.pool)
         if own is None:
             layout, memory = descriptor.ranks[self._rank]

@@ -35,16 +35,15 @@ def connect(
     programs: int | None = None,
     checksums: bool = True,
 ) -> Market:
-    """Join the node's market with `cache`, starting its service if nobody has. See `Market`."""
+    """Join the node's market with `cache`, and start its service if none runs. See `Market`."""
     return Market(cache, fingerprint, tenant, staging_bytes, address, programs=programs, checksums=checksums)
 
 
 class Market:
     """One engine's membership of the node's market. A context manager; several in one process are fine.
 
-    Methods may be called from any thread, but a slot's owner must itself put `retire`, its writes and `publish` in that
-    order. A market that is closed raises ClosedError, and so does every one in a fork of its process. One that is
-    dropped without `close` is left, and that counted.
+    Thread-safe, but the engine must keep the order `retire`, write, `publish` for each slot. After `close`, and in a
+    fork of the process, methods raise ClosedError. A market that is dropped without `close` is closed and counted.
     """
 
     def __init__(
@@ -58,19 +57,17 @@ class Market:
         programs: int | None = None,
         checksums: bool = True,
     ) -> None:
-        """Join with `cache`.
-
-        Its CPU tensors are moved into shared memory in place, CUDA ones are exported by IPC, once.
+        """Join with `cache`. CPU tensors are moved into shared memory in place, CUDA tensors are exported by IPC.
 
         `fingerprint`: everything that must agree before KV may be reused. `tenant`: a salt that keeps two users'
         prefixes apart. `staging_bytes`: memory on the cache's device for `publish(staged=True)`, rounded down to whole
-        blocks. `address`: a socket path or a name; None for the user's default market, or what KVMARKET_ADDRESS says.
-        `programs`: at most so many SMs read for a fetch at a time (unless given 16, 24 where checksums are checked, and
-        for the few us that up to 8 MiB take, as many as there are).
-        `checksums`: whether blocks that are packed get one, against which whoever fetches them checks what arrived.
+        blocks. `address`: a socket path or a name; None for KVMARKET_ADDRESS, or else the user's default market.
+        `programs`: the most programs of a fetch's kernel that run at a time, and so the most SMs. By default a pull of
+        more than 8 MiB runs as many as fill NVLink (12 to 20, see kernels/shape.py), a shorter one as many as fit.
+        `checksums`: whether packed blocks get a checksum, which the engine that fetches them compares.
 
         Raises LayoutError, FingerprintError, AddressError, VersionError, NamespaceError, RefusedError, TransportError;
-        each says what to do.
+        each says what to do. MisuseError for a wrong type or value of another argument.
         """
         if not isinstance(cache, PagedCache):
             raise LayoutError(
@@ -85,7 +82,7 @@ class Market:
         self.cache = cache
         self._identity = fingerprint.hex, tenant
         self._checksums = checksums
-        self._staging_turn = threading.Lock()
+        self._staging_lock = threading.Lock()
         self._membership = Membership(cache, fingerprint, tenant, staging_bytes, address, programs)
         self._control, self._data = self._membership.control, self._membership.data
         self._staging, self._pending = self._membership.staging, self._membership.pending
@@ -94,22 +91,20 @@ class Market:
         self._membership.leave_with(self)
 
     def publish(self, tokens: Integers, block_ids: Sequence[int], staged: bool = False) -> int:
-        """Offer every whole block of `tokens`.
+        """Offer every whole block of `tokens`; block i lies in slot `block_ids[i]`.
 
-        Block i lies, or will lie when the current stream gets there, in slot `block_ids[i]`.
+        The blocks may still be written by work on the current CUDA stream: the offers become visible by themselves when
+        that work has completed, and only for slots that are not retired by then. Returns how many blocks will be
+        offered: every whole one, or with `staged=True` as many leading ones as the staging pool holds. Retire the slots
+        before you overwrite them. With `staged=True` the blocks are packed into the staging pool on the current stream,
+        and later work on that stream may overwrite the slots.
 
-        Returns how many blocks were offered: every whole one, or with `staged=True` as many leading ones as the staging
-        pool holds. The offers become visible by themselves once the work that is on the current CUDA stream now has
-        completed, and only for slots not retired by then. Slots must be retired before they are overwritten; with
-        `staged=True` the blocks are packed into the staging pool first, on the current stream, and the slots are free
-        as soon as that stream has passed this call.
-
-        Raises TokenError; LayoutError where a tensor's memory was replaced; SlotError for ids out of range, twice, too
-        few or too many (there may be one for a last block that is not full yet), and for slots that do not hold these
-        blocks: on offer or fetched for other tokens and not written since, still being fetched, or left empty by a
-        fetch and not written since. Of these last ones a GPU tells only when it has come so far: then they are not
-        offered, nor what follows them, and counted. Costs one pass over the tokens and, staged, one copy of the blocks
-        (a launch on CUDA).
+        Raises TokenError; LayoutError if a tensor's memory was replaced; SlotError for ids out of range, repeated, too
+        few or too many (one for a last, partial block is allowed), and for slots that do not hold these blocks: offered
+        or fetched for other tokens and not written since, still being fetched, or left empty by a fetch and not written
+        since. On a GPU empty slots are found only when the stream gets there: then their blocks and the following ones
+        are counted and not offered. MisuseError for `staged=True` without a staging pool. Costs one pass over the
+        tokens and, staged, one copy of the blocks (a launch on CUDA).
         """
         self._membership.check()
         array, ids = as_tokens(tokens), self._control.checked(as_slots(block_ids))
@@ -148,14 +143,12 @@ class Market:
         return blocks
 
     def match(self, tokens: Integers) -> Hit:
-        """The longest prefix of `tokens` that anybody of this fingerprint and tenant offers.
+        """Find the longest prefix of `tokens` that engines of this fingerprint and tenant offer.
 
-        `hit.tokens`, `hit.blocks`.
-
-        Every whole block found counts, the last one too (leave a token to compute, if your engine needs one). Zero is a
-        valid answer. Answered from this process' own replica of the market, also when the service is away. Raises
-        TokenError. Costs some 30 us for 8,192 tokens in an int32 array (a list is converted first, 10 ns a token), and
-        at most 2 ms more where much has been offered since the last call.
+        `hit.tokens` and `hit.blocks` say how long it is; zero is a valid answer. Every whole block found counts, the
+        last one too (leave a token to compute, if your engine needs one). Answered from this process' own replica of
+        the market, also while no service runs. Raises TokenError. Costs about 30 us for 8,192 tokens in an int32 array
+        (a list is converted first, 10 ns a token), and at most 2 ms more if much has been offered since the last call.
         """
         self._membership.check()
         array = as_tokens(tokens)
@@ -164,16 +157,15 @@ class Market:
         return msgspec.structs.replace(hit, prefix=array[: hit.tokens].copy()) if hit.blocks else hit
 
     def fetch(self, hit: Hit, block_ids: Sequence[int], first: int = 0) -> Fetch:
-        """Bring blocks `first` .. `first + len(block_ids)` of `hit` into these slots.
+        """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots; returns a handle at once.
 
-        `moved.done()`, `moved.wait()` -> valid leading blocks.
-
-        Retires the slots before it launches, and never offers them by itself: publish them when they are valid, and
-        when the others have been prefilled. The copy runs after what is on the current stream now, on a stream of its
-        own. Of two fetches into one slot the later one counts. Never raises because a peer changed its mind or died.
-        Raises SlotError for ids out of range, twice, more than the hit has, or being fetched by another market of this
-        memory; MisuseError for a hit that was matched for another fingerprint or tenant; LayoutError where a tensor's
-        memory was replaced. Costs some 0.1 ms of the calling thread, more for a pool seen for the first time.
+        `done()` of the handle polls, `wait()` returns how many leading blocks are valid. Prefill the other blocks.
+        Retires the slots before it launches, and never offers them by itself: publish them when they hold their blocks.
+        The copy runs on its own stream, after the work that is on the current stream now. Of two fetches into one slot
+        the later one counts. Never raises because a peer changed its mind or died. Raises SlotError for ids out of
+        range, repeated, more than the hit has, or being fetched by another market of this memory; MisuseError for a hit
+        that was matched for another fingerprint or tenant; LayoutError if a tensor's memory was replaced. Costs about
+        0.1 ms of the calling thread, more for a pool seen for the first time.
         """
         self._membership.check()
         if not isinstance(hit, Hit):
@@ -192,18 +184,18 @@ class Market:
         return self._data.start(hit, ids, first, begin)
 
     def retire(self, block_ids: Sequence[int]) -> None:
-        """Take the offers of these slots down, because they will be overwritten: dead when this returns.
+        """Take down the offers of these slots, before the slots are overwritten. They are dead when this returns.
 
         Raises SlotError.
         """
         self._membership.check()
-        self._data.settle()  # what has landed already is not upset by this
+        self._data.settle()  # so that finished fetches do not count as disturbed by this
         self._control.retire(block_ids)
 
     def close(self) -> None:
-        """Leave the market: all offers of this engine are dead, then taken down, and its mappings dropped.
+        """Leave the market: all offers of this engine are dead when this returns, and all mappings are dropped.
 
-        May be called twice.
+        Waits for the copies under way. Publications that were not visible yet are never offered. May be called twice.
         """
         self._membership.close()
 
@@ -225,7 +217,7 @@ class Market:
             raise MisuseError(
                 "staged=True needs a staging pool; give connect(..., staging_bytes=...) at least one block"
             )
-        with self._staging_turn:  # nobody may take the same slots before their generations are read
+        with self._staging_lock:  # no other thread may take the same slots before their generations are read
             staged = self._staging.ring.take(len(ids))
             ids, generations = ids[: len(staged)], generations[: len(staged)]
             self._control.retire(staged, staged=True)
@@ -252,9 +244,9 @@ class Market:
         return len(staged)
 
     def _when_complete(self, offer: Any) -> None:
-        """Call `offer` when what the current stream holds now has completed: at once on a CPU.
+        """Call `offer` when the work that is now on the current stream has completed; on a CPU at once.
 
-        It must not hold the market, which is left when nobody does.
+        `offer` must not refer to the market: a market without references is closed.
         """
         device = self.cache.device
         if device.type == "cpu":
@@ -265,7 +257,7 @@ class Market:
             event.record()
 
         def ready() -> bool:
-            with torch.cuda.device(device):  # a thread that asks without makes a context on the first GPU
+            with torch.cuda.device(device):  # else the query makes a context on the first GPU
                 return bool(event.query())
 
         def commit() -> None:
@@ -277,7 +269,7 @@ class Market:
         self._pending.add(ready, commit)
 
     def _check_placed(self) -> None:
-        """Raise LayoutError if a tensor's memory was replaced: peers would read, and fetches write, what it had."""
+        """Raise LayoutError if a tensor's memory was replaced: peers and fetches would still use the old memory."""
         if (now := self.cache.addresses()) != self._addresses:
             number = next(i for i, (was, is_now) in enumerate(zip(self._addresses, now, strict=True)) if was != is_now)
             raise LayoutError(
@@ -287,7 +279,7 @@ class Market:
 
 
 def _written(empty: Flags) -> int:
-    """How many leading slots hold a block; the others are counted."""
+    """Number of leading slots that hold a block; counts the dropped offers of the others."""
     written = leading(~empty)
     if written < len(empty):
         reason = "a fetch did not bring its block, and nothing was written since: prefill what wait() does not count"

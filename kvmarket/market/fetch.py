@@ -21,24 +21,27 @@ from kvmarket.ways import FAILURES, Int64s, Started
 
 
 class Piece(NamedTuple):
-    """Consecutive blocks of a fetch out of one pool: what their offers said, and where their generations are."""
+    """Consecutive blocks of a fetch from one pool: their offers, and the reader of the pool's generations."""
 
     generations: GenerationReader
     offers: Offers
 
     def standing(self) -> Flags:
-        """Which offers still stand. After the copy completed this says which bytes count."""
+        """For each block, whether its offer is still valid. Asked after the copy: whether the bytes are right."""
         return self.generations.valid(self.offers.epoch, self.offers.slots, self.offers.generations)
 
     def valid(self, sums: Int64s | None) -> Flags:
-        """Which bytes count, by the `sums` of the completed copy where it has some. What does not is counted."""
+        """For each block, whether its bytes are valid: the offer still is, and the checksum agrees if both have one.
+
+        `sums`: of the completed copy, (blocks,) int64, or None. Invalid blocks are counted.
+        """
         standing = self.standing()
         if stale := len(standing) - int(np.count_nonzero(standing)):
             counters.add("fetch_stale", stale, reason="a block was retired while it was being fetched")
         if sums is None or self.offers.checksums is None:
             return standing
         found, expected = checksum.finish(sums), self.offers.checksums
-        if found.tobytes() == expected.tobytes():  # nearly always so, and sooner seen than block by block
+        if found.tobytes() == expected.tobytes():  # nearly always so, and faster than comparing block by block
             return standing
         sound = standing & checksum.agree(found, expected)
         if corrupt := len(sound) - stale - int(np.count_nonzero(sound)):
@@ -48,13 +51,13 @@ class Piece(NamedTuple):
 
 
 class Fetch:
-    """Handle of one fetch. It keeps alive what the copy reads; let go of it only when it is done.
+    """Handle of one fetch. Thread-safe. The data half keeps the memory alive, also if you drop the handle.
 
-    A block does not count any more once its slot was retired, or given to another fetch: ask for it before that.
-    In a fork of its process, one that was not done raises ClosedError.
+    A block is not valid any more once its slot was retired or given to another fetch: call `wait` before that. In a
+    fork of the process, `done` and `wait` raise ClosedError if the fetch was under way.
 
-    `begun`: by `time.perf_counter`, when fetch was called. `seconds`: from then until it was seen to be done; 0 before
-    that, and where nothing was launched.
+    `begun`: when fetch was called, by `time.perf_counter`. `seconds`: from then until `done` or `wait` saw the end; 0
+    before that, and if the launch failed.
     """
 
     seconds = 0.0
@@ -68,30 +71,31 @@ class Fetch:
         begun: float = 0.0,
         landing: Landing | None = None,
     ) -> None:
-        """Of a fetch of `asked` blocks, those of `pieces` were `started`; None where the launch failed.
+        """A fetch of `asked` blocks, of which those in `pieces` are being copied.
 
-        `block_bytes`: of one block. `landing`: where they go, if it is to be known what becomes of these slots.
+        `started`: the copies; None if the launch failed. `block_bytes`: bytes of one block. `landing`: is told the
+        outcome for each slot, if given.
         """
         self._block_bytes, self.begun = block_bytes, begun
         self._asked, self._pieces = asked, pieces
         self._started, self._landing = started, landing
         self._pid = os.getpid()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._valid: Flags | None = None
         if started is None:
             self._end(np.zeros(asked, np.bool_))
 
     def done(self) -> bool:
-        """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs some us."""
+        """Whether the copy has completed; never waits. Once true, `wait` returns at once. Costs a few us."""
         started = self._under_way()
         if started is not None and _over(started):
             self._settle(started)
         return self._valid is not None
 
     def wait(self) -> int:
-        """Wait for the copy; how many leading blocks are valid. The others' slots hold no meaningful bytes.
+        """Wait for the copy; return how many leading blocks are valid.
 
-        Prefill those blocks.
+        The slots of the other blocks hold no meaningful bytes: prefill those blocks.
         """
         started = self._under_way()
         if started is not None:
@@ -100,7 +104,7 @@ class Fetch:
 
     @property
     def valid(self) -> Flags:
-        """For each block asked for, whether it is valid. Empty until done."""
+        """For each requested block, whether it is valid now. Empty until `done` or `wait` saw the end."""
         if self._valid is None:
             return np.empty(0, np.bool_)
         return self._valid if self._landing is None else self._valid & self._landing.intact()
@@ -112,8 +116,8 @@ class Fetch:
         return started
 
     def _settle(self, started: Started) -> None:
-        """The copy has completed (or is waited for): only now do generations say which bytes count. Done once."""
-        with self._turn:
+        """Wait for the copy if it is not done, then find out, once, which blocks are valid."""
+        with self._lock:
             if self._started is not None:
                 self._conclude(started)
 
@@ -136,7 +140,7 @@ class Fetch:
         counters.add("bytes_fetched", count * self._block_bytes)
 
     def _end(self, valid: Flags) -> None:
-        """Nothing will land any more: first see to the slots of blocks that did not come, then let it be known."""
+        """Note the outcome. First tells the landing, so that slots without a block are marked before others see it."""
         if self._landing is not None:
             self._landing.end(valid)
         self._valid = valid

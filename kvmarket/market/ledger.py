@@ -1,4 +1,4 @@
-"""What an engine has on offer from one of its pools: so that nothing is offered twice, and all can be offered again."""
+"""The live offers of one of an engine's own pools: no block is offered twice, and all can be offered again."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from kvmarket.support.flags import leading
 
 
 class Ledger:
-    """The offers of one pool of this engine: a space of its own. Not thread-safe."""
+    """The live offers of one pool of this engine, in a `Space` of their own. Not thread-safe."""
 
     def __init__(self, record: PoolRecord, block_size: int) -> None:
-        """An empty ledger for the pool `record`, in blocks of `block_size` tokens."""
+        """Make an empty ledger for the pool `record`, with blocks of `block_size` tokens."""
         self._name = record.pool
         self._space = Space(block_size, max_blocks=None)
         self._pool = self._space.add_pool(record)
         self._late: list[Offering] = []
 
     def news(self, offering: Offering) -> int:
-        """How many of these blocks, counted from the front, are on offer already exactly so.
+        """Number of leading blocks that are already offered with the same tokens, slot, epoch and generation.
 
-        Raises SlotError if one of the slots is on offer at this very generation for other tokens: its owner overwrote
-        it without retiring it. Costs one match of the prefix where a slot is on offer already, else some us.
+        Raises SlotError if a slot is offered at the same generation for other tokens: its owner overwrote it without
+        retiring it. Costs a few us; one match of the prefix if any of the slots is already offered.
         """
         space = self.noted()
         same = self._pool.same(offering.slots, offering.epoch, offering.generations)
@@ -42,49 +42,49 @@ class Ledger:
         return leading(same & known)
 
     def add(self, offering: Offering) -> None:
-        """Note that these blocks are on offer now; older offers of their slots are forgotten.
+        """Note that these blocks are offered now. They replace older offers of their slots.
 
-        Costs nothing until the ledger is next asked: do not write to the arrays before.
+        The work is done by the next other call: until then do not write to the arrays.
         """
         self._late.append(offering)
 
     def before(self, offering: Offering) -> Before | None:
-        """The block before the first one of `offering`, as it is on offer here; None if it is not.
+        """The offer of the block before the first block of `offering`; None if that block is not offered here.
 
         Costs one match of the prefix.
         """
         return self.noted().before(offering)
 
     def drop(self, slots: Slots) -> Slots:
-        """Forget the offers of these slots; the ones that had one. Costs some us, and the removal of few."""
+        """Forget the offers of these slots; return the slots that had one. Costs a few us for each run of blocks."""
         return self.noted().retire(self._name, slots)
 
     def slots(self) -> Slots:
-        """The slots on offer."""
+        """The slots that are offered."""
         self.noted()
         return self._pool.standing()
 
     def clear(self) -> None:
-        """Forget everything. Costs some us."""
+        """Forget all offers. Costs a few us; `collect` frees the memory."""
         self._late = []
         self._space.retire(self._name, None)
 
     def close(self) -> None:
-        """Give back the memory of everything; what is on offer is not known any more. Costs 0.2 us a branch."""
+        """Free all memory. The ledger cannot be used any more. Costs 0.2 us a branch."""
         self._late = []
         self._space.trie.clear()
 
     @property
     def collecting(self) -> bool:
-        """Whether memory of what was forgotten is still to be given back, by `collect`."""
+        """Whether `collect` still has memory of forgotten offers to free."""
         return self._space.collecting
 
     def collect(self) -> None:
-        """Give back some memory of what was forgotten. Costs up to some 0.3 ms."""
+        """Free some memory of forgotten offers. Costs up to about 0.3 ms."""
         self._space.collect()
 
     def noted(self) -> Space:
-        """The space of all that is on offer, with what was added of late. Do not change it."""
+        """The space of all live offers, after putting in those that `add` deferred. Do not change it."""
         late, self._late = self._late, []
         for offering in late:
             self._space.offer(offering)

@@ -1,4 +1,7 @@
-"""What one market holds until it is left: both halves, threads and memory. Left by `close`, else when it is dropped."""
+"""The resources of one market: both halves, threads and memory. `close` frees them, or the end of the last reference.
+
+At the end of the process all markets that are still joined are closed.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ from kvmarket.pool import StagingPool
 from kvmarket.pool.owners import acquire
 from kvmarket.support.supervised import survived
 
-DROP_SECONDS = 0.5  # so long whoever drops a market waits for it to be left
+DROP_SECONDS = 0.5  # the thread that drops a market waits so long for the market to be closed
 
-_memberships: set[Membership] = set()  # that are not over
+_memberships: set[Membership] = set()  # those that are not closed
 
 
 class Membership:
-    """The halves of a market, its staging pool and its pending publications. No part of it knows the market itself."""
+    """The halves of a market, its staging pool and its pending publications. No part refers to the `Market` itself."""
 
     def __init__(
         self,
@@ -40,9 +43,9 @@ class Membership:
         address: str | os.PathLike[str] | None,
         programs: int | None,
     ) -> None:
-        """Export `cache` and join; see `Market`."""
+        """Export `cache` and join the market; see `Market` for arguments and errors."""
         self._pid = os.getpid()
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._left = False
         self._over = threading.Event()
         self.pending = Pending()
@@ -71,7 +74,7 @@ class Membership:
         _memberships.add(self)
 
     def check(self) -> None:
-        """Raise ClosedError where this market was left, and in a fork of its process."""
+        """Raise ClosedError if this market was closed, and in a fork of its process."""
         if self._left:
             raise ClosedError("this market is closed; connect again")
         if self._pid != os.getpid():
@@ -80,12 +83,12 @@ class Membership:
     def close(self) -> None:
         """Leave the market.
 
-        Publications that wait are dropped first; then all offers are dead, then taken down; mappings go last, behind
-        the copies under way. May be called twice, and from several threads. Nothing in a fork: it has no part in it.
+        First drops pending publications, then makes all offers dead and takes them down, then waits for the copies
+        under way and drops the mappings. May be called twice, and from several threads. Does nothing in a fork.
         """
         if os.getpid() != self._pid:
             return
-        with self._turn:
+        with self._lock:
             if self._left:
                 return
             self._left = True
@@ -99,20 +102,20 @@ class Membership:
             self._over.set()
 
     def leave_with(self, market: object) -> None:
-        """Leave the market when `market`, which nobody closed, is dropped.
+        """Arrange that this is closed when `market` is freed without `close`, which is counted.
 
-        The collector of garbage may find it in the middle of anything: another thread closes it, for which the one that
-        dropped it waits a little.
+        The garbage collector may free it in the middle of any call. So a new thread closes it, and the thread that
+        freed it waits for up to `DROP_SECONDS`.
         """
         weakref.finalize(market, _drop, self).atexit = False
 
     def wait_over(self, seconds: float) -> None:
-        """Wait until it was left, at most so long."""
+        """Wait until the market is closed, at most `seconds`."""
         self._over.wait(seconds)
 
     @property
     def over(self) -> bool:
-        """Whether it was left, or belongs to another process."""
+        """Whether the market is closed, or belongs to the process that this one was forked from."""
         return self._over.is_set() or os.getpid() != self._pid
 
     def _staging_stages(self) -> Sequence[Stage] | None:
@@ -131,13 +134,13 @@ def _drop(membership: Membership) -> None:
             counters.add("market_dropped", reason="without close(): call that, or use the market in a with statement")
             membership.close()
 
-    with suppress(RuntimeError):  # no thread to be had: then at the end of the process
-        _thread.start_new_thread(leave, ())  # takes no lock of Python's own library, which this thread may hold
+    with suppress(RuntimeError):  # no thread can be started: `_leave_all` closes it at the end of the process
+        _thread.start_new_thread(leave, ())  # `threading` would take locks that this thread may already hold
         membership.wait_over(DROP_SECONDS)
 
 
 @atexit.register
 def _leave_all() -> None:
-    """The process ends: leave every market that is still joined."""
+    """Close every market that is still joined, at the end of the process."""
     for membership in list(_memberships):
         membership.close()

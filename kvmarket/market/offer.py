@@ -1,7 +1,4 @@
-"""What is said about blocks: the description of a pool, and the hit that a match returns, made of runs of offers.
-
-All of it travels.
-"""
+"""The types that travel: the descriptor of a pool, offers of consecutive blocks, and the hit that `match` returns."""
 
 from __future__ import annotations
 
@@ -20,20 +17,17 @@ from kvmarket.transport import Memory
 
 
 class Stage(msgspec.Struct, frozen=True):
-    """Ranks of a pool whose slots lie alike: the tensor-parallel ranks of a pipeline stage, which has its own layers.
-
-    How their slots lie, and each one's memory.
-    """
+    """The tensor-parallel ranks of one pipeline stage: their common layout, and each rank's memory."""
 
     layout: Layout
     ranks: Annotated[tuple[Memory, ...], msgspec.Meta(min_length=1)]
 
 
 class PoolDescriptor(msgspec.Struct, frozen=True):
-    """A pool as other engines see it: where its generations are, and its stages, one unless the engine is pipelined.
+    """A pool as other engines see it: its generations, and its stages (one, unless the engine is pipelined).
 
-    The ranks of a pool are those of its stages, one stage after another. Raises LayoutError if the stages disagree
-    about how many slots there are or how many tokens a block has.
+    Names memory, owns none. The ranks of a pool are those of its stages, one stage after another. Raises LayoutError if
+    the stages differ in the number of slots or in the tokens of a block.
     """
 
     pool: str
@@ -45,12 +39,12 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
 
     @property
     def slots(self) -> int:
-        """How many slots every rank has."""
+        """Number of slots, the same in every rank."""
         return self.stages[0].layout.slots
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """The processes that the pool dies with."""
+        """The owners of the pool's memory: if one of them dies, the pool is gone."""
         return (self.generations.owner, *(memory.owner for _, memory in self.ranks))
 
     @property
@@ -59,7 +53,10 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
         return (self.generations, *(file for _, memory in self.ranks for file in memory.shared_files))
 
     def held_by(self, process: Process, descriptors: Sequence[int]) -> PoolDescriptor:
-        """The same pool, its `files` named by descriptors of a process beside us. Raises LayoutError for others."""
+        """The same pool, with its `files` named by `descriptors` of `process`, in the same order.
+
+        Raises LayoutError if their number differs.
+        """
         if len(descriptors) != len(self.files):
             raise LayoutError(f"{len(descriptors)} descriptors of pool {self.pool}, which has {len(self.files)} files")
         left = iter(descriptors)
@@ -71,15 +68,12 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
 
     @property
     def ranks(self) -> tuple[tuple[Layout, Memory], ...]:
-        """Per rank how its slots lie, and where."""
+        """Layout and memory of each rank."""
         return tuple((stage.layout, memory) for stage in self.stages for memory in stage.ranks)
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
-    """Raise LayoutError unless the stages hold the same blocks: a slot is one place in all of them.
-
-    So many that they can be named.
-    """
+    """Raise LayoutError unless all stages have the same slots and block size, within the limits of the protocol."""
     for stage in stages:
         check_size(stage.layout)
     sizes = {(stage.layout.slots, stage.layout.block_size) for stage in stages}
@@ -91,16 +85,16 @@ def check_stages(stages: Sequence[Stage]) -> None:
 
 
 def geometry_of(stages: Sequence[Stage]) -> str:
-    """One text for the geometries of all stages, equal exactly when all of them are."""
+    """One text for the geometries of all stages: equal exactly when all geometries are equal."""
     return shortened(" | ".join(stage.layout.geometry() for stage in stages))
 
 
 class Offers(msgspec.Struct, frozen=True, eq=False):
     """Offers of consecutive blocks in one pool: block i lies in ``slots[i]``.
 
-    Its bytes count only while the pool's epoch is ``epoch`` and the slot's generation is ``generations[i]``, and only
-    if they have checksum ``checksums[i]`` (see kernels/checksum.py), where there is one and it is not zero. All three
-    have one element per block; do not write to them.
+    The bytes of block i are valid only while the pool's epoch is ``epoch`` and the slot's generation is
+    ``generations[i]``, and only if their checksum is ``checksums[i]`` (see kernels/checksum.py; None or 0: unknown).
+    The arrays have one element per block; do not write to them.
     """
 
     pool: str
@@ -122,9 +116,9 @@ class Offers(msgspec.Struct, frozen=True, eq=False):
 
 
 class Hit(msgspec.Struct, frozen=True, eq=False):
-    """What `match` found: `blocks` whole blocks, from block `first` of the prompt on, worth `tokens` tokens.
+    """The result of `match`: `blocks` whole blocks, from block `first` of the prompt on, which are `tokens` tokens.
 
-    Zero is a valid answer. It says where the blocks were, not that they still are: `fetch` finds out.
+    Zero is a valid answer. A hit says where the blocks were at that time; `fetch` checks whether they still are.
     """
 
     tokens: int
@@ -132,9 +126,9 @@ class Hit(msgspec.Struct, frozen=True, eq=False):
     first: int
     runs: tuple[Offers, ...]  # in block order
     pools: dict[str, PoolDescriptor]
-    fingerprint: str = ""  # and tenant, of whom it was matched for: nobody else may take the blocks
+    fingerprint: str = ""  # fingerprint and tenant of the match: only they may fetch the blocks
     tenant: str = ""
-    prefix: Int32s | None = None  # the tokens of all blocks from the prompt's first on, where they are kept
+    prefix: Int32s | None = None  # the tokens of all blocks from the prompt's start on; None if not kept
 
     def part(self, start: int, count: int) -> tuple[Offers, ...]:
         """The offers of blocks `start` .. `start + count` of this hit."""

@@ -1,4 +1,4 @@
-"""One of an engine's own pools: what describes it, the generations that it alone writes, and what it has on offer."""
+"""An engine's own pools: the descriptor of each, the generations that only this engine writes, and its live offers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from kvmarket.registry.space.snapshot import SnapshotParts
 
 
 class OwnPool:
-    """One of this engine's pools: its descriptor, the generations it alone writes, and what it has on offer."""
+    """One of this engine's pools: its descriptor, its generations, and the ledger of its live offers."""
 
     def __init__(self, stages: Sequence[Stage], generations: Generations | None = None) -> None:
-        """A new pool with a new id; its generations are new too unless they are given, shared with other markets.
+        """Make a pool with a new id. Its generations are new, or the given ones, which other markets may share.
 
-        Raises LayoutError for stages that do not hold the same blocks.
+        Raises LayoutError for stages that do not hold the same blocks, and what `Generations` raises.
         """
-        check_stages(stages)  # before anything is made that would have to be closed
+        check_stages(stages)  # first, so that nothing has to be closed if it raises
         self.generations = generations or Generations(stages[0].layout.slots)
         self._epoch = self.generations.epoch
         self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages))
         self.ledger = Ledger(self.record(), stages[0].layout.block_size)
 
     def catch_up(self) -> bool:
-        """Empty the ledger where somebody has raised the epoch, which killed all that was in it; whether it was so."""
+        """If the epoch was raised, which kills all offers in the ledger, empty the ledger; return whether it was."""
         if self.generations.epoch == self._epoch:
             return False
         self._epoch = self.generations.epoch
@@ -44,13 +44,13 @@ class OwnPool:
 
     @property
     def epoch(self) -> int:
-        """The epoch of what is in the ledger, as of the last `catch_up`: an offer of it carries this one."""
+        """The epoch at the last `catch_up`, which all offers in the ledger carry."""
         return self._epoch
 
     def kill(self, slots: Slots | None = None) -> None:
-        """Every offer of these slots is dead when this returns; without slots, every offer of the pool.
+        """Raise the generations of `slots`, or the pool's epoch for None: their offers are dead when this returns.
 
-        The one place where a generation or an epoch is raised. Never waits, and may be called from any thread.
+        Nothing else raises them, but for `Generations.close`. Never waits for other work. Thread-safe.
         """
         if slots is None:
             self.generations.raise_epoch()
@@ -58,7 +58,7 @@ class OwnPool:
             self.generations.raise_slots(slots)
 
     def close(self) -> None:
-        """Every offer of this pool is dead when this returns; what others offer of the same memory is not."""
+        """Make every offer of this pool dead, and free the ledger. Other markets' offers of the same memory stay."""
         if release(self.generations):
             self.generations.close()
         else:
@@ -67,11 +67,11 @@ class OwnPool:
 
     @property
     def id(self) -> str:
-        """The pool's name, unique for ever."""
+        """The pool's name, which is never used again."""
         return self.descriptor.pool
 
     def record(self) -> PoolRecord:
-        """The pool as the registry sees it."""
+        """The pool as the registry knows it: the descriptor is encoded, and the registry does not decode it."""
         return PoolRecord(
             self.id, self.descriptor.slots, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor)
         )
@@ -81,13 +81,13 @@ class OwnPools:
     """The pools of one engine: the one of its cache, and a staging pool if it has one. Not thread-safe."""
 
     def __init__(self, pool: OwnPool, staging: OwnPool | None) -> None:
-        """Take them over."""
+        """Take ownership of the pools; `close` closes them."""
         self.pool, self.staging = pool, staging
         self._all = [pool, staging] if staging else [pool]
         self.ids = frozenset(each.id for each in self._all)
 
     def __iter__(self) -> Iterator[OwnPool]:
-        """Each of them."""
+        """Iterate over the pools."""
         return iter(self._all)
 
     def of(self, staged: bool) -> OwnPool:
@@ -99,9 +99,9 @@ class OwnPools:
         return self.staging
 
     def joining(self, fingerprint: Fingerprint, stages: Sequence[Stage], label: Label = NO_LABEL) -> Join:
-        """What the engine joins a market with. Engines of one space can exchange all blocks.
+        """The message by which the engine joins a market. Engines with the same `space` in it can exchange all blocks.
 
-        A `label` without a model gets that of the fingerprint's facts, where one of them is called so.
+        A `label` without a model gets the text of the fingerprint's fact "model", if there is one.
         """
         kind = stages[0].ranks[0].kind
         ranks = "+".join(str(len(stage.ranks)) for stage in stages)
@@ -119,19 +119,19 @@ class OwnPools:
         )
 
     def memory(self, pool: str) -> tuple[Sequence[Process], Sequence[SharedFile]]:
-        """The processes that one of them dies with, and its shared memory in the order of its description.
+        """The processes and shared files of the pool with id `pool`, in the order of its descriptor.
 
-        Of any other pool none.
+        Empty for a pool that is not one of these.
         """
         found = next((each.descriptor for each in self._all if each.id == pool), None)
         return (found.processes, found.files) if found is not None else ((), ())
 
     def snapshot(self) -> SnapshotParts:
-        """All that is on offer."""
+        """All live offers of the pools, in parts."""
         return SnapshotParts([pool.ledger.noted() for pool in self._all])
 
     def collect(self) -> bool:
-        """Give back some memory of what is on offer no longer; whether there was any. Costs up to some 0.3 ms."""
+        """Free some memory of forgotten offers; return whether there was any. Costs up to about 0.3 ms."""
         for pool in self._all:
             if pool.ledger.collecting:
                 pool.ledger.collect()
@@ -139,6 +139,6 @@ class OwnPools:
         return False
 
     def close(self) -> None:
-        """Every offer of them is dead when this returns."""
+        """Close every pool: all their offers are dead when this returns."""
         for pool in self._all:
             pool.close()

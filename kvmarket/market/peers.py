@@ -1,4 +1,4 @@
-"""The pools of a market as this engine knows them: what describes each, and its generations, mapped once."""
+"""The pools that this engine has seen in offers: the descriptor of each, and its generations, mapped once."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ from kvmarket.support.flags import leading
 from kvmarket.support.transient import is_transient
 from kvmarket.transport import decode_memory
 
-DEAD_POOLS = 3  # that a match looks behind: their owners have just retired something, or left while no service lived
+DEAD_POOLS = 3  # pools with dead offers that one match skips: their owners have just retired a slot, or left
 Matched = tuple[list[Run], list[PoolRecord]]
 Descriptors = Callable[[str], Sequence[int] | None]
 _decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
 
 
 class Peer(NamedTuple):
-    """A pool that offers were seen of."""
+    """A pool of which an offer was found."""
 
     descriptor: PoolDescriptor
     generations: GenerationReader
 
 
 class Standing(NamedTuple):
-    """Offers of consecutive blocks that are not dead, and their pools by id; and of which pool the next one is dead."""
+    """Live offers of consecutive blocks, their pools by id, and the pool of the first offer that is not live."""
 
     offers: list[Offers]
     pools: dict[str, PoolDescriptor]
-    dead: str | None  # or cannot be met; None where all stand
+    dead: str | None  # the pool whose offer is dead or which cannot be read; None if all offers are live
 
 
 class Peers:
-    """Pools by id, met when an offer of theirs is first found. Thread-safe."""
+    """Pools by id. A pool is decoded and its generations mapped when its first offer is found. Thread-safe."""
 
     def __init__(
         self, on_unreadable: Callable[[str], None], on_scarce: Callable[[str], None], descriptors: Descriptors
     ) -> None:
-        """None yet.
+        """Start with no pools.
 
-        `on_unreadable` hears of pools that cannot be met, `on_scarce` of those that could not be met for want of a
-        descriptor, or of memory: these may be tried again. `descriptors`: of the memory of a pool in another PID
-        namespace, which this process holds; None where they have not come yet.
+        `on_unreadable` is called with each pool that cannot be read, `on_scarce` with each that could not be read
+        because descriptors or memory ran out, and may be tried again. `descriptors` returns the descriptors that this
+        process holds of the memory of a pool in another PID namespace, or None if they have not come yet.
         """
         self._on_unreadable = on_unreadable
         self._on_scarce = on_scarce
         self._descriptors = descriptors
         self._peers: dict[str, Peer] = {}
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def of(self, record: PoolRecord) -> Peer | None:
-        """The pool of `record`.
+        """Return the pool of `record`. Costs 0.1 ms the first time.
 
-        None, counted, and told to `on_unreadable` or `on_scarce`, where its description or its generations cannot be
-        read: its owner is just dying, say. Costs 0.1 ms the first time.
+        If its description or its generations cannot be read (its owner is dying, say), counts that, calls
+        `on_unreadable` or `on_scarce`, and returns None.
         """
         peer = self._peers.get(record.pool)
         if peer is not None:
@@ -76,17 +76,17 @@ class Peers:
             counters.add(name, reason=type(error).__name__, detail=error)
             (self._on_scarce if scarce else self._on_unreadable)(record.pool)
             return None
-        with self._turn:
+        with self._lock:
             self._peers[record.pool] = peer
         return peer
 
     def leading(
         self, match: Callable[[int, Collection[str]], Matched], first: int, without: Collection[str]
     ) -> tuple[list[Offers], dict[str, PoolDescriptor]]:
-        """The offers, not dead, of the leading blocks from block `first` on that `match` finds; and their pools, by id.
+        """Return live offers of consecutive blocks from block `first` on, and their pools by id.
 
-        `match` is asked from a block on, and without some pools. Where the offer of a block is dead, others have it
-        perhaps: it is asked again from there, `DEAD_POOLS` times at most.
+        `match(first, without)` finds offers from a block on, ignoring some pools. At a dead offer `match` is called
+        again from that block on without its pool, at most `DEAD_POOLS` times: another pool may offer the block.
         """
         offers: list[Offers] = []
         pools: dict[str, PoolDescriptor] = {}
@@ -101,7 +101,7 @@ class Peers:
         return offers, pools
 
     def _standing(self, runs: Sequence[Run], records: Sequence[PoolRecord]) -> Standing:
-        """The leading offers of `runs`, each of the pool of its record, that are not dead."""
+        """Check the offers of `runs`, in order, up to the first dead one. `records`: the pool of each run."""
         found: list[Offers] = []
         pools: dict[str, PoolDescriptor] = {}
         for run, record in zip(runs, records, strict=True):
@@ -117,24 +117,24 @@ class Peers:
         return Standing(found, pools, None)
 
     def met(self) -> tuple[str, ...]:
-        """The pools that offers were found of, and that have not gone."""
-        with self._turn:
+        """The pools of which offers were found and that have not left."""
+        with self._lock:
             return tuple(self._peers)
 
     def forget(self, pools: Sequence[str]) -> None:
-        """These pools are gone; their mappings go with the last hit that holds them."""
-        with self._turn:
+        """Forget pools that have left. Their generations are unmapped when nothing refers to them any more."""
+        with self._lock:
             for pool in pools:
                 self._peers.pop(pool, None)
 
     def close(self) -> None:
-        """Let go of everything, whoever asked to hear of it included."""
+        """Drop all pools and all callbacks."""
         self._on_unreadable = self._on_scarce = self._descriptors = _nobody
         self._peers.clear()
 
 
 def _nobody(pool: str) -> None:
-    """Who hears of pools when nobody does any more."""
+    """Replaces the callbacks after `close`."""
 
 
 def _meet(record: PoolRecord, descriptors: Descriptors) -> Peer:

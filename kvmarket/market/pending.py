@@ -1,4 +1,4 @@
-"""Publications that wait for the GPU: polled by a thread of their own, never waited for by the caller."""
+"""Publications that wait for the GPU: a thread polls for their completion, and the caller never waits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ POLL_SECONDS = 0.0005
 
 
 class Pending:
-    """Runs `commit` of each publication as soon as its `ready` is true, in the order given.
+    """Runs `commit` of each publication as soon as its `ready` is true, in the order in which they were added.
 
-    The thread starts with the first one.
+    The first publication starts the thread. Thread-safe.
     """
 
     def __init__(self) -> None:
-        """Nothing pending, no thread."""
+        """Start with nothing pending and no thread."""
         self._queue: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def add(self, ready: Callable[[], bool], commit: Callable[[], None]) -> None:
-        """Queue a publication; `commit` runs on the polling thread.
+        """Queue a publication; `ready` and `commit` run on the polling thread.
 
-        What either raises costs this publication alone, and is counted.
+        If either raises, only this publication is dropped, and counted. After `close` this does nothing.
         """
         with self._changed:
             if self._closed:
@@ -38,14 +38,14 @@ class Pending:
                 thread = threading.Thread(target=self._run, name="kvmarket-pending", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as error:  # none to be had for a moment: the next publication tries again
+                except RuntimeError as error:  # no thread can be started at this moment: the next publication tries
                     counters.add("offer_delayed", reason=str(error))
                     return
                 self._thread = thread
             self._changed.notify()
 
     def close(self) -> None:
-        """Drop what is pending: it is never offered. May be called twice."""
+        """Drop the pending publications, which are then never offered, and end the thread. May be called twice."""
         with self._changed:
             self._closed = True
             self._queue.clear()
@@ -59,10 +59,10 @@ class Pending:
                 commit()
             if turn.failed:
                 counters.add("offer_dropped", reason="offering it failed")
-            del commit  # and what it holds, while nothing is pending
+            del commit  # frees what it refers to, while nothing is pending
 
     def _next(self) -> Callable[[], None] | None:
-        """The next publication that is complete, as soon as one is; None when the queue is closed."""
+        """Wait until the first publication is complete; return its `commit`. None when the queue is closed."""
         while True:
             with self._changed:
                 if self._closed:
@@ -84,4 +84,4 @@ class Pending:
 
 
 def _nothing() -> None:
-    """In place of a publication that failed."""
+    """Replaces the `commit` of a publication that failed."""

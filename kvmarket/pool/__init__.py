@@ -1,6 +1,6 @@
-"""Pools: arrays of slots with a generation each. Generations live in shared memory.
+"""Pools: arrays of slots with one generation per slot, in shared memory.
 
-Staging pools allocate and evict slots.
+Also the staging pool, and a record of what fetches wrote into which slots.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Landings: which slots of a memory were given to fetches, and what came of it.
+"""Landings: for each slot of a cache, the last fetch into it and whether that fetch brought its block.
 
-A slot is published only as what it holds: not while a fetch into it is under way, not as a block that a fetch did not
-bring, and not as a block of other tokens than those that it was fetched for.
+`publish` asks here, so that a slot is offered only as the block that it holds. It is refused while a fetch into the
+slot is under way, if the fetch did not bring the block, and for other tokens than those of the fetched block.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from kvmarket.support.flags import Flags, leading
 from kvmarket.support.sets import common, distinct
 
 Int32s = npt.NDArray[np.int32]
-FEW = 1024  # purposes that are kept before those are looked for that no slot has any more
+FEW = 1024  # purposes that are kept before the unused ones are dropped
 
 # States of a slot.
-_NOTHING = 0  # no fetch, or nobody knows
+_NOTHING = 0  # no fetch into it, or its content is unknown
 _UNDER_WAY = 1
-_BROUGHT = 2  # its block came, and is there unless the slot's generation has changed
-_EMPTY = 3  # its block did not come: it is marked, unless somebody wrote it since
-_UPSET = 4  # retired while bytes came, or not marked for an error: it may hold anything, until it is retired once more
+_BROUGHT = 2  # the fetch brought its block, which is there unless the slot's generation has changed
+_EMPTY = 3  # the fetch did not bring its block: the slot has a mark unless it was written since
+_UPSET = 4  # retired during the fetch, or its mark could not be written: it may hold anything until retired once more
 
 
 class Purpose(NamedTuple):
-    """What slots were given to a fetch for: blocks `first`, ... of the prefix `tokens`, of `block_size` tokens each.
+    """The blocks that a fetch is to bring: blocks `first`, ... of the prefix `tokens`, of `block_size` tokens each.
 
-    `tokens` is None where nobody knows. `writes` counts the writes into the memory; None where that cannot be counted.
+    `tokens` is None if unknown. `writes` returns the number of writes into the cache, or None if they are not counted.
     """
 
     tokens: Int32s | None
@@ -47,54 +47,57 @@ class Purpose(NamedTuple):
 
 class _Brought(NamedTuple):
     purpose: Purpose
-    writes: int | None  # when the blocks had come
+    writes: int | None  # number of writes when the fetch ended
 
 
 class Landing:
     """The destinations of one fetch, from its launch on."""
 
     def __init__(self, table: Landings, number: int, slots: Slots, generations: UInt64s, purpose: Purpose) -> None:
-        """`generations` are those of `slots` since they were retired for the fetch."""
+        """`generations`: of `slots`, right after they were retired for the fetch."""
         self._table = table
         self.number, self.slots, self.generations, self.purpose = number, slots, generations, purpose
 
     def intact(self) -> Flags:
-        """Which slots nobody retired since they were for this fetch, which another fetch does too. Costs some us."""
+        """For each slot, whether it has not been retired since this fetch began. Another fetch into it retires it too.
+
+        Costs a few us.
+        """
         same: Flags = self._table.generations.read(self.slots) == self.generations
         return same
 
     def end(self, brought: Flags) -> None:
-        """Nothing of the fetch will land any more, and these blocks came. Call it once, before anybody hears of them.
+        """Note that the fetch is over; `brought` says for each slot whether its block came. Marks the other slots.
 
-        Slots whose block did not come are marked.
+        Call it once, when no byte of the fetch can be written any more, and before the result is reported.
         """
         self._table.end(self, brought)
 
 
 class Landings:
-    """What fetches put into the slots of one memory. Thread-safe."""
+    """The last fetch into each slot of one cache, and its outcome. Thread-safe."""
 
     def __init__(self, array: SlotArray, generations: Generations) -> None:
-        """Nothing was fetched yet. Costs 21 bytes a slot."""
+        """Start without fetches. Costs 21 bytes a slot."""
         self.generations = generations
         self._marks = Marks(array)
-        self._turn = threading.RLock()
+        self._lock = threading.RLock()
         self._number = 0
-        self._lanes: dict[int, object] = {}  # of the fetches under way
+        self._lanes: dict[int, object] = {}  # lanes of the fetches under way, by their numbers
         self._brought: dict[int, _Brought] = {}
         self._most = FEW
         self._state = np.zeros(generations.slots, np.uint8)
         self._of = np.zeros(generations.slots, np.int64)  # the number of the last fetch into the slot
-        self._since = np.zeros(generations.slots, np.uint64)  # the slot's generation then
-        self._place = np.zeros(generations.slots, np.int32)  # which block of its prefix it was fetched as
+        self._since = np.zeros(generations.slots, np.uint64)  # the slot's generation at that fetch
+        self._place = np.zeros(generations.slots, np.int32)  # the index of the fetched block in its prefix
 
     def begin(self, slots: Slots, purpose: Purpose, lane: object, retire: Callable[[], None]) -> Landing:
-        """`retire` these slots, into which a fetch is about to be launched.
+        """Call `retire` for these slots and note that a fetch into them begins.
 
-        Fetches of one `lane` land in the order in which they begin. Raises SlotError, and retires nothing, where one of
-        another lane is under way. Costs some us.
+        Fetches with the same `lane` (a mover) write in the order in which they begin. Raises SlotError, and retires
+        nothing, if a fetch of another lane into one of the slots is under way. Costs a few us.
         """
-        with self._turn:
+        with self._lock:
             if self._lanes:
                 self._check_lane(slots, lane)
             retire()
@@ -115,7 +118,7 @@ class Landings:
 
     def end(self, landing: Landing, brought: Flags) -> None:
         """See `Landing.end`."""
-        with self._turn:
+        with self._lock:
             del self._lanes[landing.number]
             came, since, first = landing.slots, landing.generations, landing.purpose.first
             place = np.arange(first, first + len(came))
@@ -132,7 +135,7 @@ class Landings:
                     self._forget()
 
     def _note_lost(self, landing: Landing, brought: Flags) -> None:
-        """Blocks did not come, or their slots were retired meanwhile; those of a later fetch are its business."""
+        """Note slots whose block did not come, or that were retired meanwhile. Leaves slots of a later fetch alone."""
         ours = landing.slots[self._of[landing.slots] == landing.number]
         intact = landing.slots[landing.intact()]
         self._since[ours] = self.generations.read(ours)
@@ -141,7 +144,7 @@ class Landings:
         self._state[empty] = self._mark(empty)
 
     def _mark(self, slots: Slots) -> int:
-        """Mark these slots; the state that they have then."""
+        """Mark these slots; return the state that they have then."""
         try:
             return _EMPTY if self._marks.put(slots) else _NOTHING
         except RuntimeError as error:  # of the device
@@ -149,12 +152,13 @@ class Landings:
             return _UPSET
 
     def check(self, slots: Slots, tokens: Int32s) -> Callable[[], Flags] | None:
-        """Raise SlotError if a slot does not hold its block of `tokens`, as far as that can be said now.
+        """Raise SlotError if a slot is known not to hold its block: slot i must hold block i of the prefix `tokens`.
 
-        What is returned, if anything, says which slots hold no block, once the current stream has passed this call.
-        Costs some us, and a comparison of tokens where slots hold fetched blocks.
+        If some slots may still have a mark, returns a function. Call it once the current stream has done all work
+        launched before this call; it says for each slot whether it holds no block. Else returns None. Costs a few us,
+        and a comparison of tokens where slots hold fetched blocks.
         """
-        with self._turn:
+        with self._lock:
             states = self._state[slots]
             if not states.any():
                 return None
@@ -176,7 +180,10 @@ class Landings:
             raise SlotError(f"block id {slot} {why} you publish it")
 
     def _check_tokens(self, number: int, slots: Slots, at: Slots, tokens: Int32s) -> None:
-        """Raise SlotError if blocks `at` of `tokens` are not those that fetch `number` brought into their slots."""
+        """Raise SlotError if fetch `number` brought other blocks into ``slots[at]`` than blocks `at` of `tokens`.
+
+        Does not raise where the cache may have been written since.
+        """
         brought = self._brought.get(number)
         if brought is None or brought.purpose.tokens is None:
             return
@@ -193,12 +200,12 @@ class Landings:
             )
 
     def _look(self, slots: Slots, doubtful: Slots) -> Callable[[], Flags]:
-        """Look whether these slots, which a fetch left empty, have been written since."""
+        """Start to look whether the slots `doubtful`, which a fetch left empty, have been written since."""
         look = self._marks.look(doubtful)
 
         def empty() -> Flags:
             marked = look()
-            with self._turn:
+            with self._lock:
                 written = doubtful[~marked]
                 self._state[written[self._state[written] == _EMPTY]] = _NOTHING
             return np.isin(slots, doubtful[marked])
@@ -206,7 +213,7 @@ class Landings:
         return empty
 
     def _forget(self) -> None:
-        """Forget the purposes of fetches whose blocks have all been replaced."""
+        """Drop the purposes of fetches of which no slot holds a block any more."""
         live = set(distinct(self._of[self._state == _BROUGHT]).tolist())
         self._brought = {number: each for number, each in self._brought.items() if number in live}
         self._most = max(FEW, 2 * len(self._brought))

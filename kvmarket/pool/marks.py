@@ -1,7 +1,7 @@
-"""Marks: bytes that are put into a slot which holds no block, so that it is seen whether it was written since.
+"""Marks: bytes that are written into a slot which holds no block, to find out later whether the slot was written.
 
-A block that is computed overwrites all bytes of its slot, by whatever kernel. So a slot that still has its mark holds
-nothing of meaning. Whoever reads it beside others and masks it out may do so: it holds small numbers.
+An engine that computes a block overwrites all bytes of its slot, by whatever kernel. So a slot that still has its mark
+holds no block. A kernel may read a marked slot and mask the result out: the mark is small numbers, never NaN.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from kvmarket.pool.slots import Slots
 from kvmarket.support.flags import Flags
 
 MARK_BYTES = 8
-SMALL = 0x3F  # bits of each byte that are random: as elements of any float type they are numbers below 2, never NaN
+SMALL = 0x3F  # the random bits of each byte: as elements of any float type such bytes are numbers below 2, never NaN
 
 
 class Marks:
     """Puts marks into the slots of one memory, and looks for them. Thread-safe."""
 
     def __init__(self, array: SlotArray) -> None:
-        """Of the slots of `array`; costs nothing yet."""
+        """Choose the mark for the slots of `array`; writes nothing yet."""
         self._array = array
         self._mark = torch.frombuffer(bytearray(each & SMALL for each in os.urandom(MARK_BYTES)), dtype=torch.uint8)
         self._stream: torch.cuda.Stream | None = None
 
     def put(self, slots: Slots) -> bool:
-        """Mark `slots`; whether that can be done: a slot that begins with a shorter range of bytes bears no mark.
+        """Write the mark into `slots`, and wait until it is there. Costs a few us, on a GPU about 50 us.
 
-        The marks are there when this returns. Costs some us, on a GPU some 50.
+        Returns False, and writes nothing, if the first contiguous range of a slot is shorter than MARK_BYTES.
         """
         corner = self._corner()
         if corner is None or not len(slots):
@@ -49,9 +49,9 @@ class Marks:
         return True
 
     def look(self, slots: Slots) -> Callable[[], Flags]:
-        """Look which of `slots` have their mark, behind what the current stream holds now.
+        """Start to look which of `slots` have their mark, after the work on the current stream.
 
-        What is returned tells, once the stream has passed this call; on a CPU at once.
+        Returns a function that says it for each slot. On a GPU call it only when the stream is done with this work.
         """
         corner = self._corner()
         if corner is None:
@@ -71,7 +71,7 @@ class Marks:
         return marked
 
     def _corner(self) -> torch.Tensor | None:
-        """The first bytes of every slot's first part, (slots, MARK_BYTES); None where they are not one range."""
+        """A view of the first bytes of every slot, (slots, MARK_BYTES) uint8; None where they are not contiguous."""
         layout = self._array.layout
         part, length = layout.parts[0], layout.item_bytes
         for stride, size in sorted(zip(part.strides, part.shape, strict=True)):

@@ -1,6 +1,6 @@
-"""One memory, one set of generations: markets of this process over the same cache share them.
+"""One set of generations per cache memory: all markets of this process over the same memory share it.
 
-So what is retired in one of them is dead in all.
+So a slot that is retired in one market is dead in all of them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _owned: dict[tuple[int, ...], _Owned] = {}
 
 
 def acquire(cache: PagedCache) -> Landings:
-    """The generations of `cache`'s memory, made for its first market, and what fetches put into its slots.
+    """Return the Landings, with the Generations, of `cache`'s memory. The first market of the memory makes them.
 
-    Raises MisuseError if another open market cuts that memory otherwise, or is one of the process that this one was
-    forked from.
+    Each call needs a `release`. Raises MisuseError if another open market divides the memory into other slots, or if
+    the memory is in a market of the process that this one was forked from.
     """
     array = cache.slot_array()
     memory = array.addresses()
@@ -57,7 +57,7 @@ def acquire(cache: PagedCache) -> Landings:
 
 
 def release(generations: Generations) -> bool:
-    """A market is done with `generations`; whether it was the last one, which then closes them."""
+    """Undo one `acquire`. Returns True if no market uses `generations` any more: the caller must then close them."""
     with _lock:
         for memory, owned in list(_owned.items()):
             if owned.landings.generations is generations:

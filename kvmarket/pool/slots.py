@@ -1,4 +1,4 @@
-"""Block ids as callers give them, made into an array of slots, or refused."""
+"""Convert the block ids that a caller passes to an array of slots, and check them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kvmarket.errors import SlotError
 
 Slots: TypeAlias = npt.NDArray[np.int64]
 UInt64s: TypeAlias = npt.NDArray[np.uint64]
-FEW, MANY = 32, 512  # ids; a list is checked fastest up to FEW, a table of all slots from MANY on
+FEW, MANY = 32, 512  # ids: up to FEW a list is checked fastest, from MANY on a table of all slots
 
 
 def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
     """Block ids as a one-dimensional int64 array: from a list, a tuple, a range, an integer array or tensor.
 
-    Never the argument itself: it may be used later, and the caller may change what is his. Raises SlotError for
-    anything else. Costs some 20 ns an id for a list.
+    Always a copy, so that the caller may change its own. Raises SlotError for anything else. Costs about 20 ns an id
+    for a list.
     """
     if isinstance(block_ids, np.ndarray) and block_ids.dtype == np.int64 and block_ids.ndim == 1:
         own: Slots = block_ids.copy()
@@ -42,9 +42,9 @@ def as_slots(block_ids: Sequence[int] | npt.NDArray[Any]) -> Slots:
 
 
 def check_slots(block_ids: Sequence[int] | npt.NDArray[Any], count: int) -> Slots:
-    """Block ids as an array. Raises SlotError unless all are integers of 0 <= id < count and no one comes twice.
+    """Block ids as an int64 array. Raises SlotError unless all are integers, 0 <= id < count, and none is repeated.
 
-    Costs some 3 us, and 3 ns an id for those beyond some hundreds (of an array).
+    Costs about 3 us for an array of up to some hundred ids, and 3 ns for each further id.
     """
     slots = as_slots(block_ids)
     if not _distinct(slots, count):
@@ -53,7 +53,7 @@ def check_slots(block_ids: Sequence[int] | npt.NDArray[Any], count: int) -> Slot
 
 
 def _distinct(slots: Slots, count: int) -> bool:
-    """Whether all are in range and no one comes twice, in the way that is fastest for so many."""
+    """Whether all ids are in range and none is repeated; uses the fastest method for their number."""
     if len(slots) <= FEW:
         few = slots.tolist()
         return not few or (min(few) >= 0 and max(few) < count and len(set(few)) == len(few))
@@ -69,7 +69,7 @@ def _distinct(slots: Slots, count: int) -> bool:
 
 
 def _refuse(ordered: Slots, count: int) -> None:
-    """Raise SlotError for ids, in order, some of which are out of range or come twice."""
+    """Raise the SlotError for sorted ids of which some are out of range or repeated."""
     if ordered[0] < 0 or ordered[-1] >= count:
         bad = ordered[0] if ordered[0] < 0 else ordered[-1]
         raise SlotError(f"block id {bad} is out of range; this pool has slots 0 to {count - 1}")

@@ -1,4 +1,4 @@
-"""A staging pool: packed slots on the cache's own device, in which blocks outlive the engine's use of its pages."""
+"""A staging pool: packed slots on the cache's device. Blocks stay there after the engine has reused its own pages."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kvmarket.transport import Memory, export
 
 
 class StagingRing:
-    """Hands out slots 0 .. slots - 1 round and round; what was in them is evicted.
+    """Hands out slots 0 .. slots - 1 in a circle, so the oldest blocks are evicted first.
 
-    Bytes and generations are the caller's business.
+    It only counts: the caller raises generations and writes bytes.
     """
 
     def __init__(self, slots: int) -> None:
@@ -26,11 +26,9 @@ class StagingRing:
         self._next = 0
 
     def take(self, n: int) -> Slots:
-        """The next min(n, slots) slots, always consecutive.
+        """The next min(n, slots) slots, always consecutive: if they do not fit before the end, starts again at slot 0.
 
-        A request that does not fit before the end starts again at slot 0.
-
-        The caller raises their generations before it writes to them.
+        The caller must raise their generations before it writes to them.
         """
         n = min(n, self.slots)
         if self._next + n > self.slots:
@@ -41,18 +39,18 @@ class StagingRing:
 
 
 class Packed(NamedTuple):
-    """A pack under way: when the stream has passed it, `sums` are there; keep all of it until then."""
+    """A pack under way on a stream. When it is done, `sums` are valid; keep this object alive until then."""
 
     sums: torch.Tensor | None
     keep: tuple[torch.Tensor, ...]
 
     def checksums(self) -> UInt64s | None:
-        """The checksums of the blocks, once the pack is done; None where they could not be had."""
+        """The checksums of the blocks; call it when the pack is done. None where they were not computed."""
         return None if self.sums is None else checksum.finish(self.sums)
 
 
 class StagingPool:
-    """Memory for `nbytes` // slot_bytes packed blocks, exported once, filled round and round."""
+    """Memory for `nbytes` // slot_bytes packed blocks, exported once and filled in a circle. Owns the memory."""
 
     def __init__(self, cache: PagedCache, nbytes: int) -> None:
         """Allocate on the cache's device.
@@ -74,7 +72,10 @@ class StagingPool:
             prepare(cache.slot_array(), self.slots)
 
     def pack(self, source: SlotArray, slots: Slots, staged: Slots, *, summed: bool = True) -> Packed:
-        """Pack `slots` of `source` into the slots `staged` on the current stream, with checksums if `summed`."""
+        """Pack `slots` of `source` into the slots `staged` on the current stream, with checksums if `summed`.
+
+        Without checksums too where the arrays cannot be summed (see `can_sum`). On a GPU returns at once.
+        """
         summed = summed and can_sum(source, self.slots)
         ids = torch.from_numpy(np.stack([slots, staged]))
         sums = torch.zeros(len(slots), dtype=torch.int64, device=source.device) if summed else None

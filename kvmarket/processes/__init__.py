@@ -1,1 +1,1 @@
-"""Processes and what they share by name: who lives, files in shared memory, what the dead have left. Knows no torch."""
+"""Processes of this node: whether one is alive, shared memory by name, clean-up after dead ones. Imports no torch."""

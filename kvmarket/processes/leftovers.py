@@ -1,9 +1,9 @@
-"""Shared memory with a name that a killed process left in /dev/shm, where nobody else knows of it.
+"""Remove the files in /dev/shm that killed processes of this user left there.
 
 torch names two kinds of files ``torch_<pid>_...``: a storage that is moved into shared memory has a name while its
-memory is allocated, and the counters behind CUDA IPC handles as long as their process lives. A process that is killed
-leaves them. Whoever finds the mark of a dead process (see `marks`) removes the files that it names, and nothing else:
-no file of a living process, of whatever namespace, of another user, or of a process that has no mark.
+memory is allocated, and the counters behind CUDA IPC handles have one as long as their process lives. A killed process
+leaves these files behind. `sweep` removes exactly the files that the mark of a dead process names (see `marks`). It
+never removes a file of a living process of any PID namespace, of another user, or of a process without a mark.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from kvmarket.processes.shared_file import Process, start_time
 
 __all__ = ["mark", "sweep"]
 
-_NEXT_INODES = 64  # one of these has the file that was being created: other processes create files too
+_NEXT_INODES = 64  # the file that was being created has one of these inodes: other processes create files too
 _FEW_BYTES = 1 << 20
-_MOST_BYTES = 1 << 20  # of a mark
+_MOST_BYTES = 1 << 20  # that are read of a mark
 
 
 def sweep() -> None:
-    """Remove what dead processes of this user left. Costs a listing of /dev/shm, and 50 us for each mark."""
+    """Remove the files that dead processes of this user left. Costs a listing of /dev/shm, and 50 us for each mark."""
     me = Process.current()
     for path in _marks():
         owner = marks.owner_of(path)
-        if owner is not None and owner != me:  # to open and close our own would end its lock
-            with suppress(OSError):  # somebody else has just removed it, say
+        if owner is not None and owner != me:  # opening and closing our own mark would end its lock
+            with suppress(OSError):  # another process has just removed it, say
                 _sweep_for(owner, path, near=owner.namespace == me.namespace)
 
 
 def _sweep_for(owner: Process, path: Path, *, near: bool) -> None:
-    """Remove what `owner` left, and its mark, where it is dead beyond doubt; `near`: of our PID namespace.
+    """Remove the files that `owner` left, and its mark at `path`, if `owner` is certainly dead.
 
-    Raises OSError.
+    `near`: `owner` is of our PID namespace. Raises OSError.
     """
-    if owner.alive() if near else not path.lstat().st_size:  # an older version's, or its process is about to lock it
+    if owner.alive() if near else not path.lstat().st_size:  # empty: its process may be about to lock it
         return
     fd = _lock_of_the_dead(path)
     if fd is None:
@@ -54,7 +54,7 @@ def _sweep_for(owner: Process, path: Path, *, near: bool) -> None:
                 files += _unnamed(owner.pid, lines[-1])
             for file in files:
                 file.unlink(missing_ok=True)
-        elif not near:  # nothing says that it has ever been locked
+        elif not near:  # the mark may never have been locked, so a free lock proves nothing
             return
         path.unlink(missing_ok=True)
     finally:
@@ -64,12 +64,12 @@ def _sweep_for(owner: Process, path: Path, *, near: bool) -> None:
 def _marks() -> list[Path]:
     try:
         return list(marks.FOLDER.glob(f"{marks.PREFIX}*"))
-    except OSError:  # no such folder, or no descriptor left: another time, then
+    except OSError:  # no such folder, or no descriptor left: a later sweep finds them
         return []
 
 
 def _lock_of_the_dead(path: Path) -> int | None:
-    """A descriptor of a mark of this user, locked; None where its process lives, or somebody else is sweeping it."""
+    """Lock a mark of this user and return a descriptor of it; None if its process lives, or another one sweeps it."""
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if _is_ours(os.fstat(fd)) and marks.try_lock(fd):
         return fd
@@ -78,7 +78,7 @@ def _lock_of_the_dead(path: Path) -> int | None:
 
 
 def _named(line: list[str]) -> Path | None:
-    """The file that a line of a mark names, if it is still the same one."""
+    """The file that a line of a mark names; None if device or inode differ, or the line names no file."""
     match line:
         case [marks.FILE, device, inode, name] if "/" not in name:
             file = marks.FOLDER / name
@@ -89,7 +89,10 @@ def _named(line: list[str]) -> Path | None:
 
 
 def _unnamed(pid: int, line: list[str]) -> list[Path]:
-    """The file that was being created when process `pid` was killed: the only one of its number, size and inode."""
+    """The file that process `pid` was creating when it was killed, as a list of one.
+
+    Empty unless exactly one file has the number of the process, and the size and inode that `line` of its mark expects.
+    """
     try:
         device, inode, nbytes = (int(word) for word in line[1:])
     except ValueError:  # the kill tore the line
@@ -105,7 +108,7 @@ def _unnamed(pid: int, line: list[str]) -> list[Path]:
 
 
 def _number_lives(owner: Process, near: bool) -> bool:
-    """Whether another process with the number of `owner` may live, here or wherever there are marks."""
+    """Whether another process with the number of `owner` may be alive, here or in a namespace that has marks."""
     if near and start_time(owner.pid):
         return True
     for path in _marks():
@@ -123,7 +126,7 @@ def _number_lives(owner: Process, near: bool) -> bool:
 
 
 def _status(file: Path) -> os.stat_result | None:
-    """What lies there, if it is a file of this user; links are not followed."""
+    """The status of `file` if it is a regular file of this user, else None; links are not followed."""
     try:
         status = file.lstat()
     except OSError:

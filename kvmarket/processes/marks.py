@@ -1,9 +1,9 @@
-"""This process' mark in /dev/shm: it names the files that torch makes there for what we share.
+"""This process' mark: a file in /dev/shm that lists the files which torch made there for memory that we share.
 
-A process that is killed leaves files named ``torch_<pid>_...``, and the number of a process proves nothing: where
-/dev/shm is shared, processes of other PID namespaces have the same numbers. So a mark names files by device and inode,
-and its process holds a record lock on it: whoever can take that lock knows that this very process is dead, whatever
-namespace it was in. A fork does not inherit the lock.
+A killed process leaves files named ``torch_<pid>_...``. The number does not say whose they are: where /dev/shm is
+shared, processes of other PID namespaces have the same numbers. So a mark names files by device and inode, and its
+process holds a record lock on the mark. A process that can take the lock knows that the owner of the mark is dead,
+whatever its namespace. A fork does not inherit the lock.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ PREFIX = "kvmarket-shares-"
 LOCKED, FILE, CREATING = "locked", "file", "creating"  # first words of the lines of a mark
 
 _lock = threading.Lock()
-_noted: set[tuple[object, ...]] = set()  # files that our marks name
-_marks: dict[Path, int] = {}  # descriptors of this process' marks, by folder; closing any of a mark ends its lock
+_noted: set[tuple[object, ...]] = set()  # (device, inode, name) of the files that our marks name
+_marks: dict[Path, int] = {}  # descriptors of this process' marks, by folder; closing any descriptor ends the lock
 
 
 def mark() -> None:
-    """Say that this process shares memory, until it ends. Costs 100 us once."""
+    """Make the mark of this process, which stays until the process ends. Costs 100 us on the first call."""
     with _lock:
         _own_mark()
 
 
 @contextmanager
 def creating(nbytes: int | None) -> Iterator[None]:
-    """While torch creates a file of so many bytes (None: few) whose name nobody learns if we are killed meanwhile.
+    """A context in which torch creates a file of `nbytes` bytes (None: a small one) whose name is not yet known.
 
-    Inodes of a tmpfs are numbered one after another, and that of the file will be just above the one noted here. Costs
-    50 us.
+    If this process is killed inside, the mark still tells which file that was: inodes of a tmpfs are numbered one after
+    another, and the file's number follows the one that is noted here. Costs 50 us.
     """
     with _lock:
         fd = _own_mark()
@@ -53,7 +53,7 @@ def creating(nbytes: int | None) -> Iterator[None]:
 
 
 def created(name: str) -> None:
-    """Note a file in `FOLDER` that is ours, and keeps its name for as long as this process lives."""
+    """Note in the mark a file in `FOLDER` that keeps its name while this process lives; ignore a missing file."""
     with _lock, suppress(FileNotFoundError):
         status = (FOLDER / name).lstat()
         file = (status.st_dev, status.st_ino, name)
@@ -63,7 +63,7 @@ def created(name: str) -> None:
 
 
 def owner_of(path: Path) -> Process | None:
-    """The process whose mark has this name; None where it is no mark's."""
+    """The process whose mark is at `path`; None where that is not the name of a mark."""
     numbers = path.name.removeprefix(PREFIX).split("-")
     if not path.name.startswith(PREFIX) or len(numbers) != 3 or not all(n.isascii() and n.isdigit() for n in numbers):
         return None
@@ -72,7 +72,7 @@ def owner_of(path: Path) -> Process | None:
 
 
 def try_lock(fd: int) -> bool:
-    """Take the record lock of a mark, until a descriptor of it is closed here; False where another process has it."""
+    """Take the record lock of a mark; False if another process has it. Closing any descriptor of it ends the lock."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # or where files cannot be locked
@@ -81,7 +81,7 @@ def try_lock(fd: int) -> bool:
 
 
 def _own_mark() -> int | None:
-    """A descriptor of the mark, which is made where it is missing; None without room for it, as torch will say too."""
+    """A descriptor of this process' mark, made on the first call; None, which is counted, if it cannot be made."""
     if FOLDER in _marks:
         return _marks[FOLDER]
     me = Process.current()
@@ -91,7 +91,7 @@ def _own_mark() -> int | None:
     except OSError as error:
         counters.add("mark_missing", reason="a kill would leave shared memory behind", detail=error)
         return None
-    if try_lock(fd):  # a mark without that line proves nothing: its process may be about to lock it
+    if try_lock(fd):  # without this line others know nothing: the process may be about to lock its mark
         _append(fd, LOCKED)
     _marks[FOLDER] = fd
     atexit.register(_unmark, path, me.pid)
@@ -99,7 +99,7 @@ def _own_mark() -> int | None:
 
 
 def _newest_inode() -> tuple[int, ...]:
-    """Device and number of an inode made in `FOLDER` just now; nothing where that is not possible."""
+    """Device and number of a new inode in `FOLDER`, so of the newest one; empty where none can be made."""
     try:
         fd = os.open(FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
@@ -110,21 +110,21 @@ def _newest_inode() -> tuple[int, ...]:
 
 
 def _append(fd: int | None, *words: object) -> None:
-    """Add a line, in one write."""
-    with suppress(OSError):  # no room: what is not noted stays when we are killed
+    """Add a line to a mark, in one write."""
+    with suppress(OSError):  # no room: a file that is not noted stays behind if we are killed
         if fd is not None:
             os.write(fd, " ".join(map(str, words)).encode() + b"\n")
 
 
 def _unmark(path: Path, pid: int) -> None:
-    if os.getpid() == pid:  # a fork that ends says nothing of its parent
+    if os.getpid() == pid:  # a fork that ends must not remove the mark of its parent
         path.unlink(missing_ok=True)
         if path.parent in _marks:
             os.close(_marks.pop(path.parent))
 
 
 def _forked() -> None:
-    """A fork shares nothing yet; and a lock that another thread held when it was made would never be free in it."""
+    """Forget the parent's marks in a fork, and make a new lock: another thread may have held the old one."""
     global _lock
     for fd in _marks.values():
         os.close(fd)

@@ -1,6 +1,8 @@
-"""Numbers of processes in containers: CUDA takes memory for a process' own whose owner has the same number elsewhere.
+"""Different process numbers for engines in different containers.
 
-In containers that were started alike engines have equal numbers, or nearly so. Threads take numbers too, and are cheap.
+Containers that are started alike give their engines equal process numbers, or nearly so. If owner and reader have the
+same number, CUDA takes the owner's memory for the reader's own and cannot map it. Threads use up numbers too, and are
+cheap: starting some of them changes the number of the next process.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ MOST_THREADS = 2048  # some 40 us each
 
 
 def scatter() -> int:
-    """Let the next process of this container have a number that chance picks; how many were passed over.
+    """Skip a random count of process numbers, so that the next process has a random one; return the count.
 
-    Does nothing in the host's own PID namespace, where numbers are unique. Costs 40 ms, and 80 ms at most.
+    Does nothing and returns 0 in the host's own PID namespace, where numbers are unique. Returns 0 too where a thread
+    cannot be started. Costs 40 ms on average, at most 80 ms.
     """
     if pid_namespace() == HOST:
         return 0
@@ -26,7 +29,7 @@ def scatter() -> int:
         thread = threading.Thread(target=int)
         try:
             thread.start()
-        except RuntimeError:  # there are too many at this moment: numbers are no reason to fail
+        except RuntimeError:  # too many threads at this moment: go on without
             return 0
         thread.join()
     return count

@@ -1,4 +1,4 @@
-"""A thread that waits for the end of processes, for whoever must act on it though nobody calls him."""
+"""A thread that waits for processes to die and calls back, so that their memory can be unmapped without a fetch."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ from kvmarket.support.supervised import survived
 
 Watched = Process | Relayed
 LOOK_SECONDS = 1.0  # how often a process is looked at for which there is no descriptor
-SOON_SECONDS = 0.02  # after which whoever had not finished is called again
+SOON_SECONDS = 0.02  # until `on_death` is called again after it returned False
 
 
 class ProcessWatch:
-    """Calls `on_death` with the processes that died, within some ms, on a thread of its own.
+    """Calls `on_death` with the processes that died, within a few ms, on a thread of its own.
 
-    The thread lives while there are processes to watch, and uses no CPU while nobody dies. Each process takes a
-    descriptor, and the thread one; a process for which none is left is looked at every `LOOK_SECONDS` instead, which is
-    counted. So is one of another PID namespace, which is not. Dropping the watch ends it.
+    The thread lives while there are processes to watch, and uses no CPU while none dies. It holds one descriptor, and
+    one per process. If no descriptor is left for a process, the thread looks at that process every `LOOK_SECONDS`,
+    and counts this as ``watch_delayed``. A process of another PID namespace is always looked at every `LOOK_SECONDS`.
+    Dropping the last reference to the watch ends the thread.
     """
 
     def __init__(self, on_death: Callable[[frozenset[Watched]], bool]) -> None:
-        """Watch nobody yet.
+        """Make a watch of no processes yet.
 
-        `on_death`, a bound method, whose object is not kept alive, says whether all is done that the deaths call for:
-        else it is called again soon, with nobody.
+        `on_death` is a bound method, whose object is not kept alive. It returns whether it has finished the work for
+        these deaths. If not, it is called again after `SOON_SECONDS`, with an empty set.
         """
         self._on_death = weakref.WeakMethod(on_death)
-        self._turn = threading.Lock()
-        self._loops: list[_Loop] = []  # the one that runs, if one does
+        self._lock = threading.Lock()
+        self._loops: list[_Loop] = []  # the running loop, or none
         self._thread: threading.Thread | None = None
         weakref.finalize(self, _end, self._loops).atexit = False
 
     def watch(self, processes: Collection[Watched]) -> None:
-        """Watch these from now on, and no others. Costs some us, and starts the thread where there is none."""
-        with self._turn:
+        """Watch exactly these processes from now on. Costs a few us; starts the thread if there is none."""
+        with self._lock:
             if self._loops:
                 self._loops[0].wanted = frozenset(processes)
                 self._loops[0].wake()
@@ -52,14 +53,14 @@ class ProcessWatch:
                 thread = threading.Thread(target=loop.run, name="kvmarket-peers", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError as error:  # none to be had for a moment: the next call tries again
+                except RuntimeError as error:  # no thread can be started at this moment: the next call tries again
                     counters.add("watch_delayed", reason=str(error))
                     return
                 self._loops.append(loop)
                 self._thread = thread
 
     def close(self) -> None:
-        """Watch nobody any more; the thread has ended when this returns. May be called twice, on that thread too."""
+        """Stop watching, and wait until the thread has ended (unless called on it). May be called again."""
         self.watch(())
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
@@ -72,7 +73,7 @@ def _end(loops: list[_Loop]) -> None:
 
 
 class _Loop:
-    """What the thread runs: it holds no reference to the watch, so that dropping that ends the thread."""
+    """What the thread runs. It holds no reference to its `ProcessWatch`, so that dropping the watch ends the thread."""
 
     def __init__(
         self, on_death: weakref.WeakMethod[Callable[[frozenset[Watched]], bool]], wanted: frozenset[Watched]
@@ -81,15 +82,15 @@ class _Loop:
         self._on_death = on_death
         self._ended = False
         self._unfinished = False
-        self._dead: set[Watched] = set()  # seen, not told of yet
-        self._told: set[Watched] = set()
+        self._dead: set[Watched] = set()  # seen to be dead, `on_death` not called yet
+        self._told: set[Watched] = set()  # `on_death` was called
         self._pidfds: dict[Watched, int] = {}
         self._wake_fd = -1  # an eventfd; -1 until there is one
-        self._turn = threading.RLock()  # nobody writes to a descriptor that was closed
+        self._lock = threading.RLock()  # held while `_wake_fd` is used, so that a closed descriptor is never written
 
     def wake(self) -> None:
         """Have the thread look at `wanted`."""
-        with self._turn:
+        with self._lock:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
 
@@ -99,7 +100,7 @@ class _Loop:
         self.wake()
 
     def run(self) -> None:
-        """Until the end, and until all is done that deaths called for."""
+        """Run until `end` is called and `on_death` has finished its work."""
         try:
             while not self._ended or self._unfinished:
                 with survived("the watch over peers' processes") as turn:
@@ -107,7 +108,7 @@ class _Loop:
                 if turn.failed:
                     time.sleep(LOOK_SECONDS)
         finally:
-            with self._turn:
+            with self._lock:
                 wake, self._wake_fd = self._wake_fd, -1
             for fd in (wake, *self._pidfds.values()):
                 if fd >= 0:
@@ -115,7 +116,7 @@ class _Loop:
             self._pidfds.clear()
 
     def _look(self) -> None:
-        """Wait until a process dies, or others are wanted; tell of the dead."""
+        """Wait until a process dies or `wanted` changes, then call `on_death` for the dead."""
         blind = self._open()
         timeout = SOON_SECONDS if self._unfinished else LOOK_SECONDS if blind or self._wake_fd < 0 else None
         ready = self._wait(list(self._pidfds.values()), timeout) if not self._dead else ()
@@ -128,8 +129,8 @@ class _Loop:
             self._dead.clear()
 
     def _open(self) -> list[Watched]:
-        """Have a descriptor for each process that is wanted, and for no other; those for which there is none."""
-        with self._turn:
+        """Hold a pidfd for each wanted process and for no other; return the processes that have none."""
+        with self._lock:
             if self._wake_fd < 0 and not self._ended:
                 try:
                     self._wake_fd = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -153,12 +154,12 @@ class _Loop:
                 blind.append(process)
             else:
                 self._pidfds[process] = fd
-                if not process.alive():  # another one may have its number by now
+                if not process.alive():  # another process may have its number by now
                     self._dead.add(process)
         return blind
 
     def _wait(self, pidfds: list[int], timeout: float | None) -> Collection[int]:
-        """Wait for one of these descriptors, or to be woken; those that are ready."""
+        """Wait until one of these descriptors is ready or `wake` is called; return the ready ones."""
         poll = select.poll()
         for fd in (*pidfds, *([self._wake_fd] if self._wake_fd >= 0 else [])):
             poll.register(fd, select.POLLIN)

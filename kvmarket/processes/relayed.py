@@ -1,6 +1,7 @@
-"""Processes of other PID namespaces: nobody here can watch them, but who holds their memory for us hears of their end.
+"""Processes of other PID namespaces, which this process cannot watch by their numbers.
 
-The control half of a market holds the descriptors of such a process' memory until the service says that it has left.
+The control half of a market holds descriptors of the memory of such a process, until the service says that the process
+has left. So the process counts as alive for as long as the control half holds its memory.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from kvmarket.processes.shared_file import Process, SharedFile
 
 
 class Relayed(msgspec.Struct, frozen=True):
-    """A process of another PID namespace, and memory of it that a process beside us holds."""
+    """A process of another PID namespace, and a file of its memory that a process of our namespace holds open."""
 
     process: Process
     file: SharedFile
 
     def alive(self) -> bool:
-        """Whether its memory is still held for us: it is let go of when the service tells of its end. Costs 10 us."""
+        """Whether its memory is still held open for us; it is closed when the service reports its end. Costs 10 us."""
         return self.file.held()
 
 
 def lives_with(process: Process, file: SharedFile) -> Process | Relayed:
-    """What tells of the end of `process`, of which `file` is: itself where it is near, else who holds that for us."""
+    """What to watch for the end of `process`: itself in our PID namespace, else whether its `file` is held for us."""
     return process if process.near else Relayed(process, file)

@@ -1,9 +1,9 @@
 """Anonymous shared memory of a living process, named so that another process of the same user can map it read-only.
 
-A `SharedFile` names an open descriptor of a process (``/proc/<pid>/fd/<fd>``). Nothing has a name in any directory, so
-nothing is left behind when the owner is killed; the kernel frees the memory with the last mapping. Where owner and
-reader are in different PID namespaces, a process beside the reader holds a descriptor that came over the market's
-socket, and the file is named `through` that one.
+A `SharedFile` names an open descriptor of a process (``/proc/<pid>/fd/<fd>``). The memory has no name in any directory,
+so nothing is left behind when the owner is killed: the kernel frees the memory with the last mapping. Where owner and
+reader are in different PID namespaces, a process in the reader's namespace holds a descriptor that came over the
+market's socket. The file is then named by that descriptor, and `through` is that process.
 """
 
 from __future__ import annotations
@@ -33,18 +33,19 @@ class Process(msgspec.Struct, frozen=True):
 
     @classmethod
     def current(cls) -> Process:
-        """This process. Raises SharedMemoryError where no descriptor is left to ask who it is."""
+        """This process. Raises SharedMemoryError if /proc cannot be read, because no descriptor is left, say."""
         return _current(os.getpid())
 
     @property
     def near(self) -> bool:
-        """Whether it is in our PID namespace: its number means something here. Costs 2 us."""
+        """Whether the process is in our PID namespace, so that its number is valid here. Costs 2 us."""
         return self.namespace == pid_namespace()
 
     def alive(self) -> bool:
-        """Whether it lives; as far as its number tells, where no descriptor is left to ask more. Costs 20 us.
+        """Whether the process is alive. Costs 20 us.
 
-        Of one of another PID namespace what was given to `watch_by` tells; without that it counts as living.
+        If no descriptor is left to read its start time, any process with its number counts. For a process of another
+        PID namespace the pidfd of `watch_by` decides; without one it counts as alive.
         """
         if not self.near:
             pidfd = _ends.get(self, -1)
@@ -55,7 +56,7 @@ class Process(msgspec.Struct, frozen=True):
             return _in_use(self.pid)
 
     def check_alive(self) -> None:
-        """Raise NamespaceError where the number means nothing here, SharedMemoryError where the process is gone.
+        """Raise NamespaceError for a process of another PID namespace, SharedMemoryError for one that is dead.
 
         Costs 20 us.
         """
@@ -70,24 +71,24 @@ class Process(msgspec.Struct, frozen=True):
             )
 
 
-_ends: dict[Process, int] = {}  # of processes in other PID namespaces
+_ends: dict[Process, int] = {}  # pidfds of processes in other PID namespaces
 
 
 def watch_by(process: Process, pidfd: int) -> None:
-    """Look by this pidfd, which stays the caller's, whether a process of another PID namespace lives."""
+    """Let `Process.alive` use `pidfd` for a process of another PID namespace. The pidfd stays the caller's."""
     _ends[process] = pidfd
 
 
 def watch_no_more(pidfd: int) -> None:
-    """The caller closes a pidfd."""
+    """Forget a pidfd that was given to `watch_by`. Call this before closing it."""
     for process in [process for process, fd in _ends.items() if fd == pidfd]:
         del _ends[process]
 
 
 class SharedFile(msgspec.Struct, frozen=True):
-    """A descriptor of `owner` that holds at least `nbytes` bytes of shared memory. Names memory, owns none.
+    """A descriptor of `owner` that refers to at least `nbytes` bytes of shared memory. Names memory, owns none.
 
-    `through`: the process beside us whose descriptor `fd` is, where it is not the owner's own.
+    `through`: the process of our PID namespace whose descriptor `fd` is; None if `fd` is the owner's own.
     """
 
     owner: Process
@@ -99,23 +100,26 @@ class SharedFile(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, fd: int, nbytes: int) -> SharedFile:
-        """Name descriptor `fd` of this process; it must stay open for as long as others may map it."""
+        """Name descriptor `fd` of this process, which must stay open for as long as others may map the memory."""
         status = os.fstat(fd)
         return cls(Process.current(), fd, status.st_dev, status.st_ino, nbytes)
 
     def held_by(self, process: Process, fd: int) -> SharedFile:
-        """The same memory, named by descriptor `fd` of a process beside us."""
+        """The same memory, named by descriptor `fd` of `process`, which is of our PID namespace."""
         return msgspec.structs.replace(self, through=process, fd=fd)
 
     def held(self) -> bool:
-        """Whether the process that it is named by still holds it. Costs 10 us."""
+        """Whether the descriptor that names the memory is still open. Costs 10 us."""
         try:
             return self._is(os.stat(self._path))  # noqa: PTH116 - what the link leads to has no path
         except OSError:
             return False
 
     def open(self) -> int:
-        """A read-only descriptor of the caller's own. Raises NamespaceError or SharedMemoryError. Costs 40 us."""
+        """Open the memory read-only; the caller closes the descriptor. Raises NamespaceError or SharedMemoryError.
+
+        Costs 40 us.
+        """
         (self.through or self.owner).check_alive()
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
@@ -160,7 +164,7 @@ class SharedFile(msgspec.Struct, frozen=True):
 def start_time(pid: int) -> int:
     """Clock ticks after boot when process `pid` started; 0 if there is no such process, or it is a zombie.
 
-    Raises OSError where that cannot be told: no descriptor is left, say.
+    Raises OSError if /proc cannot be read, because no descriptor is left, say.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -171,7 +175,7 @@ def start_time(pid: int) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _current(pid: int) -> Process:
-    """This process, whose number is `pid`: asked once, and again in a fork."""
+    """This process, whose number is `pid`. Cached; a fork has another number."""
     try:
         return Process(pid, start_time(pid), pid_namespace())
     except OSError as error:

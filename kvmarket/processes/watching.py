@@ -1,4 +1,4 @@
-"""Noticing that another process dies, whatever its number means elsewhere."""
+"""A pidfd of another process, checked so that it is not one of a later process with the same number."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from kvmarket.support.transient import MORE, is_transient
 
 
 def watch(process: Process, who: str = "process") -> int:
-    """A descriptor that becomes readable when `process`, called `who` in messages, dies. Costs 50 us.
+    """Open a descriptor that becomes readable when `process` dies; the caller closes it. Costs 50 us.
 
-    Raises RefusedError if it has died or cannot be watched, NamespaceError if its number means nothing here.
+    `who` names the process in messages. Raises RefusedError if the process has died or cannot be watched,
+    NamespaceError if it is of another PID namespace.
     """
     name = f"{who} {process.pid}" if who == "process" else f"{who} (process {process.pid})"
     if process.namespace != pid_namespace():
@@ -27,7 +28,7 @@ def watch(process: Process, who: str = "process") -> int:
     try:
         if process.alive():
             return pidfd
-    except OSError as error:  # out of descriptors, say
+    except OSError as error:  # /proc cannot be read
         os.close(pidfd)
         raise RefusedError(f"{name} cannot be looked at: {error.strerror}; try again") from error
     os.close(pidfd)

@@ -1,1 +1,1 @@
-"""What everything may use: arrays of flags, sets, failures that pass, threads that outlive an exception."""
+"""Helpers that any module may import: flags, sets of integers, transient failures, advice, supervised threads."""

@@ -1,4 +1,4 @@
-"""What to do about an error of the operating system, in the words that end a message."""
+"""Advice for each error of the operating system: the end of an error message about an address."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ _ADVICE = {
 
 
 def explained(error: OSError) -> str:
-    """The error in the system's words and what to do about it: the end of a message about an address."""
+    """The system's text for `error`, in parentheses, and what the user can do about it."""
     return f"({error.strerror or error}); {_ADVICE.get(error.errno or 0, 'give another address')}"

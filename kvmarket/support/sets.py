@@ -1,7 +1,7 @@
 """Sets of integers, as sorted arrays.
 
-NumPy's own functions for it (unique, union1d, intersect1d) import numpy.ma when the first of them is called: 60 ms,
-within whoever's step that happens to be. These import nothing.
+NumPy's own functions (unique, union1d, intersect1d) import numpy.ma on their first call. That takes 60 ms, which an
+engine's step would have to wait. The functions here import nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Values = TypeVar("Values", bound=NDArray[Any])
 
 
 def distinct(values: Values) -> Values:
-    """The values, each once, in order; the array itself where it is so already. Costs some us."""
-    if leading(values[1:] > values[:-1]) >= len(values) - 1:  # mostly so
+    """The values in ascending order, each once; the same array if it is so already. Costs a few us."""
+    if leading(values[1:] > values[:-1]) >= len(values) - 1:  # the usual case
         return values
     ordered: Values = np.sort(values)  # type: ignore[assignment]
     new = ordered[1:] != ordered[:-1]
@@ -26,7 +26,7 @@ def distinct(values: Values) -> Values:
 
 
 def common(some: Values, others: Values) -> Values:
-    """The values that are in both, each once, in order. Costs some 10 us."""
+    """The values that both arrays hold, in ascending order, each once. Costs about 10 us."""
     ordered = np.sort(np.concatenate((distinct(some), distinct(others))))
     found: Values = ordered[:-1][ordered[1:] == ordered[:-1]]
     return found

@@ -1,4 +1,4 @@
-"""The one place of the library where any exception is caught: a thread of ours outlives whatever its work raises."""
+"""The only place of the library that catches every exception, so that a background thread survives its failures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _SHOWN = 5  # tracebacks per process; all exceptions are counted
 
 
 class Survived:
-    """A context that no `Exception` leaves: it is counted and logged. `failed` says afterwards whether there was one.
+    """A context manager that counts, logs and suppresses every `Exception`. `failed` is true if there was one.
 
-    What ends a process, as KeyboardInterrupt does, passes through.
+    Exceptions that end a process, such as KeyboardInterrupt, are not suppressed.
     """
 
     shown = 0
@@ -40,8 +40,8 @@ class Survived:
 
 
 def survived(where: str) -> Survived:
-    """A context for one piece of a thread's work, named `where` in the counter ``thread_survived``.
+    """A context manager for one piece of a thread's work; the counter ``thread_survived`` names it `where`.
 
-    A loop that is run again at once after a failure would use a whole core: pause where `failed` is true.
+    A loop that repeats at once after a failure would use a whole core: pause if `failed` is true.
     """
     return Survived(where)

@@ -1,4 +1,4 @@
-"""Which failures may pass by themselves: no descriptor, no memory or no mapping was to be had for a moment."""
+"""Transient failures: the system was out of descriptors, memory, mappings or threads for a moment."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TEXTS = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether what raised `error` may succeed when it is tried again: by its errno or text, or those of its causes.
+    """Whether the call that raised `error` may succeed when it is tried again.
 
-    torch tells such failures by the text of a RuntimeError alone.
+    Decided by the errno or text of `error` and of its causes: torch raises a RuntimeError of which only the text tells.
     """
     cause: BaseException | None = error
     while cause is not None:

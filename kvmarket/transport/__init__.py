@@ -1,8 +1,8 @@
 """Transport: how one process reads another's pool. CUDA IPC on GPUs, POSIX shared memory on a CPU-only machine.
 
-`export` turns the storages of a pool into a travelling descriptor, once; `map_memory` turns a descriptor into byte
-tensors on the reader's own device. Both sides of the interface are these two functions and `Memory`, of which each kind
-is a module and a line in `sharing`; `decode_memory` reads descriptors that have come from somebody else.
+The owner calls `export` once, which turns the storages of a pool into a `Memory`: a descriptor that travels. A reader
+calls `decode_memory` on what it received, and `map_memory`, which gives byte tensors on its own device. Each kind of
+memory is one module, and one line in `sharing`.
 """
 
 from __future__ import annotations

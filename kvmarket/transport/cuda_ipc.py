@@ -1,7 +1,8 @@
-"""CUDA IPC through torch's storage sharing: what GPUs use.
+"""CUDA IPC, by torch's storage sharing: the transport between GPUs.
 
-A handle is opened with the *reader's own* device index, whatever the owner's was: the memory is then mapped there, peer
-access included, and Triton and ``copy_`` run at full rate. torch keeps one mapping per exported allocation and process.
+A handle is opened with the *reader's own* device index, whatever the owner's was. CUDA then maps the memory there and
+enables peer access, and Triton and ``copy_`` run at full rate. torch keeps one mapping per exported allocation and
+process.
 
 torch also exports an event, for readers that must wait for the owner's stream. kvmarket leaves it out: an offer is
 published after the work that wrote its blocks has completed. CUDA keeps such events in files of /dev/shm, so that a
@@ -46,7 +47,10 @@ class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
 
     @classmethod
     def export(cls, storages: Sequence[torch.UntypedStorage]) -> CudaMemory:
-        """Export each storage; the memory is not given back to the device while a reader holds it."""
+        """Export each storage; the device does not get the memory back while a reader has it mapped.
+
+        Raises TransportError where the memory has no IPC handle.
+        """
         device = storages[0].device
         try:
             handles = tuple(_share(storage) for storage in storages)
@@ -58,7 +62,10 @@ class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
         return CudaMemory(Process.current(), device_uuid(device), handles)
 
     def map(self, device: torch.device) -> list[torch.Tensor]:
-        """Map each segment on `device`. The first one on another GPU costs 10 - 120 ms, later ones less than 1 ms."""
+        """Map each segment on `device`. The first one on another GPU costs 10 - 120 ms, later ones less than 1 ms.
+
+        Raises SharedMemoryError if the owner is dead, PeerAccessError, or TransportError.
+        """
         if self.owner.near:
             self.owner.check_alive()
         elif self.owner.pid == os.getpid():
@@ -78,7 +85,7 @@ class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
 
 
 def _share(storage: torch.UntypedStorage) -> CudaHandle:
-    """Its handle; torch counts the readers of several in one file, which is as good as ours."""
+    """Export one storage. The file in which torch counts readers (one file for many storages) is noted in our mark."""
     with creating(None):
         _, *fields, _event, _event_sync = storage._share_cuda_()
         handle = CudaHandle(*fields)
@@ -87,7 +94,7 @@ def _share(storage: torch.UntypedStorage) -> CudaHandle:
 
 
 def device_uuid(device: torch.device) -> str:
-    """The GPU's own name, the same in every process whatever CUDA_VISIBLE_DEVICES says."""
+    """The GPU's UUID, which is the same in every process whatever CUDA_VISIBLE_DEVICES says."""
     return str(torch.cuda.get_device_properties(device).uuid)
 
 

@@ -1,4 +1,4 @@
-"""What every kind of memory has in common: its travelling descriptor, which says how others map it."""
+"""The base class of all kinds of memory: a descriptor that travels, and knows how to map the memory it names."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from kvmarket.processes.shared_file import Process, SharedFile
 
 
 class Memory:
-    """Memory that other processes can map. Each kind is one frozen, tagged ``msgspec.Struct`` that is a `Memory` too.
+    """Memory that other processes can map. Each kind is a subclass that is also a frozen, tagged ``msgspec.Struct``.
 
-    Kinds are listed in `kvmarket.transport.sharing.KINDS`. The descriptor of a kind travels: it names memory, and owns
-    none.
+    `kvmarket.transport.sharing.KINDS` lists the kinds. An instance travels: it names memory, and owns none.
     """
 
     __slots__ = ()
     __struct_config__: ClassVar[msgspec.structs.StructConfig]
-    mapped_on: ClassVar[str]  # the type of the devices that map it
+    mapped_on: ClassVar[str]  # the torch device type on which it can be mapped
 
     @classmethod
     def takes(cls, storages: Sequence[torch.UntypedStorage]) -> bool:
-        """Whether `export` can share these storages: unless a kind says more, those on devices that map it."""
+        """Whether `export` can share these storages. By default: whether all lie on devices of type `mapped_on`."""
         return {storage.device.type for storage in storages} == {cls.mapped_on}
 
     @classmethod
     def export(cls, storages: Sequence[torch.UntypedStorage]) -> Memory:
-        """Share the storages, and name them, one segment each. Raises TransportError with what to do."""
+        """Share the storages and return their descriptor, one segment per storage. Raises TransportError."""
         raise NotImplementedError
 
     def map(self, device: torch.device) -> list[torch.Tensor]:
-        """Map each segment for reading, as 1-D uint8 on `device`. Raises TransportError with what to do."""
+        """Map each segment for reading, as a 1-D uint8 tensor on `device`. Raises TransportError."""
         raise NotImplementedError
 
     @property
     def kind(self) -> str:
-        """The kind's name, which is the tag of its struct. Engines meet only where the kinds are the same."""
+        """The kind's name, which is the tag of its struct. Engines share blocks only within one kind."""
         return str(self.__struct_config__.tag)
 
     @property
@@ -48,14 +47,14 @@ class Memory:
 
     @property
     def device(self) -> str:
-        """The UUID of the GPU that the memory lies on; empty where it lies on none."""
+        """The UUID of the GPU that holds the memory; empty for memory of the host."""
         return ""
 
     @property
     def shared_files(self) -> tuple[SharedFile, ...]:
-        """The shared memory that other PID namespaces need descriptors of; none where the device's driver finds it."""
+        """The files whose descriptors readers in other PID namespaces need; empty where CUDA's driver needs none."""
         return ()
 
     def held_by(self, process: Process, descriptors: Iterator[int]) -> Memory:
-        """The same memory, its files named by as many of these descriptors of a process beside us as it has files."""
+        """The same memory, with each of its `shared_files` named by the next of these descriptors of `process`."""
         return self

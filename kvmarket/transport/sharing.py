@@ -1,4 +1,4 @@
-"""The kinds of memory, and sharing it by whichever of them takes it."""
+"""The list of the kinds of memory, and the functions that export and map memory of any kind."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ KINDS: list[type[Memory]] = [ShmMemory, CudaMemory]  # one line a kind; the firs
 def export(storages: Sequence[torch.UntypedStorage]) -> Memory:
     """Export `storages`, once, so that other processes of this user can map them; the caller keeps them alive.
 
-    CPU storages are moved into shared memory in place (every tensor on them sees the move). Raises TransportError with
-    what to do.
+    CPU storages are moved into shared memory in place; every tensor that uses them moves along. First removes the files
+    that dead processes left (see `leftovers`). Raises TransportError.
     """
     sweep()
     mark()
@@ -36,7 +36,7 @@ def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
     """Map another process' memory: one 1-D uint8 tensor per segment, on `device`, for reading only.
 
     The memory stays mapped while the tensors live; the owner's death does not fault a reader. Raises SharedMemoryError,
-    NamespaceError, PeerAccessError, or TransportError when the memory and the reader are not of one kind.
+    NamespaceError, PeerAccessError, or TransportError if `device` cannot map this kind or the driver refuses.
     """
     if device.type != memory.mapped_on:
         raise TransportError(
@@ -46,7 +46,7 @@ def map_memory(memory: Memory, device: torch.device) -> list[torch.Tensor]:
 
 
 def decode_memory(kind: type, value: Any) -> Any:
-    """The ``dec_hook`` of msgspec for whatever has a `Memory` in it: `value` as one of `KINDS`, by its tag.
+    """The ``dec_hook`` of msgspec for messages that hold a `Memory`: decodes `value` to one of `KINDS`, by its tag.
 
     Raises msgspec.ValidationError for a kind that is not in `KINDS`.
     """
@@ -56,7 +56,7 @@ def decode_memory(kind: type, value: Any) -> Any:
 
 
 def enable_peer_access(segment: torch.Tensor, device: torch.device) -> None:
-    """Have kernels on `device` read `segment`, of another GPU of this same process.
+    """Let kernels on `device` read `segment`, which this same process allocated on another GPU.
 
     Raises PeerAccessError, or TransportError.
     """

@@ -1,4 +1,4 @@
-"""POSIX shared memory: what a machine without GPUs uses."""
+"""POSIX shared memory: the transport on a machine without GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.support.transient import is_transient
 from kvmarket.transport.memory import Memory
 
-TRIES, PAUSE_SECONDS = 5, 0.2  # where engines that start at once take the room from each other
+TRIES, PAUSE_SECONDS = 5, 0.2  # for engines that start at the same time and compete for room in /dev/shm
 
 
 class ShmMemory(Memory, msgspec.Struct, frozen=True, tag="shm"):
@@ -34,7 +34,7 @@ class ShmMemory(Memory, msgspec.Struct, frozen=True, tag="shm"):
         return ShmMemory(tuple(_share(storage) for storage in _with_room(storages)))
 
     def map(self, device: torch.device) -> list[torch.Tensor]:
-        """Map each segment read-only; writing through one would fault."""
+        """Map each segment read-only: writing to one would crash. Raises NamespaceError or SharedMemoryError."""
         return [_bytes(file) for file in self.files]
 
     @property
@@ -44,16 +44,16 @@ class ShmMemory(Memory, msgspec.Struct, frozen=True, tag="shm"):
 
     @property
     def shared_files(self) -> tuple[SharedFile, ...]:
-        """All of it."""
+        """One file per segment."""
         return self.files
 
     def held_by(self, process: Process, descriptors: Iterator[int]) -> ShmMemory:
-        """The same memory, named by as many of these descriptors of a process beside us as it has files."""
+        """The same memory, with each file named by the next of these descriptors of `process`."""
         return ShmMemory(tuple(file.held_by(process, next(descriptors)) for file in self.files))
 
 
 def _with_room(storages: Sequence[torch.UntypedStorage]) -> Sequence[torch.UntypedStorage]:
-    """These storages. Raises SharedMemoryError where there is no room for those that are not shared yet."""
+    """Return `storages`. Raises SharedMemoryError if /dev/shm has no room for those that are not shared yet."""
     need = sum(storage.nbytes() for storage in storages if not storage.is_shared())
     try:
         room = os.statvfs("/dev/shm")
@@ -68,9 +68,10 @@ def _with_room(storages: Sequence[torch.UntypedStorage]) -> Sequence[torch.Untyp
 
 
 def _share(storage: torch.UntypedStorage) -> SharedFile:
-    """Move a storage; torch allocates all of the file first, so that nobody is killed for a page that is not there.
+    """Move one storage into shared memory and name its file.
 
-    Two that allocate at once may both fail though there is room for one: tried again, at times that differ.
+    torch allocates the whole file first, so that no process dies of a missing page later. Two engines that allocate at
+    the same time may both fail though one would fit: so each tries again after a random pause, up to `TRIES` times.
     """
     tries = 1
     while True:

@@ -1,7 +1,7 @@
-"""Which way a copy takes: by what was measured on this machine, else by the rates that are built into the ways.
+"""Choose the way of a copy by the rates measured on this machine, or by the rates built into the ways.
 
-A table says, for one pair of devices, how fast each way was for copies of some sizes. `kvmarket doctor --measure`
-writes it, for every pair of GPUs, below ``$XDG_CACHE_HOME/kvmarket`` (or ``~/.cache/kvmarket``).
+A table holds the measured rates of one pair of devices: how fast each way was for copies of some sizes. `kvmarket
+doctor --measure` writes one for every pair of GPUs to ``$XDG_CACHE_HOME/kvmarket`` (or ``~/.cache/kvmarket``).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import msgspec
 
 from kvmarket import counters
 
-SPARING = 0.95  # a way that takes no SM is taken when it is at least this fast, as a share of the fastest
+SPARING = 0.95  # a way that takes no SM is chosen if its rate is at least this share of the fastest rate
 
 
 class Rate(msgspec.Struct, frozen=True):
-    """What one way reached: bytes per second for copies of ``nbytes`` in all, in fragments of ``fragment`` bytes.
+    """The rate of one way, in bytes per second, for copies of ``nbytes`` bytes in fragments of ``fragment`` bytes.
 
-    One copy at a time, or, where it is ``busy``, behind another one: what a way does ahead of its first byte and behind
-    its last one costs nothing then.
+    ``busy``: measured while another copy was under way, which hides the time before the copy's first byte and after its
+    last. Else measured for one copy at a time.
     """
 
     way: str
@@ -36,7 +36,7 @@ class Rate(msgspec.Struct, frozen=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """The rates of one pair of devices: ``reader`` copies from ``owner`` (UUIDs of GPUs)."""
+    """The measured rates of one pair of devices: ``reader`` copies from ``owner`` (UUIDs of GPUs)."""
 
     reader: str
     owner: str
@@ -45,14 +45,17 @@ class Table(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A way as the choice sees it: the name that tables know it by, and whether it takes no SM. Hashed by identity."""
+    """What the choice knows of a way: its name in tables, and ``sparing``: it takes no SM. Hashed by identity."""
 
     name: str
     sparing: bool = False
 
 
 class Case(NamedTuple):
-    """A way, with layouts that it is for: pages of so many bytes per layer, or packed (None) slots for such pages."""
+    """Layouts with which a way is measured: ``page`` is the bytes of a page of one layer.
+
+    ``packed_source``, ``packed_own``: whether the source and our own slots are packed.
+    """
 
     way: str
     page: int
@@ -61,18 +64,18 @@ class Case(NamedTuple):
 
 
 class Choice:
-    """Chooses ways by a table."""
+    """Chooses ways by a list of rates."""
 
     def __init__(self, rates: Iterable[Rate]) -> None:
         self._rates = tuple(rates)
         self._known = functools.lru_cache(maxsize=1024)(self._way)
 
     def way(self, nbytes: int, fragment: int, able: tuple[Candidate, ...], *, busy: bool = False) -> str:
-        """Return the name of the way, of those that are ``able``, for ``nbytes`` in fragments of ``fragment`` bytes.
+        """Return the name of one of the ways ``able`` for a copy of ``nbytes`` in fragments of ``fragment`` bytes.
 
-        ``able`` has at least one. The fastest wins, or one that takes no SM and is nearly as fast; of two that are
-        equally fast, the earlier. ``busy``: another copy is under way. Costs less than 1 us where it was asked the same
-        lately, else some 10.
+        ``able`` must not be empty. Returns the fastest way, or a way that takes no SM and is nearly as fast (SPARING);
+        of equally fast ways the first. ``busy``: another copy is under way. Costs less than 1 us for arguments seen
+        before (1024 are remembered), else about 10 us.
         """
         return self._known(nbytes, fragment, able, busy)
 
@@ -83,9 +86,10 @@ class Choice:
         return max(sparing or able, key=lambda way: rates[way]).name
 
     def _rate(self, way: str, nbytes: int, fragment: int, busy: bool) -> float:
-        """The rate of a way for so many bytes: between the two nearest sizes, of the nearest size of fragment.
+        """The rate of a way for ``nbytes``, interpolated between the two nearest sizes; 0 for a way without rates.
 
-        Less than the smallest size takes as long as that. A table without busy rates says single ones.
+        Uses the rates of the nearest fragment size. A copy below the smallest size is taken to last as long as that
+        size. Without any busy rates the single ones are used.
         """
         busy = busy and any(rate.busy for rate in self._rates)
         known = [rate for rate in self._rates if rate.way == way and rate.busy == busy]
@@ -104,29 +108,29 @@ class Choice:
 
 
 class Forced(Choice):
-    """One way whatever is asked: to measure it, and to test it. The copy must be one that it can take."""
+    """Always chooses one given way, for measurements and tests. That way must be able to take the copy."""
 
     def __init__(self, way: str) -> None:
         super().__init__(())
         self._forced = way
 
     def way(self, nbytes: int, fragment: int, able: tuple[Candidate, ...], *, busy: bool = False) -> str:
-        """That way."""
+        """Return the given way."""
         return self._forced
 
 
 def folder() -> Path:
-    """Where tables are kept."""
+    """The folder of this user's tables."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvmarket"
 
 
 def path_of(reader: str, owner: str) -> Path:
-    """The file of one pair's table."""
+    """The file of the table of one pair of GPUs, given by their UUIDs."""
     return folder() / f"ways-{reader}-{owner}.json"
 
 
 def load(reader: str, owner: str, built_in: Choice) -> Choice:
-    """The choice for one pair of devices: by its table, or `built_in` where there is none; a broken one is counted."""
+    """The choice for one pair of devices: by its table, or `built_in` without one. An unreadable table is counted."""
     try:
         table = msgspec.json.decode(path_of(reader, owner).read_bytes(), type=Table)
     except FileNotFoundError:
@@ -139,10 +143,10 @@ def load(reader: str, owner: str, built_in: Choice) -> Choice:
 
 
 def save(table: Table) -> Path:
-    """Keep a table for every market of this user; where."""
+    """Write a table, for every later market of this user; return its path. Raises OSError."""
     path = path_of(table.reader, table.owner)
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix(f".{os.getpid()}")
     half.write_bytes(msgspec.json.format(msgspec.json.encode(table)))
-    half.replace(path)  # nobody reads half a table
+    half.replace(path)  # atomic, so that no process reads half a table
     return path

@@ -1,4 +1,4 @@
-"""What a mover is given, and what it hands back."""
+"""The interface of movers: a mover is given `Copy`s and returns a `Started`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from kvmarket.layout.paged import SlotArray
 from kvmarket.pool import Slots
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
-# What a launch or a copy may raise: no memory, a refusal of the driver, an error of the compiler or of its cache.
+# The exceptions of a launch or a copy: out of memory, an error of the driver, of the compiler or of its cache.
 FAILURES = (RuntimeError, MemoryError, OSError, ValueError, TypeError, KVMarketError)
 
 
 class Copy(NamedTuple):
-    """Blocks ``source_slots[i]`` of ``source`` go to ``slots[i]`` of our own; summed if their checksums are wanted."""
+    """A copy of blocks ``source_slots[i]`` of ``source`` to our own slots ``slots[i]``.
+
+    ``summed``: the checksums of the blocks are wanted.
+    """
 
     source: SlotArray
     source_slots: Slots
@@ -27,10 +30,11 @@ class Copy(NamedTuple):
 
 
 class Started(NamedTuple):
-    """Copies under way. It keeps alive what they read and write; let go of it only when they are done.
+    """Copies under way. It keeps alive the memory that they read and write: drop it only when they are done.
 
-    ``query`` polls; any thread may. ``finish`` waits, and raises RuntimeError when a copy failed: then no block counts.
-    It returns for each copy its sums (see kernels/checksum.py), (blocks,) int64, or None; call it once.
+    ``query`` says whether they are done, without waiting; any thread may call it. ``finish`` waits, and returns for
+    each copy its sums (see kernels/checksum.py), (blocks,) int64, or None. It raises RuntimeError when a copy failed:
+    then no block is valid. Call ``finish`` once.
     """
 
     query: Callable[[], bool]
@@ -42,13 +46,16 @@ class Mover(Protocol):
     """Moves blocks into one engine's slots."""
 
     def start(self, copies: Sequence[Copy]) -> Started:
-        """Start copies after what the current stream holds; returns at once."""
+        """Start copies that run after the work on the current stream; returns at once. Raises RuntimeError."""
 
     def prepare(self, source: SlotArray, owner: str) -> object:
-        """Do ahead what the first copy from ``source`` would do once; ``owner`` names the GPU that it lies on."""
+        """Build tables and compile kernels for copies from ``source``, so that the first copy need not.
+
+        ``owner``: the UUID of the GPU that holds ``source``. May take seconds. Raises RuntimeError.
+        """
 
     def describe(self) -> str:
-        """The ways that copies may take, and at most how many SMs, in words for an operator."""
+        """The ways that copies may take and the most SMs they use, as a text for an operator."""
 
     def close(self) -> None:
-        """Wait for the copies under way, then let go of everything."""
+        """Wait for the copies under way; start none afterwards."""

@@ -1,4 +1,4 @@
-"""The ways of machines without GPUs: a thread copies from one mapping of shared memory to the other."""
+"""The way of machines without GPUs: a thread copies from mapped shared memory to the engine's own memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kvmarket.ways.way import Job, Maker, Means, Way, Ways
 
 
 class ShmWay(Way):
-    """Copies between any slots that are mapped here."""
+    """Copies from any slots that are mapped in this process."""
 
     candidate = Candidate("shm")
 
@@ -24,12 +24,12 @@ class ShmWay(Way):
         self._own = means.own
 
     def prepare(self, source: SlotArray) -> Maker:
-        """Nothing to do ahead."""
+        """Return what makes the jobs; there is nothing to prepare."""
         return partial(ShmJob, self._own)
 
 
 class ShmJob:
-    """Blocks, ready to be copied."""
+    """One copy by the CPU, ready to run."""
 
     threaded = True
 
@@ -38,18 +38,18 @@ class ShmJob:
         self._sums = torch.zeros(len(copy.slots), dtype=torch.int64) if copy.summed else None
 
     def launch(self) -> None:
-        """Copy them."""
+        """Copy the blocks, now."""
         copy = self._copy
         ids = torch.from_numpy(copy.source_slots), torch.from_numpy(copy.slots)
         copy_blocks(copy.source, ids[0], self._own, ids[1], sums=self._sums)
 
     def finish(self) -> Int64s | None:
-        """Return the sums of the blocks, if it was summed."""
+        """Return the sums of the blocks, if the copy was summed, else None."""
         sums: Int64s | None = None if self._sums is None else self._sums.numpy()
         return sums
 
 
-WAYS: list[type[Way]] = [ShmWay]  # one line a way; the first one takes what no other can
+WAYS: list[type[Way]] = [ShmWay]  # one line a way; the first one takes every copy that no other takes
 
 
 class CpuMover:
@@ -62,11 +62,11 @@ class CpuMover:
         self._thread = ThreadPoolExecutor(1, "kvmarket-copy")
 
     def prepare(self, source: SlotArray, owner: str) -> None:
-        """Build the table of fragments."""
+        """Prepare the ways for copies from ``source``."""
         self.ways.prepare(source, owner)
 
     def start(self, copies: Sequence[Copy]) -> Started:
-        """Queue the copies."""
+        """Queue the copies for the thread. Raises RuntimeError after `close`."""
         future = self._thread.submit(_run, [self.ways.job(copy) for copy in copies])
         return Started(future.done, future.result, None)
 
@@ -75,7 +75,7 @@ class CpuMover:
         return f"{self.ways.describe()} (shared memory, no GPU)"
 
     def close(self) -> None:
-        """Wait for the copies under way."""
+        """Wait for the copies under way, and end the thread."""
         self._thread.shutdown(wait=True)
 
 

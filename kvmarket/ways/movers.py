@@ -1,4 +1,4 @@
-"""Which mover drives copies into the memory of a device."""
+"""The mover of each type of device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvmarket.ways.cpu import CpuMover
 
 
 def mover_of(own: SlotArray, programs: int | None) -> Mover:
-    """What moves blocks into these slots; `programs` bounds the programs of a kernel that run at a time."""
+    """Make the mover that copies into the slots `own`; at most `programs` programs of a kernel run at a time."""
     return MOVERS[own.device.type](own, programs)
 
 
@@ -20,7 +20,7 @@ def _gpu_mover(own: SlotArray, programs: int | None) -> Mover:
     return GpuMover(own, programs)
 
 
-MOVERS: dict[str, Callable[[SlotArray, int | None], Mover]] = {  # by the type of device that a kind of memory maps on
+MOVERS: dict[str, Callable[[SlotArray, int | None], Mover]] = {  # by type of device
     "cpu": lambda own, _programs: CpuMover(own),
     "cuda": _gpu_mover,
 }

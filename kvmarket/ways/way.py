@@ -1,4 +1,4 @@
-"""What a way to move blocks is, and the ways of one mover, of which it takes one for each copy."""
+"""The interface of a way to move blocks, and the set of ways of one mover, which picks one way for each copy."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from kvmarket.ways.copying import Copy, Int64s
 
 
 class Job(Protocol):
-    """One copy, ready to be launched by the way that was taken for it."""
+    """One copy, ready to be launched; made by the way that was chosen for it."""
 
-    threaded: bool  # whether `launch` takes so long that a thread of the mover's makes the call
+    threaded: bool  # whether `launch` takes so long that the mover's thread must call it
 
     def launch(self) -> None:
-        """Launch all of it, so that the mover's first stream has it behind it; on a CPU, copy. Called once."""
+        """Launch the whole copy, so that later work on the mover's first stream waits for it. On a CPU: copy.
+
+        Called once.
+        """
 
     def finish(self) -> Int64s | None:
-        """Return the checksums of its blocks if the copy was summed, else None. Called once, when it is done."""
+        """Return the sums of the blocks (without SEED) if the copy was summed, else None. Called once, at the end."""
 
 
 @dataclass(eq=False)
 class Means:
-    """What a mover gives to its ways: its own slots, its streams (none on a CPU), a bound on programs of a kernel."""
+    """What a mover gives its ways: its own slots, its streams (none on a CPU), the most programs of a kernel."""
 
     own: SlotArray
     streams: tuple[torch.cuda.Stream, ...] = ()
@@ -42,44 +45,44 @@ Maker = Callable[[Copy], Job | None]
 
 
 class Way(Protocol):
-    """One way to move blocks into the slots of one mover, which makes one of each that is in its list.
+    """One way to move blocks into the slots of one mover. A mover makes an instance of each way in its list.
 
-    The first way of a list is the one for whatever no other can take: it prepares every source and takes every copy.
+    The first way of a list must prepare every source and take every copy: it is used where no other can be.
     """
 
     candidate: ClassVar[Candidate]
-    rates: ClassVar[tuple[Rate, ...]] = ()  # built in: what counts for a pair of devices that was never measured
+    rates: ClassVar[tuple[Rate, ...]] = ()  # built in: used for a pair of devices that was never measured
     cases: ClassVar[tuple[Case, ...]] = ()  # the layouts with which `kvmarket doctor --measure` measures it
 
     def __init__(self, means: Means) -> None:
-        """Of the mover that has these means. Allocate nothing large: it may never be taken."""
+        """Make the way for the mover that has these means. Allocate nothing large: the way may never be used."""
 
     @classmethod
     def available(cls) -> bool:
-        """Whether this machine can go this way at all."""
+        """Whether this machine can use this way at all."""
         return True
 
     def prepare(self, source: SlotArray) -> Maker | None:
-        """Do ahead what the first copy from `source` would do once, such as compiling: it may take seconds.
+        """Do the work that copies from `source` need once, such as compiling; it may take seconds.
 
-        What is returned makes the jobs of copies from `source`, and does not hold `source`, or it would never die; it
-        returns None when it cannot go just now, and the first way of the list is taken. None instead of it: this way
-        moves nothing from there. Raises RuntimeError.
+        Returns a function that makes the job of a copy from `source`, or None if this way cannot copy from there. The
+        function must not keep `source` alive. It returns None where this way cannot be used at the moment; the copy
+        then takes the first way of the list. Raises RuntimeError.
         """
 
     def takes(self, copy: Copy, table: Table) -> bool:
-        """Whether it may be chosen for `copy`; `table` has the fragments of the two arrays. Asked for every copy."""
+        """Whether this way may be chosen for `copy`; asked for every copy. `table`: the fragments of the two arrays."""
         return True
 
 
 class Link(NamedTuple):
-    """What is the same in every copy from one source: the first way, and the others that go there, in order."""
+    """What all copies from one source share: the first way, and the other ways that can copy from it, in order."""
 
     table: Table
     summable: bool
     choice: Choice
     first: Candidate
-    others: tuple[tuple[Candidate, Callable[[Copy, Table], bool]], ...]  # with what says whether it takes a copy
+    others: tuple[tuple[Candidate, Callable[[Copy, Table], bool]], ...]  # each with its `Way.takes`
     makers: dict[str, Maker]
 
     def able(self, copy: Copy) -> tuple[Candidate, ...]:
@@ -98,10 +101,10 @@ class Ways:
         reader: str = "",
         choice: Choice | None = None,
     ) -> None:
-        """One of each of `kinds` that this machine has. `idle` says whether no other copy is under way.
+        """Make one way of each of `kinds` that is available. `idle` says whether no other copy is under way.
 
-        `reader`: the UUID of the mover's GPU, if it is one. `choice` picks the way of every copy; None for what was
-        measured between the two GPUs, or is built in.
+        `reader`: the UUID of the mover's GPU; empty on a CPU. `choice` picks the way of every copy; None picks by the
+        rates measured between the two GPUs, or built in.
         """
         self._own, self._reader, self._idle = means.own, reader, idle
         self.choice = choice
@@ -112,7 +115,7 @@ class Ways:
     def prepare(self, source: SlotArray, owner: str = "") -> Link:
         """Prepare every way for copies from `source`: seconds where kernels compile, once per pair of layouts.
 
-        `owner`: the UUID of the GPU that it lies on. Raises RuntimeError.
+        `owner`: the UUID of the GPU that holds `source`. Raises RuntimeError.
         """
         made = [(way, make) for way in self._ways if (make := way.prepare(source)) is not None]
         first, *others = [(way.candidate, way.takes) for way, _ in made]
@@ -124,7 +127,10 @@ class Ways:
         return link
 
     def job(self, copy: Copy) -> Job:
-        """Make the job of `copy`, by the way chosen for it. Costs some 1.5 us where there is a choice, else 0.5."""
+        """Make the job of `copy`, by the way chosen for it. Costs about 1.5 us if there are several ways, else 0.5 us.
+
+        A copy that cannot be summed is made without sums. A source that was not prepared is prepared first (seconds).
+        """
         link = self._links.get(copy.source) or self.prepare(copy.source)
         if copy.summed and not link.summable:
             copy = copy._replace(summed=False)
@@ -137,12 +143,12 @@ class Ways:
         return job
 
     def describe(self) -> str:
-        """Name the ways that copies from slots like our own may take."""
+        """Name the ways that copies from slots with the layout of our own may take."""
         link, none = self._links[self._own], np.empty(0, np.int64)
         plain = Copy(self._own, none, none, summed=False)
         return " or ".join(f"{way.name} (no SM)" if way.sparing else way.name for way in link.able(plain))
 
 
 def built_in(kinds: Sequence[type[Way]]) -> Choice:
-    """The choice by the rates that are built into ways of these kinds."""
+    """The choice by the built-in rates of these kinds of ways."""
     return Choice(rate for kind in kinds for rate in kind.rates)

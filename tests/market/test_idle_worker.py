@@ -97,10 +97,10 @@ def test_closed_it_watches_nobody_and_holds_nothing(market_address, worker):
 
 def test_a_pool_that_is_gone_is_not_passed_over_for_what_it_was(worker):
     for _ in range(AT_ONCE + 1):
-        worker._resting.for_now("a")
-    assert "a" in worker._resting.now()
+        worker._skipped.for_now("a")
+    assert "a" in worker._skipped.now()
     worker.forget(["a"])
-    assert "a" not in worker._resting.now()
+    assert "a" not in worker._skipped.now()
 
 
 @pytest.mark.parametrize("which", ["generations", "memory"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvmarket import counters
-from kvmarket.market.data import FLYING
+from kvmarket.market.data import KEPT_FETCHES
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, SLOTS, ModelEngine, matched, prompt, until
 
@@ -192,7 +192,7 @@ def test_a_pool_that_cannot_be_mapped_ends_the_fetch_of_what_follows(in_two_pool
 
 def test_fetches_that_nobody_waits_for_do_not_pile_up(in_two_pools):
     reader, _, _, hit, _ = in_two_pools
-    for _ in range(5 * FLYING):
+    for _ in range(5 * KEPT_FETCHES):
         moved = reader.market.fetch(hit, [4, 5, 6, 7])
         until(lambda moved=moved: moved._started is None or moved._started.query())
-    assert len(reader.market._data._flying) <= FLYING
+    assert len(reader.market._data._fetches) <= KEPT_FETCHES

@@ -1,1 +1,1 @@
-"""``kvmarket doctor``: what this machine can do for a market, each finding with what to do."""
+"""``kvmarket doctor``: checks what this machine can share; each finding comes with advice."""

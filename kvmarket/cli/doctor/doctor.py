@@ -1,4 +1,4 @@
-"""``kvmarket doctor``: what this machine can share, what it cannot, and what to do about it."""
+"""``kvmarket doctor``: collects all findings and prints them as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ _LEVELS = {"ok": "green", "note": "yellow", "bad": "red"}
 
 
 class Report(msgspec.Struct, frozen=True):
-    """All of it; `measured` is empty unless it was asked for."""
+    """The whole output; `measured` is empty unless measuring was asked for."""
 
     findings: list[Finding]
     measured: list[Measured]
 
 
 def doctor(*, as_json: bool, measure: bool = False) -> int:
-    """Look at everything, with `measure` also measure all ways (seconds per pair of GPUs), and print it.
+    """Check everything, with `measure` also measure all ways between the GPUs, and print the report.
 
-    Returns the exit status: 0 unless something is bad. `as_json`: one document, a `Report`, and nothing else on stdout.
+    Returns the exit status: 1 if a finding is "bad", else 0. `as_json`: print one JSON document, a `Report`, and
+    nothing else on stdout. Costs as `examine`.
     """
     report = examine(measure=measure)
     console = Console()
@@ -40,7 +41,7 @@ def doctor(*, as_json: bool, measure: bool = False) -> int:
 
 
 def examine(*, measure: bool) -> Report:
-    """Look at everything. Some ten seconds for each GPU, and with `measure` for each pair of them."""
+    """Make the report. Takes about ten seconds for each GPU, and with `measure` for each pair of them."""
     results = list(measure_pairs()) if measure else []
     measured = [result for result in results if isinstance(result, Measured)]
     findings = [*machine(), *gpus(), *self_test(devices_here())]
@@ -49,7 +50,7 @@ def examine(*, measure: bool) -> Report:
 
 
 def _table(findings: list[Finding]) -> Table:
-    """One row a finding, what to do about it below what was found; words are whole at 80 columns."""
+    """One row a finding, with the advice below what was found. No word is broken at 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("what", max_width=WHAT_WIDTH, overflow="fold")
     table.add_column("found, and what to do", overflow="fold")

@@ -1,4 +1,4 @@
-"""What the doctor says about one thing that it looked at."""
+"""The result of one check of the doctor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that was looked at; `advice` is empty when nothing needs doing."""
+    """The result of one check; `advice` is empty if nothing needs to be done."""
 
     what: str
     level: str  # "ok", "note" or "bad"

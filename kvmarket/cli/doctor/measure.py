@@ -1,9 +1,9 @@
-"""``kvmarket doctor --measure``: how fast each way is between two devices, over CUDA IPC from a real second process.
+"""``kvmarket doctor --measure``: the rate of each way between two devices, over CUDA IPC from a second process.
 
-One buffer on either side is looked at in several layouts, so that a way is measured with what it is for: `pull` from
-pages to pages, `copy` from packed slots to packed slots, `staged` from packed slots to pages. Slots are random. Each
-way is measured by itself, and with two copies under way all the time.
-Started as ``python -m kvmarket.cli.doctor.measure``, this is the second process, which owns the source.
+One buffer on either side is used with several layouts, so that each way is measured with layouts that it is for: `pull`
+from pages to pages, `copy` from packed slots to packed slots, `staged` from packed slots to pages. Slots are random.
+Each way is measured with one copy at a time, and with two copies under way all the time.
+``python -m kvmarket.cli.doctor.measure`` is the second process, which owns the source.
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from kvmarket.ways import Copy, Mover
 from kvmarket.ways.choice import Case, Rate
 
 SIZES = tuple(mib << 20 for mib in (2, 16, 64, 256, 1024))
-SHARE = 0.4  # of the free memory of a GPU that may be taken
+SHARE = 0.4  # of a GPU's free memory that the measurement may use
 LAYERS, TOKENS = 32, 16
 WARM_UPS, RUNS = 2, 7
-CEILING = "contiguous"  # what the one copy of as many bytes is called, beside the ways
+CEILING = "contiguous"  # the name, in place of a way, of one contiguous copy of as many bytes
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Own `nbytes` on `device`."""
+    """The second process' task: own `nbytes` bytes on `device`."""
 
     device: str
     nbytes: int
 
 
 class Owned(msgspec.Struct, frozen=True):
-    """Where they are."""
+    """The second process' answer: the descriptor of its memory."""
 
     memory: Memory
 
 
 def sizes_for(reader: torch.device, owner: torch.device) -> tuple[int, ...]:
-    """The sizes for which either GPU has room: 40 % of its free memory, for both sides if it is one GPU."""
+    """The sizes that fit in 40 % of the free memory of both GPUs; if they are the same GPU, twice in its 40 %."""
     sides = 2 if reader == owner else 1
     free = min(torch.cuda.mem_get_info(device)[0] for device in (reader, owner))
     return tuple(size for size in SIZES if sides * size <= SHARE * free)
 
 
 def cases_here() -> tuple[Case, ...]:
-    """The cases of the ways that this machine's GPUs can go."""
+    """The cases of the ways that are available on this machine."""
     from kvmarket.ways.gpu.mover import WAYS  # needs Triton, which a machine without GPUs may lack
 
     return tuple(case for way in WAYS if way.available() for case in way.cases)
@@ -69,8 +69,8 @@ def measure(
 ) -> Iterator[Rate]:
     """Measure `cases` and the ceiling at every size, from memory of a second process on `owner` to our own on `reader`.
 
-    `mover` makes what moves blocks into these slots by that way. Takes twice ten seconds to start. Raises KVMarketError
-    when the second process dies, or RuntimeError when a copy fails.
+    `mover(slots, way)` makes a mover into these slots that always takes this way. Starting takes about twenty seconds.
+    Raises KVMarketError if the second process dies, RuntimeError if a copy fails.
     """
     if not sizes:
         return
@@ -106,7 +106,7 @@ def _measured(
 
 
 def slots_of(memory: torch.Tensor, page: int, *, packed: bool) -> SlotArray:
-    """As many slots as fit these bytes: pages (K and V of 16 tokens, 32 layers one after another), or packed."""
+    """View `memory` as slots: pages of `page` bytes (K and V of 16 tokens), 32 layers one after another; or packed."""
     slots = memory.numel() // (LAYERS * page)
     used = memory[: slots * LAYERS * page].view(torch.bfloat16)
     layers = used.view(LAYERS, slots, 2, TOKENS, page // (2 * TOKENS * used.element_size())).unbind(0)
@@ -115,7 +115,7 @@ def slots_of(memory: torch.Tensor, page: int, *, packed: bool) -> SlotArray:
 
 
 def _random_copy(source: SlotArray, own: SlotArray, blocks: int) -> Copy:
-    """Random slots to random slots; with checksums where they can be had, as a fetch of staged blocks asks for them."""
+    """A copy of `blocks` random slots to random slots, with checksums if possible, as for a fetch of staged blocks."""
     chance = np.random.default_rng(blocks)
     slots = [chance.permutation(array.layout.slots)[:blocks] for array in (source, own)]
     return Copy(source, slots[0], slots[1], summed=True)
@@ -132,7 +132,7 @@ def _copy_contiguous(source: torch.Tensor, own: torch.Tensor) -> None:
 
 
 def _median(run: Callable[[], None]) -> float:
-    """Seconds that it takes."""
+    """Median of the seconds that `run` takes."""
     seconds = []
     for _ in range(WARM_UPS + RUNS):
         start = time.perf_counter()
@@ -142,7 +142,7 @@ def _median(run: Callable[[], None]) -> float:
 
 
 def _behind_another(mover: Mover, copy: Copy) -> float:
-    """Seconds that a copy takes where two are under way all the time."""
+    """Median of the seconds between the ends of copies while two are under way all the time."""
     under_way, ends = deque([mover.start([copy]), mover.start([copy])]), []
     for _ in range(WARM_UPS + RUNS):
         under_way.popleft().finish()
@@ -154,7 +154,7 @@ def _behind_another(mover: Mover, copy: Copy) -> float:
 
 
 def own_memory(line: Line) -> None:
-    """The second process' part: own memory until the first one has no more use for it."""
+    """Run the second process: own memory until the first process closes our stdin."""
     task = line.task(Task)
     memory = torch.zeros(task.nbytes, dtype=torch.uint8, device=task.device)
     exported = export([memory.untyped_storage()])

@@ -1,6 +1,7 @@
-"""What only the driver's management library knows (by nvidia-ml-py): the driver's version, and links.
+"""Facts from the driver's management library (NVML, by nvidia-ml-py): the driver's version, and links.
 
-All raise `NVMLError` where the library, the GPU or the question is unknown; an open `library()` must surround them.
+Call the functions inside a `library()` context. They raise `NVMLError` if the library or the GPU is missing, or the
+driver cannot tell the fact.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["NVMLError", "driver_version", "library", "links", "over_nvlink"]
 
 @contextmanager
 def library() -> Iterator[None]:
-    """The library, while in use."""
+    """A context in which the library is initialized."""
     pynvml.nvmlInit()
     try:
         yield
@@ -49,12 +50,12 @@ def over_nvlink(reader: str, owner: str) -> bool:
 
 
 def _handle(uuid: str) -> Any:
-    """The library's handle; torch leaves the prefix of a UUID out."""
+    """The library's handle of a GPU. Accepts torch's UUIDs, which have no prefix "GPU-"."""
     return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
 
 
 def _active(gpu: Any) -> int:
-    """Active links; a GPU says that it has no more by an error."""
+    """Number of active links. An error of the library means that the GPU has no further link."""
     active = 0
     for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
         try:
@@ -65,7 +66,7 @@ def _active(gpu: Any) -> int:
 
 
 def _speed(gpu: Any) -> int:
-    """MB/s of one link in one direction; 0 where the driver does not tell."""
+    """MB/s of one link in one direction; 0 if the driver does not tell."""
     try:
         (field,) = pynvml.nvmlDeviceGetFieldValues(gpu, [pynvml.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])
     except NVMLError:

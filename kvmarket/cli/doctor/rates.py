@@ -1,4 +1,4 @@
-"""The rates of every pair of GPUs: measured one after another, kept for the markets of this user, shown as tables."""
+"""Measure the rates of every pair of GPUs, write the tables for the markets of this user, and show them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kvmarket.ways.choice import Forced, Rate
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What one pair reached, in bytes per second; `ceiling` is one contiguous copy of as many bytes."""
+    """The measured rates of one pair of GPUs; `ceiling`: of one contiguous copy of as many bytes."""
 
     reader: str
     owner: str
@@ -30,7 +30,10 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 def measure_pairs() -> Iterator[Measured | Finding]:
-    """Measure and keep every pair that has peer access, with a bar on stderr; what came of each, and where it lies."""
+    """Measure every pair of GPUs that has peer access, with a progress bar on stderr, and write the tables.
+
+    Yields the rates of each pair and a finding that names the file, or says what went wrong.
+    """
     if not devices_here():
         unmeasured = "no GPU: the rates of pull, copy and staged cannot be measured"
         yield Finding("measuring", "note", unmeasured, "nothing on this machine needs them; run it where the GPUs are")
@@ -50,11 +53,11 @@ def measure_pairs() -> Iterator[Measured | Finding]:
             except (KVMarketError, RuntimeError) as error:
                 trouble = f"{type(error).__name__}: {error}"
                 yield Finding(f"measuring {reader} reading {owner}", "bad", trouble, "mend this, then measure again")
-            torch.cuda.empty_cache()  # what is kept would not count as free for the next pair
+            torch.cuda.empty_cache()  # else cached memory would not count as free for the next pair
 
 
 def _kept(reader: torch.device, owner: torch.device, found: list[Rate]) -> Iterator[Measured | Finding]:
-    """Keep what was found, if anything was."""
+    """Write the table of a pair, if there are rates; yield the rates and a finding."""
     what = f"measuring {reader} reading {owner}"
     rates = tuple(rate for rate in found if rate.way != CEILING)
     if not rates:
@@ -78,7 +81,7 @@ def _gpu_mover(own: SlotArray, way: str) -> Mover:
 
 
 def table_of_rates(measured: Measured) -> Table:
-    """One row per way and size of fragment, by itself and with two under way, the ceiling last; one column per size."""
+    """A table with one column per size, and one row per way, fragment size and busy or not; the ceiling comes last."""
     every = (*measured.rates, *measured.ceiling)
     sizes = sorted({rate.nbytes for rate in every})
     table = Table(title=f"{measured.reader} reads {measured.owner}, GB/s")

@@ -1,4 +1,4 @@
-"""A second process of the doctor's own, which sends one message on stdout, a line of JSON."""
+"""Start a second process for the doctor. It reads its task on stdin and sends one line of JSON on stdout."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 
 class SecondProcess:
-    """The process, as the first one sees it."""
+    """The first process' end: receives the message of the second process."""
 
     def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes]) -> None:
         self._process, self._stderr = process, stderr
 
     def receive(self, kind: type[T]) -> T:
-        """Its message. Raises KVMarketError when it dies first, or says nothing for two minutes."""
+        """Wait for the message. Raises KVMarketError if the process dies first, or is silent for `PATIENCE` seconds."""
         stdout = self._process.stdout
         assert stdout is not None
         if not select.select([stdout], [], [], PATIENCE)[0]:
@@ -45,7 +45,10 @@ class SecondProcess:
 
 @contextmanager
 def second_process(module: str, task: msgspec.Struct) -> Iterator[SecondProcess]:
-    """A module of kvmarket with its task, while it is needed; then its stdin ends, and it has ten seconds to go."""
+    """A context in which a module of kvmarket runs as a second process with `task`.
+
+    At the end its stdin is closed; after ten seconds the process is killed.
+    """
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as stderr,
@@ -54,7 +57,7 @@ def second_process(module: str, task: msgspec.Struct) -> Iterator[SecondProcess]
         stdin = process.stdin
         assert stdin is not None
         try:
-            with suppress(BrokenPipeError):  # receive() says what happened
+            with suppress(BrokenPipeError):  # receive() raises the reason
                 stdin.write(msgspec.json.encode(task) + b"\n")
                 stdin.flush()
             yield SecondProcess(process, stderr)
@@ -68,21 +71,21 @@ def second_process(module: str, task: msgspec.Struct) -> Iterator[SecondProcess]
 
 
 class Line:
-    """The second process' end: its task comes from stdin, its one message goes to what was stdout when it started."""
+    """The second process' end: reads the task from stdin, and sends the message to the original stdout."""
 
     def __init__(self) -> None:
-        """From now on, whatever a library prints goes to stderr, not between messages."""
+        """Redirect stdout to stderr, so that what libraries print does not get between messages."""
         self._messages = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def task(self, kind: type[T]) -> T:
-        """What is to be done."""
+        """Read the task."""
         return msgspec.json.decode(sys.stdin.buffer.readline(), type=kind, dec_hook=decode_memory)
 
     def send(self, message: msgspec.Struct) -> None:
-        """Answer."""
+        """Send the message."""
         self._messages.write(msgspec.json.encode(message) + b"\n")
 
     def wait(self) -> None:
-        """Wait until the first process has no more use for this one."""
+        """Wait until the first process closes our stdin: it needs this process no more."""
         sys.stdin.buffer.read()

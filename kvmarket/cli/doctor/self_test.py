@@ -1,8 +1,8 @@
-"""Can another process read our memory? Asked of a real second process, the whole way that a fetch goes.
+"""Test whether another process can read our memory: a real second process maps and reads it, as a fetch does.
 
-The doctor exports memory of every device. For every device that may read there is one second process (torch keeps one
-mapping of a handle per process), which maps all of it, compares, and says for each owner what went wrong.
-Started as ``python -m kvmarket.cli.doctor.self_test``, this is that second process.
+The doctor exports memory of every device. For every reading device it starts one second process (torch keeps one
+mapping of a handle per process), which maps all the memory, compares the bytes, and says for each owner what went
+wrong. ``python -m kvmarket.cli.doctor.self_test`` is that second process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What went wrong with each memory, and why the owner's ``/proc/<pid>/fd`` cannot be read; empty for nothing."""
+    """The error with each memory, and why the owner's ``/proc/<pid>/fd`` cannot be read; an empty text is no error."""
 
     troubles: tuple[str, ...]
     descriptors: str
@@ -50,7 +50,7 @@ class _Exported:
 
 
 def self_test(gpus: Sequence[torch.device]) -> Iterator[Finding]:
-    """Test shared memory, and every ordered pair of GPUs, each with itself too. Takes some ten seconds per device."""
+    """Test shared memory, every ordered pair of GPUs, and each GPU with itself. Takes about ten seconds per device."""
     for devices in ([torch.device("cpu")], gpus):
         exported: dict[torch.device, _Exported] = {}
         for owner in devices:
@@ -65,7 +65,7 @@ def self_test(gpus: Sequence[torch.device]) -> Iterator[Finding]:
 
 
 def _read_by(reader: torch.device, exported: Mapping[torch.device, _Exported]) -> Iterator[Finding]:
-    """One second process on `reader` reads all of it."""
+    """Let one second process on `reader` read all exported memory."""
     memories, digests = tuple(e.memory for e in exported.values()), tuple(e.digest for e in exported.values())
     try:
         with second_process(
@@ -83,7 +83,7 @@ def _read_by(reader: torch.device, exported: Mapping[torch.device, _Exported]) -
 
 
 def _descriptors(trouble: str) -> Finding:
-    """Generations are found through the owner's descriptors, on machines with GPUs too."""
+    """Whether the second process could read our descriptors: it maps generations through them, also with GPUs."""
     what = "descriptors of another process"
     if not trouble:
         return Finding(what, "ok", "readable")
@@ -98,7 +98,7 @@ def _descriptors(trouble: str) -> Finding:
 
 
 def answer(task: Task) -> Answer:
-    """The second process' part."""
+    """Run the second process: read all memories of the task."""
     reader = torch.device(task.reader)
     pairs = zip(task.memories, task.digests, strict=True)
     return Answer(tuple(_trouble(memory, reader, digest) for memory, digest in pairs), _unreadable(task.owner))

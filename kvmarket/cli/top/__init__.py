@@ -1,4 +1,4 @@
-"""``kvmarket top``: who is in a market, what is on offer, and which fact keeps two engines apart."""
+"""``kvmarket top``: the engines of a market, their offers, and the facts by which engines of two spaces differ."""
 
 from kvmarket.cli.top.asking import ask_status as ask_status
 from kvmarket.cli.top.live import top as top

@@ -18,8 +18,8 @@ ANSWER_SECONDS = 2.0
 def ask_status(place: Address, *, facts: bool = False) -> Status:
     """Ask the service of `place`; with `facts`, also for the facts of its spaces.
 
-    Raises AddressError when there is none or it does not answer within two seconds, VersionError where it speaks
-    another version.
+    Raises AddressError if there is no service or it does not answer within two seconds, VersionError if it has another
+    version of the protocol, MessageError for another answer.
     """
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
@@ -44,5 +44,5 @@ def ask_status(place: Address, *, facts: bool = False) -> Status:
 
 
 def said_of_others(place: Address) -> list[str]:
-    """One sentence for each other market of this user that lives near `place`."""
+    """One sentence for each other running market of this user (see `others_near`)."""
     return [f"another market lives at {other}" for other in others_near(place)]

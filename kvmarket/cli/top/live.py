@@ -1,4 +1,4 @@
-"""The three ways in which ``kvmarket top`` runs: once, as a comparison of facts, or until it is interrupted."""
+"""The three modes of ``kvmarket top``: print once, compare facts once, or follow until interrupted."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kvmarket.registry.protocol.status import Status
 
 
 def top(address: str | None, interval: float, *, once: bool, why: bool = False) -> None:
-    """Print the market's state once, with `why` the facts that keep engines apart, or keep the state on the screen.
+    """Show the state of a market on the screen, every `interval` seconds until interrupted.
 
-    Once and with `why`, raises AddressError when no service lives there, else waits for one, and for the next one when
-    it has ended. `interval`: seconds between two looks.
+    `once`: print it once. `why`: print once the facts by which its spaces differ. Both raise AddressError if no service
+    runs; without them the command waits for a service, also after one has ended.
     """
     place, console = Address(address), Console()
     if why:
@@ -43,7 +43,7 @@ def _follow(place: Address, interval: float, console: Console) -> None:
 
 
 def _look(place: Address) -> RenderableType:
-    """The state of the market now, or what is waited for; nothing that a market does ends the look."""
+    """The present state of the market, or a text that says that there is none. Raises no RegistryError for that."""
     try:
         shown: RenderableType = screen_of(place, ask_status(place))
     except RegistryError as error:
@@ -52,7 +52,7 @@ def _look(place: Address) -> RenderableType:
 
 
 def _asked(place: Address, *, facts: bool = False) -> Status:
-    """The state of the market. An AddressError also says which other markets live near."""
+    """The state of the market. The text of an AddressError also names other running markets."""
     try:
         return ask_status(place, facts=facts)
     except AddressError as error:

@@ -26,7 +26,7 @@ SUMS = (
 
 
 def screen_of(place: Address, status: Status) -> Group:
-    """Engines, spaces, failures by reason, and what the service has counted."""
+    """The screen: engines, spaces, failures by reason, and the counters of the service."""
     spaces = {space.name: number for number, space in enumerate(status.spaces, 1)}
     offers = sum(member.offers for member in status.members)
     title = f"{status.blocks:,} blocks on offer, {offers:,} offers, {len(status.members)} engines"
@@ -42,7 +42,7 @@ def screen_of(place: Address, status: Status) -> Group:
 
 
 def short(amount: int | None, unit: str = "") -> str:
-    """`amount` in at most seven characters and its unit, from a million on to one digit; `UNKNOWN` for None."""
+    """`amount` in at most seven characters, and its unit; from a million on with one decimal. `UNKNOWN` for None."""
     if amount is None:
         return UNKNOWN
     if amount < 1_000_000:
@@ -52,7 +52,7 @@ def short(amount: int | None, unit: str = "") -> str:
 
 
 def total(counters: Mapping[str, int], names: Iterable[str]) -> int | None:
-    """The sum of these counters, over all their reasons; None where none of them was ever counted."""
+    """The sum of the counters with these names, over all reasons; None if there is no such counter."""
     wanted = frozenset(names)
     amounts = [amount for key, amount in counters.items() if key.partition("{")[0] in wanted]
     return sum(amounts) if amounts else None
@@ -77,14 +77,14 @@ def _engines(members: Iterable[MemberStatus], spaces: Mapping[str, int]) -> Tabl
 
 
 def _space(name: str, number: int, members: Iterable[MemberStatus]) -> str:
-    """One space: its name, how many engines are in it, and what they call their models."""
+    """A line about one space: its name, its number of engines, and the names of their models."""
     labels = [member.label.model for member in members if member.space == name]
     models = ", ".join(sorted(set(labels) - {""})) or UNKNOWN
     return f"space {number}: {name}, engines: {len(labels)}, model: {models}"
 
 
 def _failures(members: Iterable[MemberStatus]) -> Iterator[str]:
-    """One line for each engine that has failed in something: what, and how often."""
+    """One line for each engine with counted failures: which, and how often."""
     for member in members:
         failed = {key: amount for key, amount in member.counters.items() if key.partition("{")[0] in FAILED}
         if failed:

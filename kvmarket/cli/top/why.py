@@ -1,4 +1,4 @@
-"""Which facts keep engines apart: the spaces of a market, compared pair by pair."""
+"""Compare the spaces of a market pair by pair: which facts differ, so that their engines do not share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_GIVEN = "not given"
 
 
 def comparison_of(status: Status) -> Group:
-    """For each pair of spaces, the engines in them and the facts that differ; one line where there is one space."""
+    """For each pair of spaces, the engines in them and the facts that differ; one line if there is only one space."""
     pids: dict[str, list[int]] = {}
     for member in status.members:
         pids.setdefault(member.space, []).append(member.pid)
@@ -30,7 +30,7 @@ def comparison_of(status: Status) -> Group:
 
 
 def differences(one: SpaceStatus, other: SpaceStatus) -> Iterator[str]:
-    """What differs between two spaces, one line a fact, those with the shortest paths first."""
+    """The facts that differ between two spaces, one line each; facts with fewer dots in their names come first."""
     if not one.facts or not other.facts:
         yield "their facts are not told: the service tells those of its first spaces alone"
         return
@@ -63,7 +63,7 @@ def _digest(fact: Fact | None) -> bytes:
 
 
 def _pair(one: Fact | None, other: Fact | None) -> str:
-    """Both texts; with digests where the texts alone do not differ."""
+    """The texts of both facts; with their digests if the texts are equal."""
     texts = [fact.text if fact else NOT_GIVEN for fact in (one, other)]
     if one and other and one.text == other.text:
         texts = [f"{fact.text} (digest {fact.digest.hex()[:8]})" for fact in (one, other)]

@@ -1,1 +1,1 @@
-"""What a kernel is told: the fragments of a slot, pairs of addresses, tables of them, and slots."""
+"""The arguments of a kernel: fragments of a slot, tables of their addresses, slot ids; a cache per pair of arrays."""

@@ -17,10 +17,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Fragments:
-    """The pieces of one slot, by ascending place in the source. Each array has one int64 per piece; do not write to it.
+    """The pieces of one slot, by ascending address in the source. Each array has one int64 per piece and is read-only.
 
     Piece ``f`` is the ``length`` bytes at ``source_offset[f] + slot * source_stride[f]`` of ``source_segment[f]``, and
-    likewise of the destination. Together the pieces are the whole slot, each byte once. ``align`` is the largest power
+    likewise of the destination. Together the pieces cover the slot, each byte once. ``align`` is the largest power
     of two up to 16 that divides all offsets, strides and the length (addresses of segments not counted).
     """
 
@@ -41,10 +41,10 @@ class Fragments:
 def fragments(source: Layout, destination: Layout) -> Fragments:
     """Plan the copy of one slot from ``source`` to ``destination``.
 
-    The contiguous runs of both sides, cut at each other's ends, are sorted by source address; neighbours that touch on
-    both sides become one, so two caches of the same physical order copy whole pages even where the logical order is
-    permuted. Then all are cut to the greatest common divisor of their lengths. Takes milliseconds for thousands of
-    runs and is remembered per pair of layouts. Raises LayoutError when the geometries differ.
+    The contiguous runs of both sides are cut at each other's ends and sorted by source address. Neighbours that touch
+    on both sides are joined, so two caches of the same physical order copy whole pages even where the logical order is
+    permuted. Then all pieces are cut to the greatest common divisor of their lengths. Takes milliseconds for thousands
+    of runs; the result is cached per pair of layouts. Raises LayoutError when the geometries differ.
     """
     if source.geometry() != destination.geometry():
         raise LayoutError(
@@ -97,7 +97,7 @@ def _runs(layout: Layout) -> Ints:
 
 
 def _starts(runs: Ints) -> Ints:
-    """Return the place of each run in the canonical order."""
+    """Return where each run starts in the canonical order, in bytes."""
     ends: Ints = np.cumsum(runs[:, _LENGTH])
     return ends - runs[:, _LENGTH]
 
@@ -112,7 +112,7 @@ def _at(runs: Ints, cuts: Ints) -> Ints:
 
 
 def _touch(rows: Ints, length: Ints) -> npt.NDArray[np.bool_]:
-    """Say whether each row but the first goes on where the one before it ends, in every slot."""
+    """Say for each row but the first whether it starts where the row before it ends, in every slot."""
     same = (rows[1:, _SEGMENT] == rows[:-1, _SEGMENT]) & (rows[1:, _STRIDE] == rows[:-1, _STRIDE])
     result: npt.NDArray[np.bool_] = same & (rows[1:, _OFFSET] == rows[:-1, _OFFSET] + length[:-1])
     return result

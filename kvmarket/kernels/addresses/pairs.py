@@ -1,4 +1,4 @@
-"""Remember what was prepared for copying from one array to another, for as long as both arrays live."""
+"""A cache of values per pair (source array, destination array), kept for as long as both arrays live."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 class PairCache(Generic[T]):
     """Calls ``build(source, destination)`` once per pair of arrays; a hit costs about a microsecond.
 
-    What ``build`` returns must not hold the arrays themselves, or they would never die.
+    The value that ``build`` returns must not refer to the arrays themselves, or they would never be freed.
     """
 
     def __init__(self, build: Callable[[SlotArray, SlotArray], T]) -> None:
@@ -22,7 +22,7 @@ class PairCache(Generic[T]):
         self._made: WeakKeyDictionary[SlotArray, WeakKeyDictionary[SlotArray, T]] = WeakKeyDictionary()
 
     def __call__(self, source: SlotArray, destination: SlotArray) -> T:
-        """Return the value for this pair, built now if it is the first call."""
+        """Return the value for this pair; the first call builds it."""
         sources = self._made.get(destination)
         if sources is None:
             sources = self._made.setdefault(destination, WeakKeyDictionary())

@@ -1,4 +1,4 @@
-"""Slot ids as the kernels take them, checked."""
+"""Checks of the slot ids and of the tensor of sums that a copy is given."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from kvmarket.layout.paged import SlotArray
 def check_slots(
     source: SlotArray, source_slots: torch.Tensor, destination: SlotArray, destination_slots: torch.Tensor
 ) -> None:
-    """Raise SlotError unless both are 1-D int64 of one length on the destination's device (on CPU: and in range).
+    """Raise SlotError unless both are 1-D int64 of one length on the destination's device, and on a CPU in range.
 
-    On a GPU nothing is read back: ids out of range would be wild addresses there, so check them where they are made.
+    On a GPU the ids are not read back, which would wait. Ids out of range there would address foreign memory: the
+    caller must check them where it makes them.
     """
     for array, slots in ((source, source_slots), (destination, destination_slots)):
         if slots.dtype != torch.int64 or slots.ndim != 1 or slots.device != destination.device:
@@ -31,10 +32,11 @@ def check_slots(
 
 
 def check_sums(sums: torch.Tensor, source: SlotArray, destination: SlotArray, slots: torch.Tensor, align: int) -> None:
-    """Raise unless ``sums`` can take the checksums of a copy: one zeroed int64 per block on the destination's device.
+    """Raise unless ``sums`` can take the checksums of a copy: one int64 per block on the destination's device.
 
-    LayoutError where neither side is packed (the checksum is over packed bytes), or where fragments that are aligned to
-    ``align`` bytes have no 32-bit words; SlotError for a tensor of another shape.
+    Raises LayoutError where neither side is packed (the checksum is over packed bytes), or where fragments aligned to
+    ``align`` bytes have no 32-bit words; SlotError for another dtype, shape or device. The values are not checked: the
+    caller must zero them.
     """
     if not (source.layout.packed or destination.layout.packed):
         raise LayoutError("checksums are over packed bytes: one side of the copy must be packed")
@@ -45,5 +47,5 @@ def check_sums(sums: torch.Tensor, source: SlotArray, destination: SlotArray, sl
 
 
 def checksums_fit(align: int) -> bool:
-    """Whether blocks whose fragments are aligned to ``align`` bytes consist of the 32-bit words that are summed."""
+    """Whether fragments aligned to ``align`` bytes consist of whole 32-bit words, which are what a checksum sums."""
     return align % 4 == 0

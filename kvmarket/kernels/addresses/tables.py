@@ -1,4 +1,4 @@
-"""Fragments at real addresses, on the device that copies: what the kernels read to find their bytes."""
+"""The table of a pair of arrays: the addresses of all fragments, on the device that copies. The kernels read it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _build(source: SlotArray, destination: SlotArray) -> Table:
 
 
 def _places(source: SlotArray, destination: SlotArray, pieces: Fragments) -> Ints:
-    """Return where each fragment starts within a packed slot."""
+    """Return where each fragment starts within a packed slot, in bytes; zeros where neither side is packed."""
     if source.layout.packed:
         return pieces.source_offset - source.layout.parts[0].offset
     if destination.layout.packed:
@@ -59,4 +59,4 @@ def _places(source: SlotArray, destination: SlotArray, pieces: Fragments) -> Int
 
 
 table_of = PairCache(_build)
-"""The table for (source, destination), built on the first call (which waits for its upload), cached while both live."""
+"""The table for (source, destination). The first call builds it and waits for its upload; cached while both live."""

@@ -1,1 +1,1 @@
-"""An engine's membership: its connection, the service it may have to start, and a replica of the offers."""
+"""The engine's side of the registry: its connection, its replica of all offers, and the start of the service."""

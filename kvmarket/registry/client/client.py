@@ -1,10 +1,10 @@
-"""An engine's membership of a market, with a replica of what the service knows: a match asks nobody.
+"""An engine's membership of a market, with a replica of the service's offers: a match needs no message.
 
-A thread of the market's own puts what comes into the replica, in turns so short that who matches meanwhile waits some
-0.6 ms at most: it comes while the engine's own thread waits for its GPU, and costs that thread nothing. An engine that
-never waits leaves it a turn every 5 ms, Python's switch interval: the longer the replica is behind, the longer are the
-turns, up to 5 ms too. The same thread tells the service all that the engine offers, part by part, when it joins and
-whenever something was missed. When the service dies, it starts it anew and joins again; the replica answers meanwhile.
+A watching thread puts the received changes into the replica. It holds the lock for turns so short that a match waits
+about 0.6 ms at most. It runs while the engine's own thread waits for its GPU, and then costs that thread nothing. An
+engine that never waits leaves it one turn every 5 ms (Python's switch interval); the longer the replica is behind, the
+longer the turns, up to 5 ms. The same thread sends snapshots of the engine's offers, part by part. If the service dies,
+the thread starts it anew and joins again; matches are answered from the replica meanwhile.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from kvmarket.registry.trie.tokens import Int32s, Int64s
 from kvmarket.support.supervised import survived
 from kvmarket.support.transient import MORE
 
-DRAIN_SECONDS = 0.002  # at most some so long a match puts into the replica what is not in it yet
+DRAIN_SECONDS = 0.002  # the most that a match takes to put received changes into the replica
 WATCH_SECONDS = 0.1
-AGAIN_SECONDS = 1.0  # behind a connection that broke: it may break again and again
-LACKING_SECONDS = 2.0  # so long it waits for the memory of engines in other PID namespaces
-JOIN_SECONDS = 10.0  # so long a new member waits until it knows all; then the rest comes behind
+AGAIN_SECONDS = 1.0  # pause after a connection broke: it may break again and again
+LACKING_SECONDS = 2.0  # the most that joining waits for the memory of engines in other PID namespaces
+JOIN_SECONDS = 10.0  # the most that joining waits for the first snapshot; the rest comes later
 PIECE_BLOCKS, PIECE_SLOTS = 1 << 12, 1 << 16  # in one message
 
 
 class Client:
-    """One engine's membership of a market. Methods may be called from any thread."""
+    """One engine's membership of a market. Thread-safe."""
 
     def __init__(
         self,
@@ -54,14 +54,13 @@ class Client:
         memory: Memory,
         finds_own: bool,
     ) -> None:
-        """Join the market at `address`, starting its service if nobody has; know what it knows, within some seconds.
+        """Join the market at `address`, start its service if none runs, and wait for the first snapshot.
 
-        `finds_own`: whether `match` finds what this engine itself offers, which is put into its replica for that.
-        `snapshot` tells what this engine has on offer; `memory` names the memory of its pools, for engines of other
-        PID namespaces (see foreign.py). The other two run on the watching thread: `on_gone` hears
-        of pools that have gone; `go_on` calls `Client.go_on`, when nobody offers meanwhile, and does a little more of
-        what the engine has left for later: whether anything was done. Raises VersionError, AddressError, LayoutError,
-        NamespaceError or RefusedError, each with what to do.
+        It waits for up to `JOIN_SECONDS`. `finds_own`: whether `match` finds this engine's own offers; they are put
+        into its replica then. `snapshot` returns this engine's offers. `memory` names the memory of its pools, for
+        engines of other PID namespaces (see foreign.py). Two callbacks run on the watching thread: `on_gone` gets pools
+        that left; `go_on` must call `Client.go_on` while no other thread offers, may do some deferred work, and returns
+        whether anything was done. Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
         """
         self._join = join
         self._on_gone, self._on_more = on_gone, go_on
@@ -86,10 +85,9 @@ class Client:
             undo.pop_all()
 
     def offer(self, offering: Offering) -> None:
-        """Offer these blocks; its arrays are copied.
+        """Offer these blocks; the arrays are copied. Costs 10 us and 1 us a KiB.
 
-        Never waits: where the service is away or does not keep up, all that stands is told when it does again. Costs
-        10 us and 1 us a KiB.
+        Never waits: if the service is away or does not keep up, a snapshot will hold these offers later.
         """
         for piece in offering.pieces(PIECE_BLOCKS):
             self._tell(piece.message())
@@ -103,28 +101,28 @@ class Client:
                 self._tell(Retire(pool, slots[start : start + PIECE_SLOTS].tobytes()))
 
     def promise(self, pool: str, tenant: str, tokens: Int32s, number: int) -> None:
-        """Say that the prefix `tokens` is being computed, and will be on offer. As `offer`."""
+        """Announce that this engine computes the prefix `tokens` and will offer it. As `offer`."""
         self._tell(Promise(pool, tenant, tokens.tobytes(), number))
 
     def settle(self, pool: str, number: int) -> None:
-        """Take back a promise, kept or not. As `offer`."""
+        """End a promise, kept or not. As `offer`."""
         self._tell(Settle(pool, number))
 
     def promised(self, tokens: Int32s, tenant: str, without: Collection[str]) -> int:
-        """How many leading whole blocks of `tokens` somebody is computing, in pools other than `without`."""
+        """Number of leading whole blocks of `tokens` that are promised in pools other than `without`."""
         with self._lock:
             return self._replica.space.promises.blocks(tokens, tenant, without)
 
     def go_on(self) -> bool:
-        """Tell the next part of what this engine has on offer, where some is to be told; whether that told anything.
+        """Send the next part of a snapshot of this engine's offers, if one is due; return whether one was sent.
 
-        Nobody may change what is on offer meanwhile. Costs some 0.5 ms.
+        The offers must not change meanwhile. Costs about 0.5 ms.
         """
         with self._lock:
             return self._connection.feed.go_on()
 
     def wake(self) -> None:
-        """Have the watching thread look for what was left for later."""
+        """Wake the watching thread, so that it does deferred work."""
         os.eventfd_write(self._wake, 1)
 
     def match(
@@ -132,8 +130,8 @@ class Client:
     ) -> tuple[list[Run], list[PoolRecord]]:
         """The longest offered prefix, as `Space.match`, and for each run the record of its pool.
 
-        Where its own offers are to be found, what was received already or offered by this engine itself is put into the
-        replica before, for at most some `DRAIN_SECONDS`; else the watching thread does it.
+        With `finds_own`, first puts changes that were received or offered here into the replica, for at most about
+        `DRAIN_SECONDS`; else only the watching thread does.
         """
         self._turns.called(time.monotonic())
         with self._lock:
@@ -146,18 +144,18 @@ class Client:
             return runs, [replica.space.pools[run.pool].record for run in runs]
 
     def descriptors(self, pool: str) -> tuple[int, ...] | None:
-        """Our descriptors of the memory of a pool in another PID namespace; None where they have not come yet."""
+        """Our descriptors of the memory of a pool in another PID namespace; None if they have not come yet."""
         return self._foreign.of(pool)
 
     def peers(self) -> int:
-        """How many other engines' pools are in the space, counted by the process that they die with first."""
+        """Number of other engines in the space. Pools whose first process is the same count as one engine."""
         own = {record.pool for record in self._join.pools}
         with self._lock:
             pools = self._replica.space.pools
             return len({pool.record.processes[0] for name, pool in pools.items() if name not in own})
 
     def close(self) -> None:
-        """Leave the market: the service takes everything of this engine down. May be called twice."""
+        """Leave the market: the service takes down all offers of this engine. May be called twice."""
         if self._closing.is_set():
             return
         self._closing.set()
@@ -168,10 +166,10 @@ class Client:
             self._replica.space.trie.clear()
         self._foreign.close()
         os.close(self._wake)
-        del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
+        del self._on_gone, self._on_more, self._home  # the callbacks refer to us: no cycle may keep our memory
 
     def _tell(self, change: News) -> None:
-        """Tell the service, and our replica where it is to know."""
+        """Send a change to the service, and with `finds_own` put it into our replica."""
         self._turns.called(time.monotonic())
         with self._lock:
             if self._finds_own:
@@ -179,10 +177,10 @@ class Client:
             connection = self._connection
             connection.feed.tell(change)
             if connection.socket.blocked or connection.feed.ready:
-                os.eventfd_write(self._wake, 1)  # for the watching thread to go on with it
+                os.eventfd_write(self._wake, 1)  # the watching thread sends the rest
 
     def _first_connection(self) -> Connection:
-        """Join, and know what the service knows, as far as that comes within `JOIN_SECONDS`."""
+        """Join, and wait for the first snapshot for up to `JOIN_SECONDS`. Raises AddressError, or as `Home.join`."""
         deadline = time.monotonic() + START_SECONDS
         while True:
             connection = self._home.join()
@@ -196,7 +194,7 @@ class Client:
                 )
 
     def _settled(self, connection: Connection, deadline: float) -> bool:
-        """Hear what stands; False where the service dies meanwhile. Nothing is on offer here yet."""
+        """Exchange first snapshots until `deadline`; False if the service dies meanwhile."""
         poll = select.poll()
         poll.register(connection.socket, select.POLLIN)
         poll.register(connection.pidfd, select.POLLIN)
@@ -213,7 +211,7 @@ class Client:
         return True
 
     def _watch(self) -> None:
-        """What the watching thread does, whatever goes wrong."""
+        """The loop of the watching thread. It survives every exception, until `close`."""
         vigil = self._vigil()
         while not self._closing.is_set():
             with survived("the thread that watches the market") as turn:
@@ -233,7 +231,7 @@ class Client:
                 self._closing.wait(AGAIN_SECONDS)
 
     def _ask(self, connection: Connection | None = None) -> bool:
-        """Ask for the memory of pools that cannot be opened; whether any is lacking."""
+        """Ask for descriptors of pools in other PID namespaces; return whether some have not come yet."""
         records = [pool.record for pool in self._replica.space.pools.values()]
         return self._foreign.look(records, (connection or self._connection).socket, time.monotonic())
 
@@ -241,8 +239,8 @@ class Client:
         return Vigil(self._connection, self._wake, self._closing)
 
     def _ended(self, vigil: Vigil) -> bool:
-        """Wait until something has come, or for a while; whether the connection has ended, or is to end."""
-        if self._connection.pidfd < 0:  # it has been let go of, and no other was made
+        """Wait for a message, a wake-up, or `WATCH_SECONDS`; return whether the client must join again."""
+        if self._connection.pidfd < 0:  # the connection was closed, and no other was made
             return True
         if vigil.dies(WATCH_SECONDS, AGAIN_SECONDS):
             counters.add("service_lost", reason="the service of the market died; joining again")
@@ -253,7 +251,7 @@ class Client:
         return True
 
     def _put_in(self) -> None:
-        """Put what has come into the replica, tell what is to be told, and let others have their turn in between."""
+        """Put received changes into the replica and send what is due, in short turns; let other threads run between."""
         end = time.monotonic() + WATCH_SECONDS
         while (now := time.monotonic()) < end and not self._closing.is_set():
             turn, nap = self._turns.next(now)
@@ -264,7 +262,7 @@ class Client:
                     self._replica.space.collect()
                     current = False
             long = time.monotonic() - now > SHORT_SECONDS
-            if not current or (long and self._connection.feed.ready):  # else whoever waits would wait for two turns
+            if not current or (long and self._connection.feed.ready):  # without a nap a match would wait for two turns
                 time.sleep(nap)
             if self._on_more():
                 time.sleep(nap)
@@ -274,7 +272,7 @@ class Client:
         os.eventfd_write(self._wake, 1)
 
     def _rejoin(self) -> bool:
-        """Join anew, trying until it works or the client is closed."""
+        """Join again; try until it works. False if the client is closed."""
         with self._lock:
             self._connection.close()
         while not self._closing.is_set():

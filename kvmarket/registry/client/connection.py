@@ -1,4 +1,4 @@
-"""One connection of an engine to a service, from the joining on."""
+"""One connection of an engine to a service, from the `Join` message on."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from kvmarket.registry.protocol.status import Report, report_of
 from kvmarket.registry.space.feed import Feed
 from kvmarket.registry.space.snapshot import SnapshotParts
 
-START_SECONDS = 60.0  # a cold start of the service on a loaded two-core machine takes a few
+START_SECONDS = 60.0  # the most that joining takes; a cold start on a loaded two-core machine takes a few seconds
 ANSWER_SECONDS = 1.0
-KNOCK_SECONDS = 0.02  # after which we try again to be let in
+KNOCK_SECONDS = 0.02  # between two attempts to connect
 REPORT_SECONDS = 1.0  # between two reports
-REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a refused offer is told once more: doubled each time
+REFUSED_SECONDS, LONGEST_REFUSED = 1.0, 60.0  # until a snapshot follows a refused offer: doubled each time
 
 
 class Connection:
-    """A connection of a member: what it hears goes into `replica`, what it tells through `feed`. Not thread-safe."""
+    """A connection of a member: received changes go to `replica`, its own go out by `feed`. Not thread-safe."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Connection:
         snapshot: Callable[[], SnapshotParts],
         foreign: ForeignPools,
     ) -> None:
-        """Send `join`; the answer is not waited for. `snapshot`: of what this engine has on offer."""
-        self.socket = sock  # readable when something has come, closed when the service has died or will not have us
+        """Send `join` without waiting for the answer. `snapshot` returns this engine's offers. Takes over `sock`."""
+        self.socket = sock  # closed when the service has died or has closed the connection
         self.feed = Feed(sock, snapshot)
         self.pidfd = -1  # readable when the service has died
         self.service: Process | None = None
@@ -74,9 +74,9 @@ class Connection:
         self.socket.send(pack_message(join))
 
     def drain(self, end: float) -> tuple[bool, list[str]]:
-        """Send what waits, and put what has come into the replica until ``perf_counter() >= end``.
+        """Send unsent packets, and put received changes into the replica until ``perf_counter() >= end``.
 
-        Whether that was all of it, and the pools that have gone.
+        Returns whether all received changes are in the replica, and the pools that have left.
         """
         self.socket.flush()
         self.look_after(time.monotonic())
@@ -90,9 +90,9 @@ class Connection:
                 return False, gone
 
     def look_after(self, now: float) -> None:
-        """Do what is due: ask for what was missed, tell the last number again, report, tell anew what was refused."""
+        """Periodic work: ask for a snapshot, repeat the last number, report counters, begin a snapshot if refused."""
         if (again := self._heard.wanted(now)) is not None:
-            if again.seen:  # else it waits for the first one
+            if again.seen:  # else nothing was missed: the first snapshot has not come yet
                 counters.add("stream_gap", reason="changes were missed; all that stands is asked for again")
             self.socket.send(pack_message(again))
         self.feed.mark(now)
@@ -105,25 +105,28 @@ class Connection:
             self.feed.begin()
 
     def joined(self, closing: threading.Event) -> bool:
-        """Wait for the answer to our joining; False when there is none in time. Raises what a refusal stands for."""
+        """Wait for the answer to `Join`, and watch the service; False without an answer within `ANSWER_SECONDS`.
+
+        Raises the error that a refusal names.
+        """
         answer = self._answer()
         if answer is None or closing.is_set():
             return False
         self.service = answer.service
-        if not answer.service.near:  # its number means nothing here: it sends what tells of its end
+        if not answer.service.near:  # of another PID namespace: it has sent a pidfd of itself
             self.pidfd, *surplus = self.socket.take_descriptors() or [-1]
             close_all(surplus)
             return self.pidfd >= 0
         try:
             self.pidfd = watch(answer.service, "the service")
         except RefusedError:
-            if self._hung_up():  # it died meanwhile: there is nothing to watch
+            if self._hung_up():  # the service died meanwhile
                 return False
             raise
         return True
 
     def close(self) -> None:
-        """Leave: the service takes down all that we offered. May be called twice."""
+        """Leave: the service takes down all our offers. May be called twice."""
         self.socket.close()
         self.feed.end()
         if self.pidfd >= 0:
@@ -131,19 +134,19 @@ class Connection:
             self.pidfd = -1
 
     def _report(self) -> None:
-        """Report the counters of this process where they have changed. Costs some 30 us."""
+        """Send the counters of this process, if they have changed. Costs about 30 us."""
         report = report_of(counters.snapshot())
         if report != self._reported and self.socket.send(pack_message(report)):
             self._reported = report
 
     def _hung_up(self) -> bool:
-        """Whether the service's end of the connection is gone: a process has closed it before it is no more."""
+        """Whether the service's end of the connection is closed; a dying process closes it before it is gone."""
         poll = select.poll()
         poll.register(self.socket, 0)
         return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _answer(self) -> Joined | None:
-        """The answer to our joining, None if there is none within a second."""
+        """The answer to `Join`; None without one within `ANSWER_SECONDS`. Raises the error that a refusal names."""
         frame = self.socket.wait(ANSWER_SECONDS)
         if frame is None:
             return None
@@ -153,7 +156,7 @@ class Connection:
         return reply if isinstance(reply, Joined) else None
 
     def _receive(self) -> bool:
-        """Hand on one message, if one has come; whether one had."""
+        """Receive and handle one message; return whether one had come."""
         try:
             frame = self.socket.receive()
             if frame is None:
@@ -191,9 +194,9 @@ def join_service(
     foreign: ForeignPools,
     closing: threading.Event,
 ) -> Connection:
-    """Join on a fresh connection, starting the service where there is none.
+    """Join by a new connection, and start the service if none runs.
 
-    Raises AddressError when that does not work within `START_SECONDS`, and what a refusal stands for.
+    Raises AddressError if that does not work within `START_SECONDS`, or the error that a refusal names.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and not closing.is_set():
@@ -220,6 +223,6 @@ def join_service(
 
 
 def _refusal(refused: Refused) -> KVMarketError:
-    """The error a refusal stands for: the service names it by its class."""
+    """The error that a refusal names, by its class; RefusedError for other names."""
     kinds = {kind.__name__: kind for kind in (VersionError, LayoutError, NamespaceError, MessageError)}
     return kinds.get(refused.kind, RefusedError)(refused.reason)

@@ -1,4 +1,4 @@
-"""Pools of engines in other PID namespaces: their memory comes over the market's socket; it is held while they live."""
+"""Pools of engines in other PID namespaces: their descriptors come over the market's socket, and are held here."""
 
 from __future__ import annotations
 
@@ -14,28 +14,32 @@ from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS, close_all
 from kvmarket.registry.protocol.messages import AskDescriptors, Descriptors, PoolRecord, pack_message
 from kvmarket.registry.protocol.packets import PacketSocket
 
-Memory = Callable[[str], tuple[Sequence[Process], Sequence[SharedFile]]]  # of a pool: its processes, and its files
-ASK_SECONDS = 1.0  # after which we ask once more
+Memory = Callable[[str], tuple[Sequence[Process], Sequence[SharedFile]]]  # pool -> its processes and its files
+ASK_SECONDS = 1.0  # until descriptors that have not come are asked for again
 
 
 class ForeignPools:
-    """Descriptors of pools that cannot be opened by their owners' numbers. Thread-safe.
+    """Descriptors of pools that cannot be opened by their owners' process numbers. Thread-safe.
 
-    Of each pool a pidfd for every process that it dies with, and its shared memory, in the order of its description.
+    For each pool: a pidfd of every owner, then its shared files in the order of its descriptor. Open until the pool
+    leaves the market.
     """
 
     def __init__(self, memory: Memory) -> None:
-        """None yet. `memory`: of a pool of our own; of others none."""
+        """Start without descriptors. `memory` returns processes and files of a pool of ours; nothing for others."""
         self._memory = memory
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._lacking: dict[str, float] = {}  # pool -> when to ask for it
-        self._coming: dict[str, dict[int, list[int]]] = {}  # pool -> first -> descriptors
+        self._coming: dict[str, dict[int, list[int]]] = {}  # pool -> number of the first -> descriptors so far
         self._held: dict[str, tuple[int, ...]] = {}
-        self._processes: dict[str, list[Process]] = {}  # of those pools
-        self._near: set[str] = set()  # pools that can be opened
+        self._processes: dict[str, list[Process]] = {}  # owners of those pools
+        self._near: set[str] = set()  # pools of our PID namespace
 
     def look(self, records: Iterable[PoolRecord], socket: PacketSocket, now: float) -> bool:
-        """Ask for what is lacking of these pools, where that is due; whether anything is. Costs less than 1 us each."""
+        """Ask for descriptors of these pools that have not come, if due; return whether any is missing.
+
+        Costs less than 1 us a pool.
+        """
         for record in records:
             name = record.pool
             if name in self._near or name in self._held:
@@ -49,16 +53,16 @@ class ForeignPools:
         return bool(self._lacking)
 
     def of(self, pool: str) -> tuple[int, ...] | None:
-        """The descriptors of a pool's shared memory; None where they have not come yet."""
+        """The descriptors of a pool's shared files; None if they have not come yet. They stay ours."""
         held = self._held.get(pool)
         return held and held[len(self._processes[pool]) :]
 
     def heard(self, told: Descriptors, came: list[int]) -> None:
-        """Some of what we asked for has come; the descriptors are ours from now on."""
-        with self._turn:
+        """Keep descriptors that have come. Takes ownership of them."""
+        with self._lock:
             wanted = told.pool in self._lacking
             if not wanted or len(came) != told.count:
-                close_all(came)  # it is asked for again
+                close_all(came)  # they are asked for again
                 return
             parts = self._coming.setdefault(told.pool, {})
             close_all(parts.pop(told.first, ()))
@@ -70,7 +74,7 @@ class ForeignPools:
                     watch_by(process, pidfd)
 
     def answer(self, ask: AskDescriptors, socket: PacketSocket) -> None:
-        """Send what belongs to a pool of ours; what cannot be opened now is asked for again.
+        """Send the descriptors of a pool of ours. If they cannot be opened now, sends none: the other side asks again.
 
         Costs 50 us a descriptor.
         """
@@ -90,8 +94,8 @@ class ForeignPools:
             close_all(opened)
 
     def forget(self, pools: Iterable[str]) -> None:
-        """These pools have gone: let go of their memory."""
-        with self._turn:
+        """Close the descriptors of pools that have left."""
+        with self._lock:
             for pool in pools:
                 self._near.discard(pool)
                 self._lacking.pop(pool, None)
@@ -103,7 +107,7 @@ class ForeignPools:
                     close_all(part)
 
     def close(self) -> None:
-        """Let go of everything, whoever tells of our own memory included."""
+        """Close all descriptors, and drop the `memory` callback."""
         self._memory = _none
         self.forget([*self._held, *self._coming])
 

@@ -1,7 +1,8 @@
-"""Where an engine joins: at its address, or beside it while engines of another version have that.
+"""Choose the market to join: the one at the given address, or one beside it while another version uses the address.
 
-In a rolling upgrade engines of two versions run side by side. The service of the older ones keeps the address; the
-newer ones meet in a market of their own beside it, and go to the address when the last older one has left it.
+In a rolling upgrade engines of two versions run at the same time. The service of the older ones keeps the address. The
+newer ones join a second market, whose address ends in the protocol's version, and move to the first address when the
+last older engine has left.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from kvmarket.registry.protocol.packets import dial
 from kvmarket.registry.protocol.status import AskStatus
 from kvmarket.registry.space.snapshot import SnapshotParts
 
-LOOK_SECONDS = 2.0  # between two looks whether the address is free
+LOOK_SECONDS = 2.0  # between two checks whether the address is free
 
 
 class Home:
-    """An engine's address, and whether it has joined there. Not thread-safe."""
+    """An engine's address, and whether it has joined beside it (`away`). Not thread-safe."""
 
     def __init__(
         self,
@@ -35,7 +36,7 @@ class Home:
         foreign: ForeignPools,
         closing: Event,
     ) -> None:
-        """Nothing is joined yet; the rest goes to `join_service`."""
+        """Join nothing yet. The other arguments are for `join_service`."""
         self.address = address
         self.away = False
         self._joining = join, replica, snapshot, foreign, closing
@@ -53,13 +54,13 @@ class Home:
         return connection
 
     def beside(self) -> Address:
-        """The address of the market for engines that speak as this one does."""
+        """The address beside ours, for engines with this version of the protocol."""
         return Address(f"{self.address}.{PROTOCOL.decode().strip().rpartition('/')[2]}")
 
     def free(self, now: float) -> bool:
-        """Whether to leave the market beside the address: nobody has that any more, or engines of this version have.
+        """Whether to move back to the address: no service holds it any more, or one of this protocol version does.
 
-        Looks every `LOOK_SECONDS`, which costs up to some ms.
+        Checks every `LOOK_SECONDS`, which costs up to a few ms. False if the engine is not away.
         """
         if not self.away or now < self._look_at:
             return False
@@ -71,7 +72,7 @@ class Home:
 
 
 def _speaks(address: Address) -> bool:
-    """Whether the service there speaks as this process does. Raises RegistryError where that cannot be known."""
+    """Whether the service there has this version of the protocol. Raises RegistryError if that cannot be known."""
     try:
         with dial(address.socket) as sock:
             sock.send(pack_message(AskStatus()))

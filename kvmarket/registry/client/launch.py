@@ -1,4 +1,4 @@
-"""Starting the service of a market from an engine that found none."""
+"""Start the service of a market from an engine that found none."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from kvmarket.errors import AddressError
 from kvmarket.registry.protocol.address import Address
 from kvmarket.support.advice import explained
 
-WAIT_SECONDS = 0.01  # between two looks whether somebody else has started it
-AWAY_SECONDS = 1.0  # without a look, after which the waiting begins anew
-PATIENCE = 10.0  # seconds for which somebody else is waited for: he may be stopped, or hang
-_starting: dict[tuple[int, str], object] = {}  # process and log -> whose turn it is among the threads
-_waits: dict[str, tuple[float, float]] = {}  # log -> when this process first and last found somebody starting it
+WAIT_SECONDS = 0.01  # between two checks whether another process has started it
+AWAY_SECONDS = 1.0  # after so long without a check the waiting time counts anew
+PATIENCE = 10.0  # seconds for which another starting process is waited for: it may be stopped, or hang
+_starting: dict[tuple[int, str], object] = {}  # (process, log) -> the thread's token that may start the service
+_waits: dict[str, tuple[float, float]] = {}  # log -> when this process first and last waited for another one
 
 
 def start_service(address: Address) -> None:
     """Start the service of `address` as a process of its own, and wait until it listens.
 
-    Where somebody else is just starting it, returns after a moment, but is not put off for longer than `PATIENCE`: that
-    there is one service is up to its own lock. Raises AddressError if it does not start.
+    If another process or thread is starting it, returns after `WAIT_SECONDS`: call again. After `PATIENCE` seconds of
+    that it starts the service anyway; the service's own lock makes sure that only one runs. Raises AddressError if the
+    service does not start.
     """
     address.prepare()
     try:
@@ -51,7 +52,7 @@ def start_service(address: Address) -> None:
 
 
 def _waited(address: Address) -> float:
-    """Seconds for which this process has waited for somebody else to start the service, without having been away."""
+    """Seconds for which this process has waited for another one to start the service, without a pause."""
     now, log = time.monotonic(), str(address.log)
     since, last = _waits.get(log, (now, now))
     since = now if now > last + AWAY_SECONDS else since
@@ -61,12 +62,13 @@ def _waited(address: Address) -> float:
 
 @contextmanager
 def _turn(address: Address, patient: bool = True) -> Iterator[int | None]:
-    """A descriptor of the log while nobody else may start the service; None where somebody else does and we wait.
+    """A context that yields a descriptor of the log if we may start the service; None if another one is starting it.
 
-    A record lock keeps other processes out: a fork does not inherit it, as it does a lock of flock(2). It knows no
-    threads, and it ends when this process closes any descriptor of the log.
+    `patient`: whether to leave it to another one. A record lock on the log excludes other processes; unlike a lock of
+    flock(2), a fork does not inherit it. It does not exclude threads, for which `_starting` is there, and it ends when
+    this process closes any descriptor of the log.
     """
-    turn = (os.getpid(), str(address.log))  # a fork has no use for the turn of a thread that it has not
+    turn = (os.getpid(), str(address.log))  # with the process: a fork must not wait for a thread of its parent
     me = object()
     mine = _starting.setdefault(turn, me) is me
     if not mine and patient:
@@ -84,9 +86,9 @@ def _turn(address: Address, patient: bool = True) -> Iterator[int | None]:
 
 
 def _locked(fd: int) -> bool:
-    """Take the record lock of a file; False where another process has it."""
+    """Take the record lock of a file; False if another process has it."""
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # fcntl(2) says either
+    except (BlockingIOError, PermissionError):  # fcntl(2): EAGAIN or EACCES
         return False
     return True

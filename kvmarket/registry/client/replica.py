@@ -1,8 +1,8 @@
-"""A replica: what an engine knows of its space, kept current by the service's changes. No sockets.
+"""A replica: an engine's copy of the offers in its space, updated by the service's changes. No sockets.
 
-It may be late, never wrong about what counts: generations decide that. What the service says of this engine's own pools
-is passed over: an engine that is to find its own offers puts in what it offers and retires where that happens. It
-outlives a service: what it knows goes on counting until the next one has told all, or until its owner has died.
+A replica may be late. That is harmless, because generations decide which bytes are valid. Changes that the service
+sends about this engine's own pools are ignored; an engine that must find its own offers puts them in itself. A replica
+outlives a service: its offers stay until the next service has sent its snapshot, or until their owner has died.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from kvmarket.registry.protocol.messages import (
 from kvmarket.registry.space.news import put_in
 from kvmarket.registry.space.space import Space
 
-ABSENT_SECONDS = 30.0  # in which an engine that lives must have joined a new service, or it has left
+ABSENT_SECONDS = 30.0  # an engine that has not joined a new service by then counts as having left
 
 
 class _Own(NamedTuple):
-    """What this engine itself offers, retires or promises."""
+    """A change of this engine's own pools, made by itself."""
 
     change: News
 
 
 class _Begin(NamedTuple):
-    """A snapshot begins."""
+    """The beginning of a snapshot, in the queue."""
 
 
 class Replica:
-    """A space, and what has been received but not put into it yet. Not thread-safe."""
+    """A space, and a queue of changes that were received but not put into it yet. Not thread-safe."""
 
     def __init__(self, block_size: int, own: Collection[PoolRecord]) -> None:
-        """Knows nothing until a snapshot has come but this engine's `own` pools."""
+        """Start with this engine's `own` pools only."""
         self._own = frozenset(record.pool for record in own)
         self.space = Space(block_size)
         for record in own:
@@ -52,17 +52,17 @@ class Replica:
         self.whole = False  # whether a whole snapshot of the present service has been put in
         self._queue: deque[Change | _Own | _Begin] = deque()
         self._work: Iterator[object] | None = None  # the change under way
-        self._told: set[str] | None = None  # pools that the snapshot under way has told of
-        self._absent: dict[str, float] = {}  # pools that a new service does not know yet: when they have gone
+        self._told: set[str] | None = None  # pools that the snapshot under way has named
+        self._absent: dict[str, float] = {}  # pools that a new service does not know yet -> when they count as left
         self._absent_until = 0.0
 
     @property
     def pending(self) -> bool:
-        """Whether anything received has not been put in yet."""
+        """Whether there are received changes that are not in the space yet."""
         return bool(self._queue) or self._work is not None
 
     def rejoin(self, now: float) -> None:
-        """Another service tells what follows: who lives may not have joined it yet."""
+        """Prepare for the snapshot of another service, which some living engines may not have joined yet."""
         self.whole, self._absent_until = False, now + ABSENT_SECONDS
 
     def receive(self, message: Changes) -> None:
@@ -72,13 +72,13 @@ class Replica:
         self._queue.extend(message.changes)
 
     def add(self, own: News) -> None:
-        """Queue what this engine itself offers, retires or promises."""
+        """Queue a change of this engine's own pools."""
         self._queue.append(_Own(own))
 
     def step(self) -> list[str]:
-        """Put a little of what was received into the space, in order; the pools that went with it.
+        """Do the next step of putting queued changes into the space; return the pools that left.
 
-        Costs up to some 0.3 ms. What the space refuses is counted and passed over.
+        Costs up to about 0.3 ms. A change that the space refuses is counted and skipped.
         """
         try:
             if self._work is None:
@@ -87,14 +87,14 @@ class Replica:
                 self._work = None
         except (MessageError, TokenError) as error:
             self._work = None
-            if self._told is None or not isinstance(error, MissingBlockError):  # else the snapshot comes to it yet
+            if self._told is None or not isinstance(error, MissingBlockError):  # else the snapshot will hold the block
                 counters.add("change_refused", reason=type(error).__name__, detail=error)
         return []
 
     def expired(self, now: float) -> list[str]:
-        """The pools that have gone with a service that could not say so: their owners died, or left meanwhile.
+        """Drop pools that a new service does not know and whose owners have died, or have not joined in time.
 
-        Costs some 20 us for each pool that the service does not know.
+        Returns their ids. Costs about 20 us for each pool that the service does not know.
         """
         gone = []
         for name, until in list(self._absent.items()):
@@ -104,7 +104,7 @@ class Replica:
         return gone
 
     def _begin(self, change: Change | _Own | _Begin) -> list[str]:
-        """Do what a change says, or begin to; the pools that went with it."""
+        """Apply a change, or begin to apply a long one as `_work`; return the pools that left."""
         match change:
             case _Own():
                 self._work = put_in(self.space, change.change)
@@ -143,15 +143,15 @@ class Replica:
         return [name]
 
     def _complete(self, name: str) -> None:
-        """All that stands in a pool has been told."""
+        """Drop the offers of a pool that its snapshot did not hold."""
         pool = self.space.pools.get(name)
         if pool is not None and name not in self._own:
             self.space.retire(name, pool.unseen())
 
     def _end(self, end: SnapshotEnd) -> list[str]:
-        """The snapshot is complete: what it did not tell stands no longer."""
+        """End a snapshot: drop the offers and pools that it did not hold; return the pools that left."""
         told, self._told = self._told, None
-        if told is None:  # none had begun
+        if told is None:  # no snapshot had begun
             return []
         self.whole = True
         for name in end.told:

@@ -1,4 +1,4 @@
-"""What a client's watching thread waits for: something of the service, the service's death, and whoever wakes it."""
+"""The wait of a client's watching thread: for messages of the service, for its death, and for a wake-up."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from kvmarket.registry.client.connection import Connection
 
 
 class Vigil:
-    """Waits over one connection. For one thread."""
+    """Waits for events of one connection. Used by one thread."""
 
     def __init__(self, connection: Connection, wake: int, closing: threading.Event) -> None:
-        """`wake`: an eventfd by which the thread is woken. `closing`: set when the client leaves."""
+        """`wake`: an eventfd that wakes the thread. `closing`: set when the client leaves."""
         self._connection, self._wake, self._closing = connection, wake, closing
         self._poll = select.poll()
         for source in (connection.socket, connection.pidfd, wake):
             self._poll.register(source, select.POLLIN)
 
     def dies(self, seconds: float, again: float) -> bool:
-        """Wait until something has come, at most so many seconds; whether the service has died.
+        """Wait for a message, a wake-up or the service's death, at most `seconds`; return whether it has died.
 
-        Where the connection has ended, for `again` seconds: who is killed closes it some moments before he is dead, and
-        one that broke may break again and again.
+        If the connection is closed, waits up to `again` seconds for the death: a killed process closes its connections
+        some moments before it is dead, and a connection that broke may break again and again.
         """
         connection, end = self._connection, time.monotonic() + again
         if connection.socket.closed:
@@ -37,7 +37,7 @@ class Vigil:
         return self._death(seconds)
 
     def _death(self, seconds: float) -> bool:
-        """Wait until something has come, at most so long; whether that was the service's death."""
+        """Wait for an event, at most `seconds`; return whether the service has died."""
         ready = dict(self._poll.poll(1000 * seconds))
         if self._wake in ready:
             os.eventfd_read(self._wake)

@@ -1,1 +1,1 @@
-"""What travels between engines and the service: messages, packets, numbers on them, addresses."""
+"""The protocol between engines and the service: addresses, packets, messages, and their sequence numbers."""

@@ -1,7 +1,4 @@
-"""Where a market lives.
-
-A Unix socket in a directory that only the user can enter, and a lock that its service holds.
-"""
+"""The address of a market: a Unix socket in a directory of the user, and a lock file that the service holds."""
 
 from __future__ import annotations
 
@@ -14,25 +11,25 @@ from kvmarket.errors import AddressError
 from kvmarket.support.advice import explained
 
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its final zero
-_HOME = Path("/tmp")  # of the directory of default addresses and names: the same in every environment of a user
+_HOME = Path("/tmp")  # holds the directory of default addresses and names: the same in every environment of a user
 
 
 class Address:
     """The files of one market.
 
-    `socket`, `lock` beside it (held by the service while it lives), `log` of the service.
+    `socket`; `lock`, which the service holds while it lives; `log` of the service.
     """
 
     def __init__(self, address: str | os.PathLike[str] | None = None) -> None:
-        """`address`.
+        """Parse `address`: a socket path, ``ipc://`` and a path, or a name without slashes.
 
-        A socket path, ``ipc://`` and a path, or a name without slashes: a socket in ``/tmp/kvmarket-<uid>``. None
-        stands for what KVMARKET_ADDRESS says or, where that is unset or empty, for the name ``market``. ``~`` is
-        somebody's home, and a relative path counts from the current directory, so it is another one elsewhere. No other
-        variable matters: engines of one user meet wherever they were started from.
+        A name is a socket in ``/tmp/kvmarket-<uid>``. None means the value of KVMARKET_ADDRESS or, if that is unset or
+        empty, the name ``market``. ``~`` means a home directory. A relative path counts from the current directory, so
+        it is a different one elsewhere. No other variable matters: engines of one user find each other, wherever they
+        were started.
 
-        Makes the directory (0700) where it is missing. Raises AddressError, with what to do, if it is not the user's
-        own, if it is the default one and others can enter it, or if the path is too long for a socket.
+        Makes the directory (0700) if it is missing. Raises AddressError if the user cannot write to it, if it is the
+        default one and others own or can enter it, if other files have these names, or if the path is too long.
         """
         path, self._private = _parsed(address)
         self.socket = path / "market" if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir raises
@@ -49,12 +46,12 @@ class Address:
         return str(self.socket)
 
     def prepare(self) -> None:
-        """Make the directory where it is missing; raise AddressError where it, or what lies in it, is not ours."""
+        """Make the directory if it is missing. Raises AddressError if it, or a file of the market, is not ours."""
         _private_directory(self.socket.parent, strict=self._private)
         self._check_files()
 
     def _check_files(self) -> None:
-        """Refuse a path where something else than a market of this user lies already."""
+        """Raise AddressError if `socket` or `lock` exists and is not one of a market of this user."""
         for path, ours in ((self.socket, stat.S_ISSOCK), (self.lock, stat.S_ISREG)):
             try:
                 status = path.lstat()
@@ -68,16 +65,16 @@ class Address:
                 raise AddressError(f"{path} belongs to another user (uid {status.st_uid}); give another address")
 
     def take_lock(self) -> int | None:
-        """Take the service's lock: a descriptor to keep open, or None if a service lives.
+        """Take the service's lock. Returns a descriptor to keep open, or None if another process holds the lock.
 
-        Raises AddressError if it cannot be made.
+        Raises AddressError if the lock file cannot be made.
         """
         while True:
             fd, taken = self._open_lock(os.O_CREAT), False
             try:
                 if not self._flock(fd, fcntl.LOCK_EX):
                     return None
-                taken = self.is_locked_by(fd)  # else it was removed meanwhile, and somebody may have the next one
+                taken = self.is_locked_by(fd)  # else the file was removed meanwhile: there may be a new one
                 if taken:
                     return fd
             finally:
@@ -85,17 +82,14 @@ class Address:
                     os.close(fd)
 
     def is_locked_by(self, lock: int) -> bool:
-        """Whether what `take_lock` returned is still the lock that others find. Raises AddressError."""
+        """Whether the file of a descriptor from `take_lock` is still the one at `self.lock`. Raises AddressError."""
         try:
             return identity(self.lock) == identity(lock)
         except OSError as error:
             raise AddressError(f"{self.lock} cannot be looked at {explained(error)}") from error
 
     def service_lives(self) -> bool:
-        """Whether some process holds the lock. Leaves nothing behind.
-
-        Raises AddressError if it is not the user's own.
-        """
+        """Whether a service holds the lock. Makes no files. Raises AddressError if the files are not the user's own."""
         self._check_files()
         try:
             fd = self._open_lock(0)
@@ -104,13 +98,13 @@ class Address:
         try:
             if not self._flock(fd, fcntl.LOCK_SH):
                 return True
-            fcntl.flock(fd, fcntl.LOCK_UN)  # to close it is not enough where a fork has inherited it meanwhile
+            fcntl.flock(fd, fcntl.LOCK_UN)  # closing is not enough if a fork has inherited the descriptor meanwhile
             return False
         finally:
             os.close(fd)
 
     def _open_lock(self, flags: int) -> int:
-        """Open the lock. Raises AddressError; FileNotFoundError where it is not to be made and missing."""
+        """Open the lock file. Raises AddressError, or FileNotFoundError if it is missing and `flags` is 0."""
         try:
             return os.open(self.lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o600)
         except OSError as error:
@@ -119,7 +113,7 @@ class Address:
             raise AddressError(f"{self.lock} cannot be opened {explained(error)}") from error
 
     def _flock(self, fd: int, how: int) -> bool:
-        """Lock without waiting; False where somebody else has it. Raises AddressError."""
+        """Lock a file without waiting; False if another process holds the lock. Raises AddressError."""
         try:
             fcntl.flock(fd, how | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -130,12 +124,12 @@ class Address:
 
 
 def default_directory() -> Path:
-    """Where the markets of this user lie whose address is a name. Makes nothing."""
+    """The directory of this user's markets whose address is a name. Does not make it."""
     return _HOME / f"kvmarket-{os.geteuid()}"
 
 
 def identity(file: Path | int) -> tuple[int, int] | None:
-    """What tells this very file from a later one of its name: device and inode; None if nothing lies there."""
+    """Device and inode of a file, which differ from those of a later file of the same name; None if there is none."""
     try:
         status = os.fstat(file) if isinstance(file, int) else file.lstat()
     except FileNotFoundError:
@@ -157,13 +151,16 @@ def _parsed(address: str | os.PathLike[str] | None) -> tuple[Path, bool]:
     try:
         os.fsencode(text)
         path = (default_directory() / text if private else Path(text).expanduser()).absolute()
-    except (UnicodeEncodeError, RuntimeError, OSError) as error:  # no name of a file; nobody's home; nowhere to be
+    except (UnicodeEncodeError, RuntimeError, OSError) as error:  # no file name; unknown user; no current directory
         raise AddressError(f"address {address!r} names no path ({error}); give an absolute path") from error
     return path, private
 
 
 def _private_directory(path: Path, *, strict: bool) -> None:
-    """Make `path` (0700) or check that it is the user's own; `strict` also demands that nobody else can enter it."""
+    """Make `path` (0700) or check that the user can write to it. Raises AddressError.
+
+    `strict`: it must also be a directory of the user that nobody else can enter.
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()

@@ -1,4 +1,4 @@
-"""Descriptors that travel beside a message over a Unix socket, as unix(7) has it (SCM_RIGHTS)."""
+"""Send and receive descriptors with a message over a Unix socket (SCM_RIGHTS, see unix(7))."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import socket
 from collections.abc import Iterable, Sequence
 
 MOST_DESCRIPTORS = 128  # with one message; the kernel allows 253
-ROOM = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)  # bytes for them at the receiver
+ROOM = socket.CMSG_SPACE(MOST_DESCRIPTORS * array.array("i").itemsize)  # bytes of ancillary data to receive them
 
 
 def beside(descriptors: Sequence[int]) -> list[tuple[int, int, array.array[int]]]:
-    """What ``sendmsg`` is to send beside a packet."""
+    """The ancillary data by which ``sendmsg`` sends these descriptors with a packet."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
 
 
 def came_beside(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors in what ``recvmsg`` found beside a packet: the caller's from now on."""
+    """The descriptors in the ancillary data that ``recvmsg`` returned. The caller must close them."""
     came = array.array("i")
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
@@ -26,7 +26,7 @@ def came_beside(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
 
 
 def copies(descriptors: Iterable[int]) -> tuple[int, ...]:
-    """Copies of them. Raises OSError, and leaves none open then."""
+    """Duplicate descriptors; the caller closes the copies. If it raises OSError, no copy is left open."""
     made: list[int] = []
     try:
         for fd in descriptors:
@@ -38,6 +38,6 @@ def copies(descriptors: Iterable[int]) -> tuple[int, ...]:
 
 
 def close_all(descriptors: Iterable[int]) -> None:
-    """Close each."""
+    """Close each of these descriptors."""
     for fd in descriptors:
         os.close(fd)

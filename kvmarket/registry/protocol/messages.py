@@ -1,13 +1,13 @@
-"""What travels between engines and the service: typed, bounded, checked, never unpickled.
+"""The messages between engines and the service: typed, bounded, checked, never unpickled.
 
-Each message is one frame: the protocol's name, a checksum of the rest, then one of these structs in msgpack; so a frame
-that is torn or joined with another one is refused. An engine leaves by closing its connection.
+Each message is one frame: the protocol's name, a checksum of the rest, then one of these structs in msgpack. So a torn
+frame, or two joined ones, are refused. An engine leaves by closing its connection.
 
-What changes the market travels as numbered `Changes`, in both directions: from an engine to the service, and from there
-to every other engine of the space. Whoever misses a number knows that it has missed something, heeds no further change,
-and asks for a snapshot (`Again`). A snapshot begins with a message that says so, goes on in `Snapshot`, among them the
-changes that happen meanwhile, and closes with `SnapshotEnd`: what was not told since it began stands no longer. Arrays
-travel as their bytes in native order.
+Changes of the market travel as numbered `Changes`: from an engine to the service, and from the service to every other
+engine of the space. A receiver that misses a number ignores all further changes and asks for a snapshot (`Again`). A
+snapshot begins with a `Changes` that has `snapshot` set, continues with `Snapshot`s and the changes that happen
+meanwhile, and closes with `SnapshotEnd`. Offers that were not sent since it began are dropped then. Arrays travel as
+their bytes in native order.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS
 from kvmarket.registry.protocol.status import NO_LABEL, AskStatus, Facts, Label, Report, Status
 
-PROTOCOL = b"kvmarket/10\n"  # what every message begins with
+PROTOCOL = b"kvmarket/10\n"  # the first bytes of every message
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
 MAX_CHANGES = 1 << 16
-SUM_BYTES = 8  # of the checksum behind the protocol's name
+SUM_BYTES = 8  # of the checksum after the protocol's name
 MAX_NAME = 4096  # characters
 MAX_BLOCK_SIZE = 1 << 20  # tokens
 MAX_DESCRIPTORS = 1 << 14  # of the memory of one pool
@@ -40,9 +40,9 @@ Words = Annotated[bytes, msgspec.Meta(max_length=8 * MAX_TOKENS)]  # int64 or ui
 
 
 class PoolRecord(msgspec.Struct, frozen=True):
-    """A pool as the registry sees it.
+    """A pool as the registry knows it.
 
-    An id, its slots, the processes it dies with, and a description that only engines read.
+    Its id, number of slots, owners (the pool is gone if one dies), and a description that only engines decode.
     """
 
     pool: PoolId
@@ -52,10 +52,10 @@ class PoolRecord(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
-    """An engine asks to join `space`, in which all offers are exchangeable, with its pools.
+    """An engine asks to join `space` with its pools. Engines of one space can exchange all blocks.
 
-    `geometry` must agree within a space. `facts` say what the space is named by, and `label` what the engine is called:
-    both are shown by `kvmarket top`, and decide nothing.
+    `geometry` and `block_size` must agree within a space. `facts` explain the name of the space, `label` names the
+    engine: both are only shown by `kvmarket top`.
     """
 
     process: Process
@@ -68,20 +68,20 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
-    """The answer to `Join`: who the service is. A snapshot of the space follows; the engine sends one of its own."""
+    """The answer to `Join`. A snapshot of the space follows, and the engine sends a snapshot of its own offers."""
 
     service: Process
 
 
 class Refused(msgspec.Struct, frozen=True, tag="refused"):
-    """The service does not do what was asked; `reason` says why and what to do."""
+    """The service refuses a request. `kind`: the class of the error; `reason`: its text, with what to do."""
 
     kind: str
     reason: str
 
 
 class Before(msgspec.Struct, frozen=True, array_like=True):
-    """The block that an offer goes on from: it is on offer in `slot` of the same pool, at `epoch` and `generation`."""
+    """The block that an offer continues: it is offered in `slot` of the same pool, at `epoch` and `generation`."""
 
     slot: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SLOTS)]
     epoch: Counter
@@ -89,12 +89,12 @@ class Before(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
-    """The message that offers: blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`.
+    """The message that offers: blocks `first` ... of a prefix lie in `slots` of `pool`, at `epoch` and `generations`.
 
-    At `epoch` and `generations`. `tokens` (int32) is the whole prefix up to the end of the last block; or, where
-    `before` names the block before the first one, of these blocks only, so that a conversation which grows is not told
-    again and again. Whoever does not know exactly that block refuses the offer. `slots` (int64), `generations` and
-    `checksums` (uint64; zero for none, or empty) have one element a block.
+    `tokens` (int32) is the whole prefix up to the end of the last block. If `before` names the block before the first
+    one, `tokens` holds these blocks only, so that a growing conversation is not sent again and again; a receiver that
+    does not know exactly that block refuses the offer. `slots` (int64), `generations` and `checksums` (uint64; zero: no
+    checksum; may be empty) have one element a block.
     """
 
     pool: PoolId
@@ -109,12 +109,12 @@ class OfferBlocks(msgspec.Struct, frozen=True, tag="offer"):
 
 
 class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
-    """A part of a snapshot: runs of blocks with all their offers, each run after those above it.
+    """A part of a snapshot: runs of blocks with all their offers. A run comes after the runs that it continues.
 
-    `runs` (int64, four a run): which of the `tenants`; how many leading blocks it shares with the run before, which
-    has that many; how many blocks follow; how many offers. `tokens` (int32): those of all blocks that follow. `offers`
-    (int64, five an offer): which block of its run, which of the `pools`, slot, epoch, generation; of one block the
-    older ones first. `checksums` (uint64): one an offer, or empty.
+    `runs` (int64, four a run): index into `tenants`; number of leading blocks shared with the prefix of the run before;
+    number of new blocks; number of offers. `tokens` (int32): of the new blocks of all runs. `offers` (int64, five an
+    offer): index of the block in its run's new blocks, index into `pools`, slot, epoch, generation; older offers of a
+    block come first. `checksums` (uint64): one an offer, or empty.
     """
 
     tenants: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_CHANGES)]
@@ -126,16 +126,16 @@ class Snapshot(msgspec.Struct, frozen=True, tag="snapshot"):
 
 
 class Retire(msgspec.Struct, frozen=True, tag="retire"):
-    """These slots (int64) of `pool` are on offer no longer; all of them when `slots` is None."""
+    """The offers of these slots (int64) of `pool` end; the offers of all its slots if `slots` is None."""
 
     pool: PoolId
     slots: Words | None
 
 
 class Promise(msgspec.Struct, frozen=True, tag="promise"):
-    """The engine of `pool` has begun to compute the prefix `tokens` (int32), and will offer it, as it is minded now.
+    """The engine of `pool` has begun to compute the prefix `tokens` (int32) and intends to offer it. Only a hint.
 
-    A hint. `number` names it among those of the pool.
+    `number` names the promise among those of the pool.
     """
 
     pool: PoolId
@@ -145,47 +145,47 @@ class Promise(msgspec.Struct, frozen=True, tag="promise"):
 
 
 class Settle(msgspec.Struct, frozen=True, tag="settle"):
-    """A promise of `pool` stands no longer: what it promised is on offer, or will not be."""
+    """A promise of `pool` ends: its blocks are offered, or will not be."""
 
     pool: PoolId
     number: Counter
 
 
 class PoolJoined(msgspec.Struct, frozen=True, tag="pool-joined"):
-    """A pool of the space: offers of its slots may follow."""
+    """A pool is in the space: offers of its slots may follow."""
 
     record: PoolRecord
 
 
 class PoolGone(msgspec.Struct, frozen=True, tag="pool-gone"):
-    """A pool is gone with all its offers; drop what is mapped of it."""
+    """A pool has left with all its offers; readers drop their mappings of it."""
 
     pool: PoolId
 
 
 class PoolTold(msgspec.Struct, frozen=True, tag="pool-told"):
-    """All that stands in a pool has been told since it joined: what was not told of it stands no longer."""
+    """All live offers of a pool have been sent since it joined: others of this pool are dropped."""
 
     pool: PoolId
 
 
 class SnapshotEnd(msgspec.Struct, frozen=True, tag="snapshot-end"):
-    """The snapshot is complete, of the pools in `told`: what was not told of them since it began stands no longer.
+    """The snapshot is complete for the pools in `told`: their offers that were not sent since it began are dropped.
 
-    Of another pool, which joined of late, `PoolTold` will say so. A pool that was not told of at all has gone.
+    For another pool, which has just joined, `PoolTold` will follow. A pool that the snapshot did not name has left.
     """
 
     told: Annotated[tuple[PoolId, ...], msgspec.Meta(max_length=MAX_CHANGES)]
 
 
-News = OfferBlocks | Snapshot | Retire | Promise | Settle | SnapshotEnd  # of its own pools, by an engine
+News = OfferBlocks | Snapshot | Retire | Promise | Settle | SnapshotEnd  # what an engine sends about its own pools
 Change = News | PoolJoined | PoolGone | PoolTold
 
 
 class Changes(msgspec.Struct, frozen=True, tag="changes"):
-    """What has changed since the message numbered one less; where it is `empty`, the number of the last one.
+    """The changes since the message with the previous number. If `empty`: only repeats the number of the last message.
 
-    `snapshot`: a snapshot begins here, whatever was missed before.
+    `snapshot`: a snapshot begins here, so the receiver need not have the messages before.
     """
 
     sequence: Counter
@@ -194,24 +194,24 @@ class Changes(msgspec.Struct, frozen=True, tag="changes"):
 
     @property
     def empty(self) -> bool:
-        """Whether it tells a number alone: such a message has none of its own."""
+        """Whether the message only repeats the last number; it has no number of its own."""
         return not (self.changes or self.snapshot)
 
 
 class Again(msgspec.Struct, frozen=True, tag="again"):
-    """The sender missed something, and asks for a snapshot: none has begun up to number `seen`, the last it knows."""
+    """The sender missed a message and asks for a snapshot that begins after number `seen`, the highest it has seen."""
 
     seen: Counter
 
 
 class AskDescriptors(msgspec.Struct, frozen=True, tag="ask-descriptors"):
-    """Ask for the memory of a pool whose owner is in another PID namespace: the service passes it on to him."""
+    """Ask for descriptors of the memory of a pool in another PID namespace. The service forwards this to the owner."""
 
     pool: PoolId
 
 
 class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
-    """Beside this: descriptors `first` ... of `total` of the memory of a pool, in the order of its description."""
+    """Travels with descriptors `first` ... of the `total` ones of a pool: pidfds of its owners, then its files."""
 
     pool: PoolId
     first: Annotated[int, msgspec.Meta(ge=0, le=MAX_DESCRIPTORS)]
@@ -219,7 +219,7 @@ class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
 
     @property
     def count(self) -> int:
-        """How many are beside this message."""
+        """Number of descriptors that travel with this message."""
         return min(MOST_DESCRIPTORS, self.total - self.first)
 
 
@@ -232,18 +232,18 @@ _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
 def pack_message(message: Request | Reply) -> bytes:
-    """The frame of `message`."""
+    """Encode `message` as a frame."""
     body = _encoder.encode(message)
     return b"".join((PROTOCOL, xxhash.xxh3_64_digest(body), body))
 
 
 def unpack_request(frame: bytes) -> Request:
-    """The request in `frame`. Raises VersionError or MessageError."""
+    """Decode the request in `frame`. Raises VersionError or MessageError."""
     return _unpack(frame, _requests)
 
 
 def unpack_reply(frame: bytes) -> Reply:
-    """The reply in `frame`. Raises VersionError or MessageError."""
+    """Decode the reply in `frame`. Raises VersionError or MessageError."""
     return _unpack(frame, _replies)
 
 

@@ -1,4 +1,4 @@
-"""Other markets that live near an address: whoever mistyped an address sees where the others have gone."""
+"""Find other running markets of this user, so that the command line can hint at a mistyped address."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from kvmarket.registry.protocol.address import Address, default_directory, ident
 
 
 def others_near(place: Address) -> list[Address]:
-    """The other markets of this user whose service lives.
+    """The other markets of this user whose service runs, sorted by path.
 
-    Those in the directory of `place` and in that of names, by their paths. Leaves nothing behind. Costs a look at every
-    file of these directories.
+    Looks in the directory of `place` and in the default directory. Makes no files. Costs a look at every file there.
     """
     found: dict[tuple[int, int], Address] = {}
     for directory in (place.socket.parent, default_directory()):
@@ -25,7 +24,7 @@ def others_near(place: Address) -> list[Address]:
 
 
 def _markets_in(directory: Path) -> Iterator[Address]:
-    """The markets there whose service lives; none where the directory cannot be read."""
+    """The markets in `directory` whose service runs; none if the directory cannot be read."""
     try:
         locks = [path for path in directory.iterdir() if path.suffix == ".lock"]
     except OSError:
@@ -35,5 +34,5 @@ def _markets_in(directory: Path) -> Iterator[Address]:
             socket = lock.with_suffix("")
             if socket.is_socket() and (other := Address(socket)).service_lives():
                 yield other
-        except (OSError, AddressError):  # it is none of ours, or may not be looked at
+        except (OSError, AddressError):  # not a market of ours, or not readable
             continue

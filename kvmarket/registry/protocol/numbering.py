@@ -1,7 +1,7 @@
-"""Numbers on what one side of a connection tells the other, so that nothing is missed unseen. No sockets.
+"""Sequence numbers of `Changes`: the receiver notices when it missed a message. No sockets.
 
-A number that is missed, doubled or late changes nothing: from a gap on, nothing is heeded until a snapshot begins, and
-`Heard.wanted` asks for one until it does.
+A doubled or late message is ignored. After a missing number all messages are ignored until a snapshot begins, for which
+`Heard.wanted` asks again and again.
 """
 
 from __future__ import annotations
@@ -10,43 +10,43 @@ import math
 
 from kvmarket.registry.protocol.messages import Again, Change, Changes
 
-ASK_SECONDS = 0.2  # after which a snapshot that has not begun is asked for again
+ASK_SECONDS = 0.2  # until a snapshot that has not begun is asked for again
 
 
 class Told:
-    """The numbers of what is told."""
+    """The sender's side: numbers the messages."""
 
     def __init__(self) -> None:
         self.last = 0  # the number of the last message
-        self.snapshot = 0  # and of the one with which the last snapshot began
+        self.snapshot = 0  # the number of the message with which the last snapshot began
 
     def changes(self, changes: tuple[Change, ...], *, snapshot: bool = False) -> Changes:
-        """The next message; where it cannot be sent, a snapshot must follow."""
+        """Make the next message. If it cannot be sent, the sender must begin a snapshot."""
         self.last += 1
         if snapshot:
             self.snapshot = self.last
         return Changes(self.last, changes, snapshot)
 
     def mark(self) -> Changes:
-        """The number of the last message once more, so that the loss of that one is seen too."""
+        """Make a message that repeats the last number: the receiver then notices the loss of the last message too."""
         return Changes(self.last)
 
     def answers(self, again: Again) -> bool:
-        """Whether what is asked for has been begun since: by a message behind all that the other side had seen."""
+        """Whether a snapshot has already begun after the last message that the asking side had seen."""
         return self.snapshot > again.seen
 
 
 class Heard:
-    """What is heard: which messages count."""
+    """The receiver's side: decides which messages to accept."""
 
     def __init__(self, now: float) -> None:
-        """Nothing counts before a snapshot begins, which is expected."""
-        self.broken = True  # whether something was missed, and no snapshot has begun since
-        self._last = self._seen = 0  # number heard last, highest number seen
+        """Ignore all messages until the first snapshot begins, which comes unasked. `now`: by time.monotonic."""
+        self.broken = True  # whether a message was missed, and no snapshot has begun since
+        self._last = self._seen = 0  # number accepted last, highest number seen
         self._ask_at = now + ASK_SECONDS
 
     def accept(self, message: Changes) -> bool:
-        """Whether these changes follow what was heard last. Costs less than 1 us."""
+        """Whether to apply these changes: they follow the last accepted message, or begin a snapshot. Costs < 1 us."""
         self._seen = max(self._seen, message.sequence)
         if message.snapshot and message.sequence > self._last:
             self.broken = False
@@ -63,7 +63,7 @@ class Heard:
         return True
 
     def wanted(self, now: float) -> Again | None:
-        """The request for a snapshot, where one is due: at once behind a gap, then every `ASK_SECONDS`."""
+        """The request for a snapshot, if one is due: at once after a gap, then every `ASK_SECONDS`; else None."""
         if not self.broken or now < self._ask_at:
             return None
         self._ask_at = now + ASK_SECONDS

@@ -1,4 +1,4 @@
-"""Offers of consecutive blocks of one prefix, as arrays: what `OfferBlocks` says, checked."""
+"""Offers of consecutive blocks of one prefix, as arrays: the checked form of the message `OfferBlocks`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Number = TypeVar("Number", np.int32, np.int64, np.uint64)
 class Offering(NamedTuple):
     """Blocks `first` ... of the prefix `tokens` lie in `slots` of `pool`, at `epoch` and `generations`.
 
-    `slots`, `generations` and `checksums` (None: they have none) have one element a block; `tokens` is the whole prefix
-    up to the end of the last block, or, where `before` names the block before the first one, of these blocks only. Do
-    not write to the arrays.
+    `slots`, `generations` and `checksums` (None: no checksums) have one element a block. `tokens` is the whole prefix
+    up to the end of the last block; if `before` names the block before the first one, the tokens of these blocks only.
+    Do not write to the arrays.
     """
 
     pool: str
@@ -58,25 +58,25 @@ class Offering(NamedTuple):
         )
 
     def at(self, block: int) -> Before:
-        """Block number `block` of these, as what further offers go on from."""
+        """Name block number `block` of these, so that further offers can continue it."""
         return Before(int(self.slots[block]), self.epoch, int(self.generations[block]))
 
     def going_on(self, before: Before) -> Offering:
-        """The same, of a whole prefix, for who knows that `before` is the block before the first one."""
+        """Replace the tokens of the prefix before the first block by `before`, which names the block before it."""
         size = len(self.tokens) // (self.first + len(self.slots))
         return self._replace(tokens=self.tokens[self.first * size :], before=before)
 
     def pieces(self, blocks: int) -> Iterator[Offering]:
-        """These blocks in offerings of at most `blocks` each, in order: those behind the first go on from it."""
+        """Cut into offerings of at most `blocks` blocks, in order. Each after the first continues the one before."""
         part = self.part(0, blocks)
         yield part
         if len(part.slots) < len(self.slots):
-            rest = self if self.before is not None else self.going_on(self.at(0))  # whose first block was told
+            rest = self if self.before is not None else self.going_on(self.at(0))  # its first part is not used
             for start in range(blocks, len(self.slots), blocks):
                 yield rest.part(start, start + blocks)
 
     def message(self) -> OfferBlocks:
-        """The message that says so. Costs one copy of the bytes."""
+        """Make the message. Costs one copy of the arrays."""
         checksums = b"" if self.checksums is None else self.checksums.tobytes()
         return OfferBlocks(
             self.pool,
@@ -92,9 +92,9 @@ class Offering(NamedTuple):
 
 
 def offering_of(message: OfferBlocks, block_size: int) -> Offering:
-    """What `message` says, as views of its bytes. Raises MessageError where its parts do not fit each other.
+    """Decode `message` into arrays, which are views of its bytes. Raises MessageError if its parts do not fit together.
 
-    Whether the pool has such slots is the business of whoever knows the pool.
+    Does not check whether the pool is known and has these slots: `Space` does.
     """
     slots = array_of(message.slots, np.dtype(np.int64))
     generations = array_of(message.generations, np.dtype(np.uint64))
@@ -114,7 +114,7 @@ def offering_of(message: OfferBlocks, block_size: int) -> Offering:
 
 
 def array_of(data: bytes, dtype: np.dtype[Number]) -> NDArray[Number]:
-    """The elements that `data` holds: a view. Raises MessageError when there is no whole number of them."""
+    """View `data` as an array of `dtype`. Raises MessageError unless it is a whole number of elements."""
     if len(data) % dtype.itemsize:
         raise MessageError(f"{len(data)} bytes are no whole number of {dtype.itemsize}-byte integers")
     array: NDArray[Number] = np.frombuffer(data, dtype)

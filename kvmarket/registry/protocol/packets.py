@@ -1,10 +1,10 @@
-"""Messages over a Unix socket of packets: the kernel keeps them apart and in order, and no thread stands in between.
+"""Messages over a Unix packet socket (SOCK_SEQPACKET): the kernel keeps packets whole and in order.
 
-Between two busy processes a thread of a messaging library is a second one that must get the CPU before a message is
-there: offers were seen a sixth later.
+No messaging library is used: its thread would have to get a CPU before a message arrives, and offers between busy
+processes were seen a sixth later.
 
-A message longer than a packet travels as several. The first byte of each packet says whether its message goes on. With
-a message of one packet descriptors may travel: of memory, to processes that cannot open it by its owner's number.
+A message longer than a packet travels as several packets. The first byte of each packet says whether its message
+continues. Descriptors may travel with a message of one packet, for processes that cannot open memory by process number.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from kvmarket.registry.protocol.messages import MAX_MESSAGE_BYTES, PROTOCOL
 from kvmarket.support.advice import explained
 
 PACKET_BYTES = 1 << 16
-BUFFER_BYTES = 4 * PACKET_BYTES  # asked of the kernel for what is on its way
-FLUSH_PACKETS = 16  # some 0.3 ms
-MOST_BYTES = 80 << 20  # that wait in this process for the other end: the longest message, and more
+BUFFER_BYTES = 4 * PACKET_BYTES  # of the kernel's send buffer
+FLUSH_PACKETS = 16  # sent by one `flush`: about 0.3 ms
+MOST_BYTES = 80 << 20  # unsent bytes that are kept in this process: the longest message, and more
 BACKLOG = 128
 _LAST, _MORE = b"\0", b"\1"
 _UCRED = struct.Struct("iII")  # struct ucred of unix(7): pid, uid, gid
-JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # it starts or ends, or too many knock
+JUST_NOT_NOW = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # the service starts or ends, or its backlog is full
 
 
 class _Packet(NamedTuple):
@@ -47,19 +47,19 @@ class _Packet(NamedTuple):
 
 
 class PacketSocket:
-    """One end of a connection. Nothing here waits, but for `wait`. Not thread-safe."""
+    """One end of a connection. Only `wait` waits. Not thread-safe."""
 
     def __init__(self, end: socket.socket) -> None:
-        """Take over a connected socket."""
+        """Take ownership of a connected socket."""
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._socket = end
         self._unsent: deque[_Packet] = deque()
-        self.waiting = 0  # bytes of those
+        self.waiting = 0  # unsent bytes
         self._room = memoryview(bytearray(1 + PACKET_BYTES))
-        self._begun = bytearray()  # of a message that goes on
-        self._came: list[int] = []  # descriptors, with the message received last
-        self.closed = False  # whether the other end has closed, and all it sent before was received; or broke the rules
+        self._begun = bytearray()  # the packets so far of a message that continues
+        self._came: list[int] = []  # descriptors that came with the message received last
+        self.closed = False  # whether the other end has closed and all it sent was received, or it broke the protocol
 
     def __enter__(self) -> PacketSocket:
         return self
@@ -68,25 +68,25 @@ class PacketSocket:
         self.close()
 
     def fileno(self) -> int:
-        """Readable when something has come, or the other end has closed; writable when it takes more."""
+        """The descriptor to poll: readable when a message or the other end's close has come, writable for `flush`."""
         return self._socket.fileno()
 
     @property
     def blocked(self) -> bool:
-        """Whether something waits to be sent: call `flush` when the descriptor is writable."""
+        """Whether there are unsent packets: call `flush` when the descriptor is writable."""
         return bool(self._unsent)
 
     @property
     def events(self) -> int:
-        """What to poll the descriptor for."""
+        """The events to poll the descriptor for."""
         return select.POLLIN | (select.POLLOUT if self._unsent else 0)
 
     def send(self, message: bytes, descriptors: Sequence[int] = ()) -> bool:
-        """Send, or keep what the kernel does not take; False where too much waits already, or the other end is gone.
+        """Send a message, and keep the packets that the kernel does not take. False if it was not taken at all.
 
-        Where something waits, this waits behind it: `flush` is for whoever has the time. `descriptors` travel with a
-        message of one packet, at most `MOST_DESCRIPTORS`; they stay the caller's. The other end may get fewer: it has
-        none left, say.
+        That is so if `MOST_BYTES` are unsent already, or the other end is gone. Earlier unsent packets go first;
+        `flush` sends them. `descriptors`, at most `MOST_DESCRIPTORS`, travel with a message of one packet; they stay
+        the caller's. The other end may receive fewer, if it has no descriptors left, say.
         """
         if self.waiting >= MOST_BYTES:
             return False
@@ -110,7 +110,7 @@ class PacketSocket:
         return True
 
     def flush(self) -> bool:
-        """Send what waits, some packets of it at most; whether nothing waits any more."""
+        """Send unsent packets, at most `FLUSH_PACKETS`; return whether none is left."""
         try:
             for _ in range(FLUSH_PACKETS):
                 if not self._unsent or not self._put(self._unsent[0]):
@@ -123,9 +123,9 @@ class PacketSocket:
         return not self._unsent
 
     def receive(self) -> bytes | None:
-        """The next message, None if no whole one has come. Descriptors of the one before that nobody took are closed.
+        """The next message; None if no whole one has come. Closes descriptors of the last message that were not taken.
 
-        Raises MessageError for what no `PacketSocket` sends: whoever does is heard no more, as if he had closed.
+        Raises MessageError for packets that no `PacketSocket` sends; the connection then counts as closed.
         """
         while not self.closed:
             close_all(self.take_descriptors())
@@ -133,7 +133,7 @@ class PacketSocket:
                 size, ancillary, _, _ = self._socket.recvmsg_into([self._room], ROOM, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return None
-            except ConnectionResetError:  # it closed without reading all; what it sent before is still to come
+            except ConnectionResetError:  # the other end closed without reading all; its last messages still come
                 continue
             except OSError:
                 size, ancillary = 0, []
@@ -156,12 +156,12 @@ class PacketSocket:
         return None
 
     def take_descriptors(self) -> list[int]:
-        """What came with the message received last: the caller's from now on."""
+        """Take the descriptors that came with the message received last. The caller must close them."""
         came, self._came = self._came, []
         return came
 
     def wait(self, seconds: float) -> bytes | None:
-        """The next message, None if no whole one comes in time or the other end closes. Raises as `receive`."""
+        """Wait for the next message; None after `seconds`, or if the other end closes. Raises as `receive`."""
         poll, end = select.poll(), time.monotonic() + seconds
         while (message := self.receive()) is None and not self.closed and (left := end - time.monotonic()) > 0:
             poll.register(self, self.events)
@@ -170,13 +170,13 @@ class PacketSocket:
         return message
 
     def close(self) -> None:
-        """Close the connection; what the kernel has taken can still be received. May be called twice."""
-        self._break()  # also where a child of this process has inherited the socket
+        """Close the connection. The other end can still receive packets that the kernel has. May be called twice."""
+        self._break()  # ends it even if a child process has inherited the socket
         close_all(self.take_descriptors())
         self._socket.close()
 
     def _break(self) -> None:
-        """End the connection, for both: a message may be torn."""
+        """Shut the connection down for both ends and drop unsent packets; a message may be torn."""
         for packet in self._unsent:
             close_all(packet.descriptors)
         self._unsent.clear()
@@ -185,7 +185,7 @@ class PacketSocket:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def _put(self, packet: _Packet) -> bool:
-        """Hand one packet to the kernel; whether it took it. Raises OSError where the other end is gone."""
+        """Give one packet to the kernel; return whether it took it. Raises OSError if the other end is gone."""
         parts = (packet.kind, packet.part)
         try:
             try:
@@ -193,14 +193,14 @@ class PacketSocket:
             except OSError as error:
                 if error.errno != errno.ETOOMANYREFS:
                     raise
-                self._socket.sendmsg(parts)  # without them: whoever misses them asks again
+                self._socket.sendmsg(parts)  # without the descriptors: the receiver asks for them again
         except BlockingIOError:
             return False
         return True
 
 
 class PacketListener:
-    """A listening socket, which lets in processes of this user only."""
+    """A listening socket that accepts only processes of this user."""
 
     def __init__(self, path: Path) -> None:
         """Make the socket (0600). Raises OSError."""
@@ -218,11 +218,11 @@ class PacketListener:
             os.umask(mask)
 
     def fileno(self) -> int:
-        """Readable when somebody wants to come in."""
+        """The descriptor to poll: readable when a process wants to connect."""
         return self._socket.fileno()
 
     def accept(self) -> PacketSocket | None:
-        """Let the next one in, None where there is none. Raises OSError: out of descriptors."""
+        """Accept the next connection; None if there is none. Raises OSError if descriptors ran out."""
         while True:
             try:
                 end, _ = self._socket.accept()
@@ -233,15 +233,15 @@ class PacketListener:
             end.close()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Close the listening socket; connections stay."""
         self._socket.close()
 
 
 def dial(path: Path) -> PacketSocket:
     """Connect to the service of this user that listens at `path`.
 
-    Raises OSError with one of `JUST_NOT_NOW` where that may work a moment later; else VersionError, or AddressError
-    where it cannot be reached or is another user's, which then has not heard a word of ours.
+    Raises OSError with one of `JUST_NOT_NOW` if it may work a moment later; VersionError if it listens by another kind
+    of socket; AddressError if it cannot be reached or is another user's. Nothing is sent to another user's service.
     """
     try:
         end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -268,6 +268,6 @@ def dial(path: Path) -> PacketSocket:
 
 
 def _user_of(end: socket.socket) -> int:
-    """The user that the process at the other end acted for when it connected, or began to listen."""
+    """The effective user id of the process at the other end, from when it connected or began to listen."""
     _, uid, _ = _UCRED.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return int(uid)

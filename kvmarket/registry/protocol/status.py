@@ -1,6 +1,6 @@
-"""What an engine tells about itself for people to read, and what the service answers to `kvmarket top`.
+"""Messages for people: what an engine says about itself, and the service's answer to `kvmarket top`.
 
-Nothing here decides who shares with whom: the name of a space does.
+Nothing here decides which engines share blocks: only the name of their space does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kvmarket.processes.shared_file import Process
 MAX_FACTS = 512
 MAX_FACT_NAME, MAX_FACT_TEXT = 128, 64  # characters
 FACT_DIGEST_BYTES = 8
-FINGERPRINT = "fingerprint"  # the name of the fact that sums up all facts which an engine gives
+FINGERPRINT = "fingerprint"  # the name of the fact that holds the hash of all facts of an engine
 KIND, RANKS, SHAPE = OF_MEMORY = ("kind of memory", "ranks of each stage", "shape of a block")  # names of facts
 MAX_LABEL = 128  # characters
 MAX_COUNTERS, MAX_COUNTER_NAME = 128, 256  # of one process; characters
@@ -28,8 +28,7 @@ Counts = Annotated[dict[CounterName, Count], msgspec.Meta(max_length=MAX_COUNTER
 class Fact(msgspec.Struct, frozen=True, array_like=True):
     """One value that must agree within a space.
 
-    `text` is for people and may be shortened. `digest` is of the whole value: two values are equal exactly when their
-    digests are.
+    `text` is for people and may be shortened. `digest` is a 64-bit hash of the whole value: compare digests, not texts.
     """
 
     name: Annotated[str, msgspec.Meta(max_length=MAX_FACT_NAME)]
@@ -41,7 +40,7 @@ Facts = Annotated[tuple[Fact, ...], msgspec.Meta(max_length=MAX_FACTS)]
 
 
 class Label(msgspec.Struct, frozen=True):
-    """What people call an engine: the name of its model, and the port at which it serves (0: not known)."""
+    """The name of an engine for people: its model, and the port at which it serves (0: not known)."""
 
     model: Annotated[str, msgspec.Meta(max_length=MAX_LABEL)] = ""
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
@@ -51,25 +50,25 @@ NO_LABEL = Label()
 
 
 class Report(msgspec.Struct, frozen=True, tag="report"):
-    """The counters of an engine's process (`kvmarket.counters`) since it started. Not answered."""
+    """The counters of an engine's process (`kvmarket.counters`) since it started. The service sends no answer."""
 
     counters: Counts
 
 
 def report_of(counts: Mapping[str, int]) -> Report:
-    """These counters as they can be sent: names are shortened, and at most `MAX_COUNTERS` of them are told."""
+    """Make a report of these counters that fits the bounds: shortened names, and at most `MAX_COUNTERS` counters."""
     names = sorted(counts)[:MAX_COUNTERS]
     return Report({name[:MAX_COUNTER_NAME].encode(errors="replace").decode(): counts[name] for name in names})
 
 
 class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
-    """Ask what the market holds; with `facts`, also the facts of every space."""
+    """Ask for the `Status` of the market; with `facts`, also for the facts of the spaces."""
 
     facts: bool = False
 
 
 class MemberStatus(msgspec.Struct, frozen=True):
-    """One engine. `counters`: those of its last `Report`; empty before the first one."""
+    """One engine. `counters`: from its last `Report`; empty before the first one."""
 
     pid: int
     space: str
@@ -80,7 +79,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
 
 
 class SpaceStatus(msgspec.Struct, frozen=True):
-    """One space. `facts`: those of the engine that joined it first; empty unless they were asked for."""
+    """One space. `facts`: of its earliest present member; empty unless they were asked for."""
 
     name: str
     facts: tuple[Fact, ...] = ()

@@ -1,1 +1,1 @@
-"""The service of a market: its members, what it hears of them, and what it tells all others."""
+"""The service of a market: it keeps the members and their offers, and sends every change to all other members."""

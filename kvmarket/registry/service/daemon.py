@@ -1,6 +1,6 @@
-"""``python -m kvmarket.registry.service.daemon SOCKET``: the service in the background.
+"""``python -m kvmarket.registry.service.daemon SOCKET`` starts the service in the background.
 
-Returns once it listens, or another one does.
+The command ends when the service listens, or when another service of this address does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _log = logging.getLogger("kvmarket.service")
 
 
 def main(socket: str) -> int:
-    """Detach from the caller and serve `socket` until nobody needs it. 0 when a service listens afterwards."""
+    """Fork a child that serves `socket` until no engine needs it. The exit status is 0 if a service listens."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     try:
         parent_reads, child_writes = os.pipe()
@@ -30,9 +30,9 @@ def main(socket: str) -> int:
         return 1
     if child:
         os.close(child_writes)
-        os._exit(int(os.read(parent_reads, 1) or b"1"))  # engines wait: to take the interpreter down costs 15 ms
+        os._exit(int(os.read(parent_reads, 1) or b"1"))  # an engine waits for this: a normal exit takes 15 ms more
     os.close(parent_reads)
-    os.setpgid(0, 0)  # no setsid: where Linux shares the CPU out by session, one with only us in it waited for seconds
+    os.setpgid(0, 0)  # not setsid: where Linux shares the CPU by session, a session of our own waited for seconds
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.chdir("/")
     try:
@@ -54,7 +54,7 @@ def main(socket: str) -> int:
 
 
 def _is_served(socket: str) -> bool:
-    """Whether another service has the address."""
+    """Whether another service holds the address."""
     try:
         return Address(socket).service_lives()
     except AddressError:

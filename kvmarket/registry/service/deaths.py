@@ -1,4 +1,4 @@
-"""Whose death the service watches for: a descriptor for each process of a member, readable the moment it dies."""
+"""The pidfds by which the service notices the death of a member: one per process, readable the moment it dies."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from kvmarket.processes.watching import watch
 
 
 class Deaths:
-    """The processes of members, in the poll of the service."""
+    """The pidfds of all members' processes, registered in the service's epoll."""
 
     def __init__(self, poll: select.epoll) -> None:
-        """Nobody is watched yet."""
+        """Watch no process yet."""
         self._poll = poll
         self._watched: dict[int, str] = {}  # descriptor -> member
 
     def watch(self, member: str, pidfds: Collection[int]) -> None:
-        """Watch the processes of a member, by descriptors that are ours from now on."""
+        """Watch the processes of a member. Takes ownership of the pidfds."""
         for pidfd in pidfds:
             self._watched[pidfd] = member
             self._poll.register(pidfd, select.EPOLLIN)
 
     def of(self, descriptor: int) -> str | None:
-        """The member that has lost a process where this descriptor is readable; None if it is none of ours."""
+        """The member whose process this pidfd is of; None if it is not one of these pidfds."""
         return self._watched.get(descriptor)
 
     def forget(self, member: str) -> None:
-        """Watch a member no longer."""
+        """Stop watching a member, and close its pidfds."""
         for pidfd in [fd for fd, name in self._watched.items() if name == member]:
             self._poll.unregister(pidfd)
             os.close(pidfd)
             del self._watched[pidfd]
 
     def close(self) -> None:
-        """Let go of all descriptors."""
+        """Close all pidfds."""
         for pidfd in self._watched:
             os.close(pidfd)
 
 
 def open_pidfds(processes: Collection[Process]) -> list[int]:
-    """A descriptor for each process of our PID namespace, which becomes readable when it dies.
+    """Open a pidfd for each of these processes that is in our PID namespace; the caller closes them.
 
-    An engine of another namespace is as alive as its connection. Raises RefusedError if one has died or cannot be
-    watched; none is open then.
+    A process of another namespace has none: its engine counts as alive while its connection is open. Raises
+    RefusedError if a process has died or cannot be watched; then no pidfd is left open.
     """
     pidfds: list[int] = []
     try:

@@ -1,4 +1,4 @@
-"""What the service does with what its members say, and what it tells them. No sockets, no processes."""
+"""Applies the messages of members to the market, and sends the changes to the other members. No processes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kvmarket.registry.space.snapshot import SnapshotParts
 
 
 class Exchange:
-    """Members, by their sessions, and what they hear of each other. Not thread-safe."""
+    """The members with their sessions, and one stream of changes per space. Not thread-safe."""
 
     def __init__(self) -> None:
-        """Nobody has joined."""
+        """Start without members."""
         self.members = Members()
-        self.heard: Counter[str] = Counter()  # by kind
-        self._sessions: dict[str, Session] = {}  # of members
-        self._streams: dict[str, Stream] = {}  # space -> what its members hear
+        self.heard: Counter[str] = Counter()  # number of changes received, by kind
+        self._sessions: dict[str, Session] = {}  # member -> its session
+        self._streams: dict[str, Stream] = {}  # space -> the changes for its members
 
     def join(self, session: Session, name: str, join: Join) -> None:
-        """Let the engine of a session in, which is nobody's yet, as member `name`; a snapshot for it is due.
+        """Make the engine of `session` the member `name`; `tell` will send it a snapshot.
 
-        Raises RefusedError or LayoutError, and does nothing then.
+        The session must not have a member yet. Raises RefusedError or LayoutError, and then changes nothing.
         """
         self.members.join(name, join)
         session.member, self._sessions[name] = name, session
@@ -41,7 +41,7 @@ class Exchange:
         stream.feeds[session] = session.feed
 
     def leave(self, name: str) -> Session | None:
-        """Take a member out with all its offers, and tell the others; its session, None where it is no member."""
+        """Remove a member with all its offers, and tell the others. Returns its session; None if it is not a member."""
         join, session = self.members.leave(name), self._sessions.pop(name, None)
         if join is None or session is None:
             return None
@@ -54,9 +54,9 @@ class Exchange:
         return session
 
     def owner(self, session: Session, pool: str) -> Session | None:
-        """The connection of the engine that has a pool of the same space as that of `session`; None where none has.
+        """The session of the engine that owns `pool`, if it is in the same space as the engine of `session`; else None.
 
-        Raises NotJoinedError where `session` is nobody's.
+        Raises NotJoinedError if `session` has no member.
         """
         if session.member not in self._sessions:
             raise NotJoinedError("a message of somebody who has not joined; join (again)")
@@ -66,10 +66,10 @@ class Exchange:
         return self._sessions[name]
 
     def hear(self, session: Session, message: Changes | Again | Report) -> None:
-        """Do what a member says, where nothing is missing before it.
+        """Apply a message of a member, or ask for a snapshot if a message before it is missing.
 
-        Raises NotJoinedError where it is none, MessageError for what cannot be done, MissingBlockError for an offer
-        that goes on from a block which is not on offer: the engine may tell all of it again.
+        Raises NotJoinedError if the session has no member, MessageError for a change that cannot be applied, and
+        MissingBlockError for an offer that continues a block which is not offered: the engine sends a snapshot then.
         """
         if session.feed is None or session.member not in self._sessions:
             raise NotJoinedError("a message of somebody who has not joined; join (again)")
@@ -86,11 +86,11 @@ class Exchange:
                 self._put_in(session, change)
 
     def tell(self, seconds: float) -> bool:
-        """Tell members what has changed, and the next part of snapshots, for so long; whether there is more to tell."""
+        """Send changes to members, then parts of snapshots for up to `seconds`; return whether parts are left."""
         for stream in self._streams.values():
             behind = [feed for feed in stream.feeds.values() if feed.ready]
             if behind or stream.due() <= 0:
-                stream.flush()  # a snapshot tells what is so now: nothing that was so before may come behind it
+                stream.flush()  # first: a part of a snapshot holds the present state, no older change may follow it
             end = time.monotonic() + seconds
             for feed in behind:
                 feed.go_on()
@@ -99,7 +99,7 @@ class Exchange:
         return any(feed.ready for stream in self._streams.values() for feed in stream.feeds.values())
 
     def due(self) -> float:
-        """In how many seconds `tell` should be called, where nothing comes meanwhile."""
+        """Seconds until `tell` should be called, if no message comes before."""
         return min((stream.due() for stream in self._streams.values()), default=float("inf"))
 
     def _put_in(self, session: Session, change: object) -> None:
@@ -111,5 +111,5 @@ class Exchange:
             for heard in self.members.hear(session.member, change):
                 stream.add(heard, session)
         except MissingBlockError:
-            if not self.members.telling(session.member):  # else its snapshot comes to it yet
+            if not self.members.telling(session.member):  # else a later part of its snapshot holds the block
                 raise

@@ -1,7 +1,7 @@
-"""A service's hold on its address: the lock that says it lives, and the socket that engines find it by.
+"""The lock and the listening socket by which a service holds its address.
 
-Both are files, and files are removed: by cleaners of /tmp, at logout, by hand. So the service looks for them again and
-again, and makes those that are missing. Where another service has been founded meanwhile, that one has the address.
+Both are files, and files get removed: by cleaners of /tmp, at logout, by hand. So the service checks them again and
+again, and makes missing ones anew. If another service has taken the address meanwhile, this service gives way.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from kvmarket.registry.protocol.packets import PacketListener, PacketSocket
 from kvmarket.support.advice import explained
 
 LOOK_SECONDS = 0.2
-_TRIES, _TRY_SECONDS = 5, 0.02  # somebody may just be looking whether the lock is held
+_TRIES, _TRY_SECONDS = 5, 0.02  # a process that checks whether a service lives takes the lock for a moment
 
 
 class Listener:
     """The lock and the listening socket of one service. Not thread-safe."""
 
     def __init__(self, address: Address) -> None:
-        """Take the lock and make the socket. Raises AddressError if another service has them, or they cannot be."""
+        """Take the lock and make the socket. Raises AddressError if another service has the lock, or on failure."""
         self._address = address
-        self._door: PacketListener | None = None
+        self._listener: PacketListener | None = None
         self._socket: tuple[int, int] | None = None  # identity of its file
         self._lock = -1
-        self._directory_made = False  # again, and not by who made it first, and may have removed it
+        self._directory_made = False  # whether we made the directory anew, so that we must remove it
         self._look_at = 0.0
         try:
-            self._poll = select.epoll()  # whoever polls us need not know when the socket is another one
+            self._poll = select.epoll()  # a descriptor that stays the same when the socket is made anew
         except OSError as error:
             raise AddressError(f"{address} cannot be listened at {explained(error)}") from error
         self._lock = _take_lock(address)
@@ -46,18 +46,19 @@ class Listener:
         _listeners.add(self)
 
     def fileno(self) -> int:
-        """Readable when somebody wants to come in."""
+        """The descriptor to poll: readable when a process wants to connect. Stays the same for good."""
         return self._poll.fileno()
 
     def accept(self) -> PacketSocket | None:
         """As `PacketListener.accept`."""
-        return None if self._door is None else self._door.accept()
+        return None if self._listener is None else self._listener.accept()
 
     def keep(self, needed: bool = True) -> bool:
-        """Make lock and socket again where they are missing; False where another service has the address by now.
+        """Make lock and socket anew if they are missing; False if the service must end.
 
-        False too where they are missing and the service is not `needed`: whoever comes starts another one. Looks every
-        `LOOK_SECONDS`, which costs 10 us. What keeps them from being made is counted, and tried again.
+        That is so if another service has taken the address, or if the lock is missing and the service is not `needed`:
+        the next engine starts another one. Checks every `LOOK_SECONDS`, which costs 10 us. A failure is counted, and
+        tried again at the next check.
         """
         now = time.monotonic()
         if now < self._look_at:
@@ -75,9 +76,9 @@ class Listener:
         return True
 
     def close(self) -> None:
-        """Remove socket, lock and an empty log where the address is still ours, and let go of it."""
+        """Remove socket, lock and an empty log if the address is still ours, and close all descriptors."""
         place = self._address
-        with contextlib.suppress(AddressError, OSError):  # whoever comes next takes over what is left
+        with contextlib.suppress(AddressError, OSError):  # the next service uses the files that are left
             if place.is_locked_by(self._lock):
                 if identity(place.socket) == self._socket:
                     place.socket.unlink(missing_ok=True)
@@ -89,12 +90,12 @@ class Listener:
         self._let_go()
 
     def _lock_again(self) -> bool:
-        """Make the lock again, if nobody else has; False where another service has. Raises AddressError."""
+        """Make the lock anew; False if another service has made it. Raises AddressError."""
         self._directory_made = self._directory_made or not self._address.socket.parent.exists()
         self._address.prepare()
         lock = self._address.take_lock()
         if lock is None:
-            return not self._address.service_lives()  # else somebody is just looking whether one does
+            return not self._address.service_lives()  # if none lives, a process was only checking the lock
         os.close(self._lock)
         self._lock = lock
         self._look_at = 0.0  # for the socket
@@ -102,23 +103,23 @@ class Listener:
         return True
 
     def _open(self) -> None:
-        """Make the socket, in place of the one before. Raises OSError."""
-        door = PacketListener(self._address.socket)
+        """Make the socket, and replace the one before. Raises OSError."""
+        listener = PacketListener(self._address.socket)
         try:
-            self._poll.register(door, select.EPOLLIN)
+            self._poll.register(listener, select.EPOLLIN)
             self._socket = identity(self._address.socket)
         except OSError:
-            door.close()
+            listener.close()
             raise
-        if self._door is not None:
-            self._poll.unregister(self._door)
-            self._door.close()
-        self._door = door
+        if self._listener is not None:
+            self._poll.unregister(self._listener)
+            self._listener.close()
+        self._listener = listener
 
     def _let_go(self) -> None:
         """Close the descriptors; the lock last."""
-        if self._door is not None:
-            self._door.close()
+        if self._listener is not None:
+            self._listener.close()
         self._poll.close()
         if self._lock >= 0:
             os.close(self._lock)
@@ -129,7 +130,7 @@ _listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
 
 
 def _forked() -> None:
-    """A fork of the process of a service is none: it must not hold the lock when that process is killed."""
+    """Close the descriptors in a fork: it must not hold the lock when the service's process is killed."""
     for listener in list(_listeners):
         listener._let_go()
 
@@ -138,7 +139,7 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def _take_lock(address: Address) -> int:
-    """The lock of `address`. Raises AddressError where a service holds it."""
+    """Take the lock of `address`. Raises AddressError if a service holds it."""
     for _ in range(_TRIES):
         lock = address.take_lock()
         if lock is not None:

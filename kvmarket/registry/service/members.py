@@ -1,6 +1,6 @@
-"""The members of a market: which engines there are, which pools they have, and the space of offers that each shares.
+"""The members of a market: the engines that joined, their pools, and the space in which each shares its offers.
 
-Pure data: no sockets, no files, no processes. The service drives it.
+Pure data: no sockets, no files, no processes. `Exchange` calls it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOST_DESCRIBED = 64  # spaces in one status
 
 
 class Member(msgspec.Struct, frozen=True):
-    """An engine that joined, and the space that it shares with the others of its fingerprint."""
+    """An engine that joined, and the space that it shares with engines it can exchange blocks with."""
 
     join: Join
     space: Space
@@ -41,19 +41,19 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Members:
-    """Members and offers. Every method either does all it says or raises and does nothing."""
+    """Members and offers. A method that raises has changed nothing, except `hear`, which applies news step by step."""
 
     def __init__(self) -> None:
-        """Nobody is one yet."""
+        """Start without members."""
         self.by_name: dict[str, Member] = {}
         self.spaces: dict[str, Space] = {}
-        self._left: list[Space] = []  # whose last member has left: they are still to be collected
+        self._left: list[Space] = []  # spaces without members, whose memory is not yet freed
         self._owners: dict[str, str] = {}  # pool -> member
-        self._reports: dict[str, Report] = {}  # of members, the last of each
+        self._reports: dict[str, Report] = {}  # member -> its last report
 
     @property
     def blocks(self) -> int:
-        """How many blocks are on offer, over all spaces and tenants."""
+        """Number of offered blocks, over all spaces and tenants."""
         return sum(space.blocks for space in self.spaces.values())
 
     def join(self, name: str, join: Join) -> None:
@@ -79,16 +79,19 @@ class Members:
             self._owners[record.pool] = name
 
     def owner(self, pool: str) -> str | None:
-        """The member that has a pool."""
+        """The member that owns `pool`; None for an unknown pool."""
         return self._owners.get(pool)
 
     def former(self, join: Join) -> str | None:
-        """The member that the same process joined as before with the same pools, because it had heard no answer."""
+        """The member as which the same process joined before with one of these pools; None if there is none.
+
+        A process joins twice if it got no answer the first time.
+        """
         names = {self._owners.get(record.pool, "") for record in join.pools} - {""}
         return next((name for name in names if self.by_name[name].join.process == join.process), None)
 
     def leave(self, name: str) -> Join | None:
-        """Remove member `name` with all its offers; what it had joined with. Costs some us a pool, and `collect`."""
+        """Remove member `name` with all its offers; return its Join, or None. Costs a few us a pool, and `collect`."""
         member = self.by_name.pop(name, None)
         if member is None:
             return None
@@ -101,7 +104,7 @@ class Members:
         return member.join
 
     def collect(self, seconds: float) -> bool:
-        """Give back memory of what stands no longer, for some time; whether there is more of it."""
+        """Free memory of ended offers, for up to `seconds`; return whether there is more to free."""
         end = time.monotonic() + seconds
         for space in (*self.spaces.values(), *self._left):
             while space.collecting and time.monotonic() < end:
@@ -110,20 +113,20 @@ class Members:
         return bool(self._left) or any(space.collecting for space in self.spaces.values())
 
     def begin(self, name: str) -> None:
-        """Member `name` begins to tell all that it has on offer."""
+        """Note that member `name` begins a snapshot of its offers."""
         member = self.by_name[name]
         for pool in member.pools:
             member.space.pools[pool].begin()
 
     def telling(self, name: str) -> bool:
-        """Whether member `name` is telling all that it has on offer just now."""
+        """Whether a snapshot of member `name` is under way."""
         member = self.by_name[name]
         return any(member.space.pools[pool].telling for pool in member.pools)
 
     def hear(self, name: str, news: News) -> Iterator[Change]:
-        """Do what member `name` says of its pools; what the others of its space must hear of it.
+        """Apply `news` of member `name` about its pools; yield the changes that the others of its space must receive.
 
-        Raises MessageError. Costs as what `Space` does for it.
+        Raises MessageError; earlier steps of the same news then stay applied. Costs what `Space` needs for them.
         """
         member = self.by_name[name]
         match news:
@@ -153,7 +156,7 @@ class Members:
         return tuple(rows)
 
     def told_spaces(self, facts: bool) -> tuple[SpaceStatus, ...]:
-        """One row per space; with `facts`, those of its first `MOST_DESCRIBED` spaces, which bounds the answer."""
+        """One row per space; with `facts`, the first `MOST_DESCRIBED` rows hold facts, which bounds the answer."""
         first: dict[str, Join] = {}
         for member in self.by_name.values():
             first.setdefault(member.join.space, member.join)
@@ -163,11 +166,11 @@ class Members:
         )
 
     def report(self, name: str, report: Report) -> None:
-        """Keep what member `name` reports, in place of its last report."""
+        """Keep `report` as the last report of member `name`."""
         self._reports[name] = report
 
     def _told(self, space: Space, name: str) -> Iterator[Change]:
-        """All that stands in a pool has been told: what was not goes."""
+        """End the snapshot of a pool: drop the offers that it did not hold; yield the changes for the others."""
         pool = space.pools[name]
         first = not pool.told
         gone = pool.unseen()

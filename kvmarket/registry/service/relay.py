@@ -1,4 +1,4 @@
-"""Memory of pools on its way between PID namespaces: from the engine that has it to those that asked. None is kept."""
+"""Forwards descriptors of pools' memory between PID namespaces, from the owner to engines that asked. Keeps none."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from kvmarket.support.transient import MORE
 
 
 class Relay:
-    """Who has asked for which pool. Not thread-safe."""
+    """The open requests for descriptors. Not thread-safe."""
 
     def __init__(self, exchange: Exchange) -> None:
-        """Nobody has asked."""
+        """Start without requests."""
         self._exchange = exchange
-        self._asked: dict[str, list[Session]] = {}  # pool -> who waits for it
+        self._asked: dict[str, list[Session]] = {}  # pool -> sessions that wait for its descriptors
 
     def ask(self, session: Session, ask: AskDescriptors) -> None:
-        """An engine asks for the memory of a pool: its owner is asked, where it lives and is of the same space.
+        """Forward an engine's request for the memory of a pool to the owner, which must be in the same space.
 
         Raises NotJoinedError.
         """
         owner = self._exchange.owner(session, ask.pool)
         if owner is None:
-            return  # it has gone, and the engine hears of it
+            return  # the pool has left, which the engine learns from the stream
         waiting = self._asked.setdefault(ask.pool, [])
         if session not in waiting:
             waiting.append(session)
         owner.socket.send(pack_message(ask))
 
     def tell(self, session: Session, told: Descriptors, descriptors: Sequence[int]) -> None:
-        """An engine tells some of the memory of its pool: whoever waits gets copies.
+        """Forward descriptors from the owner of a pool to all sessions that wait for them. They stay the caller's.
 
-        Raises MessageError where the pool is another's, or not all has come that it says; NotJoinedError.
+        Raises MessageError if the pool is another engine's or descriptors are missing; NotJoinedError.
         """
         if self._exchange.owner(session, told.pool) is not session:
             raise MessageError(f"descriptors of pool {told.pool}, which is not one of this engine")
@@ -48,7 +48,7 @@ class Relay:
             self._asked.pop(told.pool, None)
 
     def forget(self, session: Session) -> None:
-        """A connection has ended."""
+        """Drop the requests of a connection that has ended."""
         self._asked = {pool: left for pool, waiting in self._asked.items() if (left := _without(waiting, session))}
 
 

@@ -1,8 +1,8 @@
-"""The service: one process per user and market that knows them. Everything it knows is soft state.
+"""The service: one process per user and market that knows all members and offers. All its state is soft state.
 
 One thread, one poll loop: requests on a private Unix socket, and a pidfd per process of every member, readable the
-moment it dies. A member that closes its connection has left. It answers no match: every engine does that itself, from
-its replica (see replica.py). Whatever takes long is done in small parts, and each connection has its turn in between.
+moment it dies. A member that closes its connection has left. The service answers no match: every engine matches in its
+own replica (see replica.py). Long work is done in small parts, so that every connection is served in between.
 """
 
 from __future__ import annotations
@@ -50,39 +50,42 @@ from kvmarket.support.supervised import survived
 from kvmarket.support.transient import MORE
 
 POLL_SECONDS = 0.2
-LOOK_SECONDS = 0.1  # between two looks at every connection
-SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # for what dead processes have left; after a connection has ended
-TURN_SECONDS = 0.004  # of one engine, before others have their turn: what it says meanwhile goes out in one message
-SPARE_SECONDS = 0.002  # at a time, for snapshots and for what is to be collected
-MOST_LOGGED = 100  # refusals of one kind
+LOOK_SECONDS = 0.1  # between two calls of `Sessions.look_after`
+SWEEP_SECONDS, SWEEP_SOON = 60.0, 1.0  # between clean-ups after dead processes; after a connection has ended
+TURN_SECONDS = 0.004  # for the messages of one engine at a time; their changes go out to others in one message
+SPARE_SECONDS = 0.002  # at a time, for snapshots, and for freeing memory
+MOST_LOGGED = 100  # refusals of one kind that are logged
 
 _log = logging.getLogger("kvmarket.service")
 
 
 class Service:
-    """Serves one market until told to stop, or until nobody has been a member for `idle_exit` seconds, if given."""
+    """Serves one market until `stop`, or until there has been no member for `idle_exit` seconds, if given."""
 
     def __init__(self, address: Address, idle_exit: float | None = None) -> None:
-        """Take the market's lock and bind its socket (0600, and only processes of this user are let in).
+        """Take the market's lock and bind its socket (0600; only processes of this user are accepted).
 
-        Raises AddressError if another service has it, or it cannot be made.
+        Raises AddressError if another service has the address, or the files cannot be made.
         """
         self.address = address
         self._idle_exit = idle_exit
-        self._door = Listener(address)
+        self._listener = Listener(address)
         self._stopped = False
         self._exchange = Exchange()
         self._relay = Relay(self._exchange)
         self._counters: Counter[str] = Counter()
-        self._wait = 0.0  # seconds, for something to come
+        self._wait = 0.0  # seconds to wait for events
         self._look_at = self._sweep_at = self._empty_since = 0.0
         self._me = Process.current()
         self._poll = select.epoll()
         self._deaths = Deaths(self._poll)
-        self._sessions = Sessions(self._poll, self._door)
+        self._sessions = Sessions(self._poll, self._listener)
 
     def run(self) -> None:
-        """Serve, whatever goes wrong. Returns when told to `stop`, or when idle for `idle_exit` seconds."""
+        """Serve until `stop`, until idle for `idle_exit` seconds, or until another service has the address.
+
+        Survives every exception of a turn, which is counted.
+        """
         self._empty_since = time.monotonic()
         while not self._stopped:
             with survived("the service") as turn:
@@ -91,23 +94,23 @@ class Service:
                 time.sleep(SPARE_SECONDS)
 
     def _turn(self) -> None:
-        """Wait until something has come, do it, and tell who has to hear of it."""
+        """Wait for events, handle them, and send the changes to the members."""
         members = self._exchange.members
-        if not self._door.keep(needed=self._idle_exit is None or bool(members.by_name)):
+        if not self._listener.keep(needed=self._idle_exit is None or bool(members.by_name)):
             _log.info("%s is another service's, or gone; this one gives way", self.address)
             self._stopped = True
             return
         ready = self._poll.poll(self._wait)
-        self._wait = 0.0  # until all is done
+        self._wait = 0.0  # if this turn raises, the next one does not wait
         sessions = [(self._sessions.get(fd), events) for fd, events in ready]
-        for fd, _ in ready:  # before anything is opened, which may get the number of what was closed
+        for fd, _ in ready:  # first: a descriptor that is opened later may get the number of a closed one
             if (member := self._deaths.of(fd)) is not None:
                 self._remove(member)
                 sweep()
         for session, events in sessions:
-            if session is not None and session.socket.fileno() >= 0:  # not hung up meanwhile
+            if session is not None and session.socket.fileno() >= 0:  # not closed meanwhile
                 self._serve(session, events)
-        if any(fd == self._door.fileno() for fd, _ in ready):
+        if any(fd == self._listener.fileno() for fd, _ in ready):
             self._sessions.let_in()
         more = self._exchange.tell(SPARE_SECONDS)
         more = members.collect(SPARE_SECONDS) or more
@@ -125,20 +128,20 @@ class Service:
         self._wait = 0.0 if more else min(POLL_SECONDS, max(0.0, self._exchange.due()))
 
     def stop(self) -> None:
-        """Have `run` return within 0.2 s. May be called from any thread or signal handler."""
+        """Make `run` return within 0.2 s. May be called from any thread or signal handler."""
         self._stopped = True
 
     def close(self) -> None:
-        """Remove the socket and let go of the lock; leaves no file behind."""
+        """Close all connections, remove the socket and release the lock; leaves no file behind."""
         self._deaths.close()
         self._sessions.close()
         self._poll.close()
         sweep()
 
     def _serve(self, session: Session, events: int) -> None:
-        """Send what waits for a connection, and do what it asks for, for a while.
+        """Send unsent packets of a connection, and handle its requests, for up to `TURN_SECONDS`.
 
-        Where the other end has closed it, whatever it said before counts no more.
+        If the other end has closed the connection, its remaining messages are ignored.
         """
         sock = session.socket
         if events & select.EPOLLHUP:
@@ -150,11 +153,11 @@ class Service:
             end = time.monotonic() + TURN_SECONDS
             while events & select.EPOLLIN and time.monotonic() < end and self._hear(session):
                 pass
-        if sock.closed or heard.failed:  # it joins again, and tells all that stands
+        if sock.closed or heard.failed:  # the engine joins again and sends all its offers
             self._end(session)
 
     def _hear(self, session: Session) -> bool:
-        """Do what the next message of a connection asks for; False where none has come."""
+        """Handle the next message of a connection; False if none has come."""
         try:
             frame = session.socket.receive()
             if frame is None:
@@ -171,10 +174,10 @@ class Service:
             _log.warning("%s: %s", kind, error)
 
     def _end(self, session: Session) -> None:
-        """A connection has ended, and with it the membership of its engine."""
+        """End a connection and the membership of its engine."""
         self._remove(session.member)
-        self._sessions.hang_up(session)  # it may be nobody's
-        self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # a dying process closes it first
+        self._sessions.hang_up(session)  # also if it had no member
+        self._sweep_at = min(self._sweep_at, time.monotonic() + SWEEP_SOON)  # its process may be about to die
 
     def _handle(self, session: Session, request: Request) -> None:
         match request:
@@ -209,7 +212,7 @@ class Service:
         self._welcome(session, join)
 
     def _welcome(self, session: Session, join: Join) -> None:
-        """Answer who joined: where our number means nothing to it, with a descriptor that tells of our end."""
+        """Answer a `Join`. An engine of another PID namespace also gets a pidfd of this service."""
         if join.process.near:
             self._send(session, Joined(self._me))
             return
@@ -230,15 +233,15 @@ class Service:
             close_all(came)
 
     def _remove(self, member: str) -> None:
-        """A member has left or died."""
+        """Remove a member that has left or died."""
         self._deaths.forget(member)
         session = self._exchange.leave(member)
         if session is not None:
             self._relay.forget(session)
-            self._sessions.hang_up(session)  # one of its processes may live, and join again
+            self._sessions.hang_up(session)  # another process of the engine may be alive: it joins again
 
     def _send(self, session: Session, reply: Reply) -> bool:
-        """Send without waiting; False, and counted, where the connection is gone or does not keep up."""
+        """Send without waiting; False, which is counted, if the connection is gone or does not keep up."""
         if not session.send(reply):
             self._counters["reply_dropped"] += 1
             return False

@@ -1,4 +1,4 @@
-"""The connections to the service: who each is, what it has said, and what it is told."""
+"""The connections to the service, each with its member and the state of its stream in both directions."""
 
 from __future__ import annotations
 
@@ -14,73 +14,73 @@ from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.registry.service.listener import Listener
 from kvmarket.registry.space.feed import Feed
 
-REST_SECONDS = 0.2  # in which nobody is let in, where there are no descriptors left
+REST_SECONDS = 0.2  # without accepting connections, after descriptors ran out
 
 _log = logging.getLogger("kvmarket.service")
 
 
 class Session:
-    """A connection: nobody's until a member has joined over it. Not thread-safe."""
+    """A connection. Its `member` is empty until an engine has joined over it. Not thread-safe."""
 
     def __init__(self, sock: PacketSocket) -> None:
-        """Take over a connection that was let in."""
+        """Take ownership of an accepted connection."""
         self.socket = sock
-        self.events = sock.events  # what it is polled for
+        self.events = sock.events  # the events that it is polled for
         self.member = ""
         self.heard = Heard(time.monotonic())
         self.feed: Feed | None = None
 
     def send(self, reply: Reply) -> bool:
-        """Send without waiting; False where the connection is gone or does not keep up."""
+        """Send without waiting; False if the connection is gone or does not keep up."""
         return self.socket.send(pack_message(reply))
 
     def ask(self, now: float) -> None:
-        """Ask for what was missed, where that is due."""
+        """Ask the engine for a snapshot, if a message was missed and the request is due."""
         if self.member and (again := self.heard.wanted(now)) is not None:
             self.send(again)
 
 
 class Sessions:
-    """All connections, and the door through which they come, in the poll of the service."""
+    """All connections and the listening socket, registered in the service's epoll."""
 
-    def __init__(self, poll: select.epoll, door: Listener) -> None:
-        """Nobody has come yet."""
-        self._poll, self._door = poll, door
+    def __init__(self, poll: select.epoll, listener: Listener) -> None:
+        """Start without connections. Takes ownership of `listener`, the listening socket."""
+        self._poll, self._listener = poll, listener
         self._by_descriptor: dict[int, Session] = {}
-        self._open_at = 0.0  # when the door is opened again; 0: it is open
-        poll.register(door, select.EPOLLIN)
+        self._open_at = 0.0  # when to accept connections again; 0: now
+        poll.register(listener, select.EPOLLIN)
 
     def __iter__(self) -> Iterator[Session]:
-        """All of them."""
+        """Iterate over a copy of the connections."""
         return iter(list(self._by_descriptor.values()))
 
     def get(self, descriptor: int) -> Session | None:
-        """The connection of this descriptor."""
+        """The connection with this descriptor; None if there is none."""
         return self._by_descriptor.get(descriptor)
 
     def let_in(self) -> None:
-        """Whoever knocks; where there are no descriptors left, nobody for a while: they go on knocking."""
+        """Accept all waiting connections. If descriptors run out, count that and accept none for `REST_SECONDS`."""
         try:
-            while (sock := self._door.accept()) is not None:
+            while (sock := self._listener.accept()) is not None:
                 self._by_descriptor[sock.fileno()] = Session(sock)
                 self._poll.register(sock, sock.events)
         except OSError as error:
             counters.add("not_let_in", reason="no descriptor is left; raise the limit of open files", detail=error)
-            self._poll.unregister(self._door)
+            self._poll.unregister(self._listener)
             self._open_at = time.monotonic() + REST_SECONDS
 
     def look_after(self, now: float) -> None:
-        """What is to be done every now and then: open the door again, ask for what was missed, tell the last number."""
+        """Periodic work: accept connections again, ask for missed messages, repeat the last number of each feed."""
         if self._open_at and now > self._open_at:
             self._open_at = 0.0
-            self._poll.register(self._door, select.EPOLLIN)
+            self._poll.register(self._listener, select.EPOLLIN)
         for session in self:
             session.ask(now)
             if session.feed is not None:
                 session.feed.mark(now)
 
     def expect(self) -> None:
-        """Have the poll tell when a connection takes more, where something waits for it, and only then."""
+        """Poll connections for writability exactly while they have unsent packets."""
         for session in self._by_descriptor.values():
             events = session.socket.events
             if events != session.events:
@@ -88,13 +88,13 @@ class Sessions:
                 self._poll.modify(session.socket, events)
 
     def hang_up(self, session: Session) -> None:
-        """Close a connection."""
+        """Close a connection. Does nothing if it is closed already."""
         if self._by_descriptor.pop(session.socket.fileno(), None) is not None:
             self._poll.unregister(session.socket)
             session.socket.close()
 
     def close(self) -> None:
-        """Close all of them, and the door."""
+        """Close all connections and the listening socket."""
         for session in self._by_descriptor.values():
             session.socket.close()
-        self._door.close()
+        self._listener.close()

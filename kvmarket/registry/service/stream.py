@@ -1,4 +1,4 @@
-"""The changes of one space, from the service to every engine in it: collected, and told a few messages for all."""
+"""The stream of changes of one space, from the service to every engine in it: many changes share one message."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from collections.abc import Hashable, Iterable, Iterator
 from kvmarket.registry.protocol.messages import Change, OfferBlocks, PoolJoined, Promise, Retire, Snapshot
 from kvmarket.registry.space.feed import Feed
 
-LINGER_SECONDS = 0.005  # so long retirements wait for something that others wait for: their generations say it already
-CHANGES_BYTES = 1 << 18  # in one message, some: an engine decodes it on its scheduling thread
+LINGER_SECONDS = 0.005  # retirements may wait so long for other changes: generations already make their offers dead
+CHANGES_BYTES = 1 << 18  # about so much in one message, because an engine decodes it in one piece
 
 
 class Stream:
-    """Collects changes and tells them in order to everybody's feed."""
+    """Collects changes and sends them in order to the feed of every listener (a session)."""
 
     def __init__(self) -> None:
-        """Nobody listens yet."""
+        """Start without listeners."""
         self.feeds: dict[Hashable, Feed] = {}
         self._waiting: list[tuple[Change, Hashable]] = []
-        self._due = math.inf  # when what waits must go out
+        self._due = math.inf  # when the waiting changes must be sent
 
     def add(self, change: Change, by: Hashable = None) -> None:
-        """Something has changed; it goes out with the next `flush`, but not to the listener that it came `by`."""
+        """Keep a change for the next `flush`, which sends it to every listener but `by`, from which it came."""
         self._waiting.append((change, by))
         lingers = isinstance(change, Retire)
         self._due = min(self._due, time.monotonic() + (LINGER_SECONDS if lingers else 0.0))
 
     def due(self) -> float:
-        """In how many seconds `flush` should be called; not positive: now."""
+        """Seconds until `flush` should be called; zero or less means now."""
         return self._due - time.monotonic()
 
     def flush(self) -> None:
-        """Tell what was added to all who listen. Costs some us, and each message once per listener."""
+        """Send the added changes to all listeners. Costs a few us, and the encoding of each message per listener."""
         waiting, self._waiting, self._due = self._waiting, [], math.inf
         for listener, feed in self.feeds.items() if waiting else ():
             for part in _parts(change for change, by in waiting if by != listener):
@@ -41,7 +41,7 @@ class Stream:
 
 
 def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
-    """Cut `changes` into parts of some `CHANGES_BYTES` each."""
+    """Cut `changes` into parts of about `CHANGES_BYTES` each."""
     part: list[Change] = []
     size = 0
     for change in changes:
@@ -55,7 +55,7 @@ def _parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
 
 
 def _bytes(change: Change) -> int:
-    """About how long a change is in a message."""
+    """Approximate bytes of a change in a message."""
     match change:
         case OfferBlocks():
             return 128 + len(change.tokens) + 3 * len(change.slots)

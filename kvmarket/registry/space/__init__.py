@@ -1,1 +1,1 @@
-"""What one kind of engine may exchange: all offers in one trie, told as changes and snapshots."""
+"""A space: all offers that engines of one kind can exchange, in one trie; and its changes and snapshots."""

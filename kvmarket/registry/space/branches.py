@@ -1,6 +1,7 @@
-"""A part of a space in one message: runs of blocks, each after those above it, with all their offers.
+"""Write a part of a space into one `Snapshot` message: runs of blocks with all their offers.
 
-What is told so is linear in what stands: the tokens above a run are in it once, however many branches they have.
+A run follows the runs that it continues, so a shared prefix is in the message only once, however many branches it has:
+the size of a snapshot is linear in the number of stored blocks and offers.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ RUN, OFFER = 4, 5  # integers of each, see `Snapshot`
 
 
 class Writer:
-    """Collects visits of a cursor into one message; the trie must not change meanwhile."""
+    """Collects visits of a cursor into one message. The trie must not change until `message` was called."""
 
     def __init__(self, space: Space, without: Collection[str]) -> None:
-        """Of the pools `without` nothing is told."""
+        """Leave out the offers of the pools `without`."""
         self._space, self._without = space, without
         self._tree_width = 4 * space.block_size
         self._tenants: dict[str, int] = {}
@@ -34,23 +35,23 @@ class Writer:
         self._tokens: list[bytes] = []
         self._offers: list[Int64s] = []
         self._sums: list[UInt64s] = []
-        self._few: list[tuple[int, int, int, int, int]] = []  # offers that are in none of the arrays yet
+        self._few: list[tuple[int, int, int, int, int]] = []  # single offers that are not in `_offers` yet
         self._few_sums: list[int] = []
-        self._above: list[tuple[int, Node]] = []  # nodes of the last run's path, and how many blocks come before each
+        self._above: list[tuple[int, Node]] = []  # nodes of the last run's path, each with the number of blocks before
         self.nbytes = 0
 
     @property
     def runs(self) -> int:
-        """How many runs there are."""
+        """Number of runs in the message."""
         return len(self._runs)
 
     def add(self, visit: Visit) -> None:
-        """Tell of the blocks of a visit. Costs some us, and O(blocks above) where they are not in the message yet."""
+        """Add the blocks of a visit. Costs a few us, and O(blocks before) if those are not in the message yet."""
         keep, blocks, before = visit.depth, visit.offers.shape[1], b""
         if not self.covers(keep, visit.above):
             before, keep = visit.path(), 0
             self._above = _path(visit.above)
-        at = visit.depth - keep  # of its first block in the run
+        at = visit.depth - keep  # index of the visit's first block in its run
         offers = self._offers_of(visit.offers, at)
         self._above.append((visit.node.start(), visit.node))
         tenant = self._tenants.setdefault(visit.tenant.decode(), len(self._tenants))
@@ -59,13 +60,13 @@ class Writer:
         self.nbytes += len(before) + len(visit.tokens) + 8 * (RUN + (OFFER + 1) * offers)
 
     def covers(self, depth: int, above: Node) -> bool:
-        """Whether a run may follow that goes on at `depth` behind `above`: what is above it is in the message."""
+        """Whether the prefix of `depth` blocks that ends in node `above` is in the message: a run can continue it."""
         while self._above and self._above[-1][0] >= depth:
             self._above.pop()
         return not depth or (bool(self._above) and self._above[-1][1] is above)
 
     def add_leaves(self, leaves: Leaves) -> None:
-        """Tell of leaves, where the message `covers` what is above them. Costs 1 us each."""
+        """Add leaves; the message must cover the prefix before them (see `covers`). Costs 1 us each."""
         tenant = self._tenants.setdefault(leaves.tenant.decode(), len(self._tenants))
         numbers, slots = leaves.offers >> SLOT_BITS, leaves.offers & SLOT_MASK
         self._flush()
@@ -84,7 +85,7 @@ class Writer:
             self.nbytes += len(mine) * (self._tree_width + 8 * (RUN + OFFER + 1))
 
     def _offers_of(self, offers: Int64s, at: int) -> int:
-        """Add the offers of consecutive blocks, the first of which is number `at` of its run; how many were added."""
+        """Add the offers of consecutive blocks, of which the first has index `at` in its run; return their number."""
         added = 0
         for row in offers[::-1]:
             for number in (int(row[0]) >> SLOT_BITS,) if len(row) == 1 else distinct(row >> SLOT_BITS).tolist():
@@ -95,7 +96,7 @@ class Writer:
         return added
 
     def _offers_in(self, pool: Pool, name: int, row: Int64s, at: int) -> int:
-        """Add those of a row of offers that stand in `pool`, the pool called `name`; how many these are."""
+        """Add the live offers of `pool` in a row; `name`: its index in the message. Return their number."""
         if len(row) == 1:  # numpy would take ten times as long
             slot = int(row[0]) & SLOT_MASK
             if generation := int(pool.generations[slot]):
@@ -120,7 +121,7 @@ class Writer:
             self._few, self._few_sums = [], []
 
     def message(self) -> Snapshot:
-        """All of it."""
+        """Make the message of all that was added."""
         self._flush()
         summed = any(sums.any() for sums in self._sums)
         return Snapshot(
@@ -134,7 +135,7 @@ class Writer:
 
 
 def _path(node: Node) -> list[tuple[int, Node]]:
-    """This node and those above it but the root, from the top, and how many blocks come before each."""
+    """The nodes from below the root down to this one, each with the number of blocks before it."""
     nodes: list[Node] = []
     above: Node | None = node
     while above is not None and above.size:

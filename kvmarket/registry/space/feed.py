@@ -1,7 +1,7 @@
-"""What one side of a connection tells the other: changes as they come, and a snapshot where some may be missing.
+"""A feed: the sending side of a stream of changes, with a snapshot at the start and after a loss.
 
-Both directions use it. It never waits: what the connection does not take is not told, and a snapshot makes up for it
-when there is room again. So what waits is bounded in bytes, and nothing is sent that rests on what was not.
+Service and engines both use it. It never waits. A change that the connection does not take is dropped, and a snapshot
+follows when there is room again. So the unsent bytes are bounded, and no change is sent after one that was dropped.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from kvmarket.registry.protocol.numbering import Told
 from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.registry.space.snapshot import SnapshotParts
 
-MOST_BYTES = 8 << 20  # that wait for the other end; beyond it a change is not sent
-AHEAD_BYTES = 1 << 18  # that wait before the next part of a snapshot is made
-MARK_SECONDS, MARKS_SECONDS = 0.1, 1.0  # after which the last number is told again, and again: its loss is seen so
+MOST_BYTES = 8 << 20  # with so many unsent bytes a change is dropped
+AHEAD_BYTES = 1 << 18  # with so many unsent bytes no further part of a snapshot is made
+MARK_SECONDS, MARKS_SECONDS = 0.1, 1.0  # until the last number is repeated, first and later: so its loss is noticed
 
 
 class Feed:
     """The numbered changes to one listener. Not thread-safe."""
 
     def __init__(self, sock: PacketSocket, snapshot: Callable[[], SnapshotParts]) -> None:
-        """Over `sock`; a first snapshot is due, and nothing is told before it begins."""
+        """Send over `sock`. A first snapshot is due; no change is sent before it begins."""
         self._socket, self._snapshot = sock, snapshot
         self._told = Told()
         self._under_way: SnapshotParts | None = None
-        self._lacking = True  # whether a snapshot is to begin: until then nothing is told
+        self._lacking = True  # whether a snapshot must begin before any change is sent
         self._mark_at = math.inf
 
     @property
     def telling(self) -> bool:
-        """Whether a snapshot is under way, or due."""
+        """Whether a snapshot is due or under way."""
         return self._lacking or self._under_way is not None
 
     @property
     def ready(self) -> bool:
-        """Whether `go_on` would tell something now."""
+        """Whether `go_on` would send something now."""
         return self.telling and self._socket.waiting < AHEAD_BYTES
 
     def tell(self, *changes: Change) -> bool:
-        """Tell what has changed; False where it was not sent: a snapshot will tell it. Costs 10 us and 1 us a KiB."""
+        """Send changes. False if they were dropped: a snapshot will hold them. Costs 10 us and 1 us a KiB."""
         if self._lacking:
             return False
         full = self._socket.waiting >= MOST_BYTES
@@ -55,18 +55,18 @@ class Feed:
         return False
 
     def begin(self) -> None:
-        """The listener lacks something: begin a snapshot when there is room. Nothing is told before."""
+        """Begin a snapshot as soon as there is room. No change is sent before."""
         self._lacking, self._under_way = True, None
 
     def asked(self, again: Again) -> bool:
-        """The listener asks for a snapshot; whether one is to begin for it: not where one has begun since."""
+        """Answer a request for a snapshot; return whether one will begin. False if one has begun since the request."""
         if not self._told.answers(again):
             self.begin()
             return True
         return False
 
     def go_on(self) -> bool:
-        """Tell the next part of a snapshot, where there is room; whether that told anything. Costs some 0.5 ms."""
+        """Send the next part of a snapshot, if one is due and there is room; return whether. Costs about 0.5 ms."""
         if not self.ready or self._socket.closed:
             return False
         begins = self._lacking
@@ -81,11 +81,11 @@ class Feed:
         return True
 
     def end(self) -> None:
-        """Nothing is told any more; let go of who makes the snapshots, which holds us."""
+        """Stop making snapshots, and drop the `snapshot` callback, which may refer to us."""
         self._snapshot, self._under_way = _nothing, None
 
     def mark(self, now: float) -> None:
-        """Tell the last number once more, where it is time for that; to be called every now and then."""
+        """Repeat the last number, if it is time for that. Call it regularly."""
         if now >= self._mark_at and not self._lacking:
             self._mark_at = now + MARKS_SECONDS
             self._socket.send(pack_message(self._told.mark()))

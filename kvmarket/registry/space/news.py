@@ -1,4 +1,4 @@
-"""Changes of a market, done to a space: by the service, and by every replica."""
+"""Apply changes of a market to a space: the service and every replica do."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kvmarket.registry.space.put_branches import put_branches
 from kvmarket.registry.space.space import Space
 from kvmarket.registry.trie.tokens import Int64s
 
-SLICE_BLOCKS = 64  # of an offer, put up in one step: some 50 us
+SLICE_BLOCKS = 64  # of an offer, applied in one step: about 50 us
 
 
 def put_in(space: Space, news: News, but: Collection[str] = ()) -> Iterator[bool]:
-    """Do to `space` what `news` says, in steps of some 0.2 ms; of `Snapshot` not what they say of the pools `but`.
+    """Apply `news` to `space` in steps of about 0.2 ms; of a `Snapshot` leave out the pools `but`.
 
-    Each step says whether it put up offers that did not stand already. Raises MessageError where something cannot be.
-    The end of a snapshot is the business of whoever keeps the space.
+    Each step yields whether it added offers that the space did not have. Raises MessageError for a change that cannot
+    be applied; earlier steps stay applied. Does nothing for `SnapshotEnd`: the caller handles it.
     """
     match news:
         case OfferBlocks():
@@ -37,5 +37,5 @@ def put_in(space: Space, news: News, but: Collection[str] = ()) -> Iterator[bool
 
 
 def slots_of(retire: Retire) -> Int64s | None:
-    """The slots that a retirement names. Raises MessageError when they are no whole number of integers."""
+    """The slots that `retire` names; None: all. Raises MessageError unless they are a whole number of integers."""
     return None if retire.slots is None else array_of(retire.slots, np.dtype(np.int64))

@@ -1,4 +1,4 @@
-"""What engines are computing right now: prefixes that will be on offer soon, so that nobody need compute them too."""
+"""Promises: prefixes that engines are computing now and will offer soon, so that others need not compute them too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kvmarket.registry.protocol.messages import Promise
 from kvmarket.registry.trie.tokens import Int32s
 from kvmarket.support.flags import leading
 
-PROMISES_PER_POOL = 256  # beyond it the oldest is forgotten: a promise costs nobody anything
+PROMISES_PER_POOL = 256  # beyond it the oldest is forgotten, which is harmless: a promise is only a hint
 
 
 class _Given(NamedTuple):
@@ -20,20 +20,20 @@ class _Given(NamedTuple):
 
 
 class Promises:
-    """The promises that stand in a space. A hint and no more: nothing is fetched because of one. Not thread-safe."""
+    """The open promises of a space. Only hints: no fetch relies on one. Not thread-safe."""
 
     def __init__(self, block_size: int) -> None:
-        """None yet, in blocks of `block_size` tokens."""
+        """Start without promises, for blocks of `block_size` tokens."""
         self._width = 4 * block_size
         self._given: dict[str, dict[int, _Given]] = {}
         self._by_head: dict[tuple[str, bytes], list[Promise]] = {}
 
     def __iter__(self) -> Iterator[Promise]:
-        """All that stand, older ones of a pool before newer ones."""
+        """Iterate over the open promises; those of one pool from oldest to newest."""
         return (given.message for pool in self._given.values() for given in pool.values())
 
     def add(self, promise: Promise) -> None:
-        """Note a promise, in place of one with the same number. Costs some us; nothing for less than a block."""
+        """Add a promise; it replaces one with the same number. Ignored if shorter than a block. Costs a few us."""
         self.settle(promise.pool, promise.number)
         if len(promise.tokens) < self._width:
             return
@@ -45,7 +45,7 @@ class Promises:
         self._by_head.setdefault(head, []).append(promise)
 
     def settle(self, pool: str, number: int) -> None:
-        """Forget a promise, kept or not; nothing happens where it is not known."""
+        """Forget a promise, kept or not. Does nothing for an unknown one."""
         given = self._given.get(pool, {}).pop(number, None)
         if given is None:
             return
@@ -61,15 +61,15 @@ class Promises:
         self._given.pop(pool, None)
 
     def blocks(self, tokens: Int32s, tenant: str, without: Collection[str]) -> int:
-        """How many leading whole blocks of `tokens` somebody is computing, pools `without` aside.
+        """Number of leading whole blocks of `tokens` that are promised in pools other than `without`.
 
-        Costs some us, and a memcmp for each promise that begins like it.
+        Costs a few us, and a memcmp for each promise with the same first block.
         """
         alike = self._by_head.get((tenant, tokens[: self._width // 4].tobytes()), ())
         return max((self._common(tokens, each) for each in alike if each.pool not in without), default=0)
 
     def _common(self, tokens: Int32s, promise: Promise) -> int:
-        """How many leading whole blocks of `tokens` are promised."""
+        """Number of leading whole blocks of `tokens` that `promise` covers."""
         promised = np.frombuffer(promise.tokens, np.int32)
         most = min(len(promised), len(tokens))
         return leading(promised[:most] == tokens[:most]) * 4 // self._width

@@ -1,4 +1,4 @@
-"""Putting a part of a space into another one: what stands there already is noted, the rest is put up."""
+"""Apply a `Snapshot` message to a space: offers that the space has are marked as seen, the others are added."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from kvmarket.registry.space.standing import Pool
 from kvmarket.support.flags import Flags
 from kvmarket.support.sets import distinct
 
-STEP_OFFERINGS, STEP_LEAVES = 8, 32  # put up in one step
+STEP_OFFERINGS, STEP_LEAVES = 8, 32  # added in one step
 
 
 def put_branches(space: Space, message: Snapshot, but: Collection[str] = ()) -> Iterator[bool]:
-    """Do to `space` what the message says, of its known pools `but` those, in steps of some 0.2 ms.
+    """Apply `message` to `space` in steps of about 0.2 ms; leave out unknown pools and the pools `but`.
 
-    Each step says whether anything was put up that did not stand already. Raises MessageError, before anything is done,
-    where its parts do not fit each other or name slots that there are not.
+    Each step yields whether it added offers that the space did not have. Raises MessageError, before any offer is
+    added, if the parts of the message do not fit together, or name a slot twice or one that its pool does not have.
     """
     reader = _Reader(space, message, but)
     yield False
@@ -35,7 +35,7 @@ def put_branches(space: Space, message: Snapshot, but: Collection[str] = ()) -> 
 
 
 class _Reader:
-    """The parts of a message, checked, and which of its offers are fresh."""
+    """The checked parts of a message. `fresh` flags offers that are new to the space; known ones are marked as seen."""
 
     def __init__(self, space: Space, message: Snapshot, but: Collection[str]) -> None:
         self._space, self._message = space, message
@@ -50,7 +50,7 @@ class _Reader:
                 self._sort_out(pool, self._offers[:, 1] == number)
 
     def put(self) -> Iterator[bool]:
-        """Put up what is fresh; says so behind every few offerings."""
+        """Add the fresh offers; yield after every few of them."""
         width, done = 4 * self._space.block_size, 0
         path: list[_Part] = []
         data, at, offer = self._message.tokens, 0, 0
@@ -76,9 +76,9 @@ class _Reader:
         yield bool(done)
 
     def _siblings(self) -> list[int]:
-        """For each run the last one of those that are single blocks, of one offer each, behind the same block.
+        """For each run that is the first of several siblings, the index of the last of them; for others its own index.
 
-        Itself where it is none such, or not the first of them.
+        Siblings are consecutive runs of one block with one offer each that continue the same block.
         """
         tenants, keeps, blocks, counts = self._runs.T
         single = (blocks == 1) & (counts == 1)
@@ -90,9 +90,9 @@ class _Reader:
         return ends
 
     def _fan(self, path: list[_Part], tenant: str, data: bytes, offer: int, first: int, last: int) -> None:
-        """Put up runs `first` .. `last` behind the one of row `offer`, where they can all at once; they are noted then.
+        """Add sibling runs number `first` .. `last` after the one with offer `offer`, all at once where possible.
 
-        The others are put up one by one, as runs of their own.
+        Those that were added are no longer fresh; `put` adds the others one by one.
         """
         width = 4 * self._space.block_size
         rows, fresh = self._offers[offer + first : offer + last], self.fresh[offer + first : offer + last]
@@ -114,12 +114,12 @@ class _Reader:
                 sums if sums is not None and sums.any() else None,
                 before,
             )
-            with suppress(MissingBlockError):  # it was evicted
+            with suppress(MissingBlockError):  # the block that they continue was evicted
                 if self._space.fan(offering):
                     self.fresh[offer + first + mine] = False
 
     def _offer(self, path: list[_Part], part: _Part, tenant: str, start: int, end: int) -> None:
-        """Offer the blocks of rows `start` .. `end`, which are consecutive blocks of `part` in one pool."""
+        """Add the offers of rows `start` .. `end`, which are of consecutive blocks of `part` in one pool."""
         rows = self._offers[start:end]
         pool = self._pools[int(rows[0, 1])]
         assert pool is not None, "offers of pools that are not known are not fresh"
@@ -139,8 +139,8 @@ class _Reader:
             self._space.offer(whole)
             return
         before = path[-1].before.get(pool.number) if not first else None
-        if before is not None and pool.has(before):  # so the path need not be compared again
-            with suppress(MissingBlockError):  # it was evicted
+        if before is not None and pool.has(before):  # then the prefix need not be compared again
+            with suppress(MissingBlockError):  # that block was evicted
                 self._space.offer(whole._replace(before=before))
                 return
         tokens = np.frombuffer(b"".join([*(each.tokens for each in path), own]), np.int32)
@@ -150,7 +150,7 @@ class _Reader:
             path[-1].before[pool.number] = before
 
     def _consecutive(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The rows among these that are fresh, cut where pool or epoch changes or a block does not follow."""
+        """Yield ranges of fresh rows, cut where the pool or the epoch changes or the blocks are not consecutive."""
         if end - start == 1:
             if self.fresh[start]:
                 yield start, end
@@ -163,7 +163,7 @@ class _Reader:
                 yield start + low, start + high
 
     def _sort_out(self, pool: Pool, mine: Flags) -> None:
-        """Flag the offers of a pool that are fresh; note that those which stand were told."""
+        """Flag the fresh offers of a pool, and mark its known offers as seen. Raises MessageError for wrong slots."""
         slots, epochs, generations = self._offers[mine, 2], self._offers[mine, 3], self._offers[mine, 4]
         if len(slots) and int(slots.view(np.uint64).max()) >= len(pool.generations):
             raise MessageError(f"slots beyond the {len(pool.generations)} that pool {pool.record.pool} has")
@@ -175,7 +175,7 @@ class _Reader:
         self.fresh[mine] = ~same & ~pool.newer(slots, epochs, words)
 
     def _check(self) -> None:
-        """Raise MessageError unless the parts of the message fit each other."""
+        """Raise MessageError unless the parts of the message fit together."""
         runs, offers, message = self._runs, self._offers, self._message
         tenants, keeps, blocks, counts = runs.T
         depths = keeps + blocks
@@ -201,7 +201,7 @@ class _Reader:
 
 
 class _Part:
-    """The blocks `start` .. `end` of the path to the run under way, and by pool the offer that others go on from."""
+    """Blocks `start` .. `end` of the present run's prefix. `before`: pool number -> offer of the last of them."""
 
     __slots__ = ("before", "end", "start", "tokens")
 
@@ -214,7 +214,7 @@ class _Part:
 
 
 def _rows(data: bytes, width: int) -> NDArray[Any]:
-    """The integers of `data`, so many a row. Raises MessageError where there is no whole number of rows."""
+    """View `data` as int64 rows of `width` integers. Raises MessageError unless it is a whole number of rows."""
     flat = array_of(data, np.dtype(np.int64))
     if len(flat) % width:
         raise MessageError(f"{len(flat)} integers are no whole number of rows of {width}")

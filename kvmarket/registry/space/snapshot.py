@@ -1,6 +1,7 @@
-"""All that stands in one space or several, told in small parts while it changes.
+"""A snapshot of one or several spaces, made in small parts while the spaces change.
 
-Whoever is told every part and, in order with them, every change from the first part on, ends up with what stands then.
+A receiver that applies every part, and in order with them every change since the first part, ends up with the present
+state of the spaces.
 """
 
 from __future__ import annotations
@@ -12,27 +13,28 @@ from kvmarket.registry.protocol.messages import Change, PoolJoined, SnapshotEnd
 from kvmarket.registry.space.branches import Writer
 from kvmarket.registry.space.space import Space
 
-PART_BYTES = 1 << 16  # in one part, some
-RECORD_BYTES = 1 << 20  # in one part, some
-PART_RUNS = 128  # in one part: some 0.4 ms to make, 3 ms to put into a space that has none of them
-FIRST_RUNS = 16  # in the first part: nothing that it touches is in a cache
-RUN_BYTES = 512  # what is above the first run is in each part again: so many of its bytes make one run more
+PART_BYTES = 1 << 16  # about so many in one part
+RECORD_BYTES = 1 << 20  # about so many of descriptions in one part
+PART_RUNS = 128  # in one part: about 0.4 ms to make, 3 ms to add to an empty space
+FIRST_RUNS = 16  # in the first part, which is slower to make: none of its memory is in a CPU cache
+RUN_BYTES = 512  # each part repeats the prefix of its first run: a long prefix allows one run more per so many bytes
 
 
 class SnapshotParts:
-    """What stands in `spaces`, a part at a time. Each part is of the moment when it is made."""
+    """The offers and promises of `spaces`, a part at a time. Each part holds the state of the moment it is made."""
 
     def __init__(self, spaces: Sequence[Space], without: Collection[str] = (), *, records: bool = False) -> None:
-        """Nothing is told of the pools `without`.
+        """Leave out the pools `without`.
 
-        With `records` the pools are others': they are described first, and of some not all has been told yet.
+        `records` is for the service: first describe the pools, and name at the end only those whose own snapshot is
+        complete.
         """
         self.done = False
         self._spaces, self._without, self._records = spaces, without, records
         self._parts = self._made()
 
     def part(self) -> tuple[Change, ...]:
-        """The next part; `done` behind the last one. Costs some 0.3 ms, and O(tokens) above its first block."""
+        """Make the next part; `done` is true after the last one. Costs about 0.3 ms, and O(tokens before its runs)."""
         return next(self._parts)
 
     def _made(self) -> Iterator[tuple[Change, ...]]:
@@ -49,7 +51,7 @@ class SnapshotParts:
         yield (SnapshotEnd(tuple(told)),)
 
     def _described(self, space: Space) -> Iterator[tuple[Change, ...]]:
-        """The records of all pools, in one part if they are not very long: who offers meanwhile is known then."""
+        """The records of all pools, in one part unless they are very long, so that later changes name known pools."""
         part: list[Change] = []
         size = 0
         for name, pool in list(space.pools.items()):

@@ -1,6 +1,6 @@
-"""A space: all offers that one fingerprint's engines may exchange, in one trie for all tenants. Pure data.
+"""A space: all offers that engines of one kind can exchange, in one trie for all tenants. Pure data.
 
-The service keeps one per fingerprint, every engine a replica of its own, and a ledger of what it offers itself.
+The service has one for each kind of engine. Every engine has one as its replica, and one per own pool as its ledger.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from kvmarket.support.sets import distinct
 SLOT_BITS = 40  # an offer in a trie is pool number << 40 | slot, below 2**63
 SLOT_MASK = (1 << SLOT_BITS) - 1
 _SLOTS = np.uint64(1 << SLOT_BITS)
-MAX_BLOCKS = 1 << 24  # in one space; beyond it the block matched longest ago goes
-FEW = 16  # offers that are taken out of the trie at a time: some 0.2 ms where each has a node of its own
+MAX_BLOCKS = 1 << 24  # in one space; beyond it the least recently matched blocks are evicted
+FEW = 16  # offers that are taken out of the trie at a time: about 0.2 ms if each has a node of its own
 
 
 class Space:
-    """Pools and the offers of their slots. Every method either does all it says or raises and does nothing.
+    """Pools and the offers of their slots. A method that raises has changed nothing. Not thread-safe.
 
-    What is taken down does not count from then on; where it is much, it leaves the trie little by little, by `collect`.
-    Not thread-safe.
+    Offers that are taken down are ended at once. If they are many, `collect` takes them out of the trie later, a few at
+    a time.
     """
 
     def __init__(self, block_size: int, max_blocks: int | None = MAX_BLOCKS) -> None:
-        """An empty space of blocks of `block_size` tokens, at most `max_blocks` of them (see PrefixTrie)."""
+        """Make an empty space for blocks of `block_size` tokens, at most `max_blocks` of them (see PrefixTrie)."""
         self.block_size = block_size
         self.trie = PrefixTrie(block_size, max_blocks=max_blocks)
         self.pools: dict[str, Pool] = {}
@@ -46,16 +46,16 @@ class Space:
         self.promises = Promises(block_size)
         self._numbers = count(1)
         self._free: list[int] = []  # numbers that may be used again
-        self._leaving: set[int] = set()  # numbers of which the trie still has offers that stand no longer
+        self._leaving: set[int] = set()  # numbers of which the trie still holds ended offers
         self._garbage: deque[Iterator[None]] = deque()
 
     @property
     def blocks(self) -> int:
-        """How many blocks are on offer, over all tenants; those that are still to be collected among them."""
+        """Number of offered blocks, over all tenants. Counts ended offers too until they are collected."""
         return len(self.trie)
 
     def add_pool(self, record: PoolRecord) -> Pool:
-        """A pool whose slots may be offered; nothing happens where it is known. Costs nothing until they are."""
+        """Add a pool, or return the known one. Costs next to nothing until its slots are offered."""
         pool = self.pools.get(record.pool)
         if pool is None:
             pool = self.pools[record.pool] = Pool(self._number(record.slots), record)
@@ -63,18 +63,18 @@ class Space:
         return pool
 
     def drop_pool(self, name: str) -> None:
-        """Forget a pool and its offers; nothing happens where it is not known. Costs some us, and `collect`."""
+        """Forget a pool and its offers; ignore an unknown pool. Costs a few us, and `collect` later."""
         pool = self.pools.pop(name, None)
         if pool is not None:
             self._leave(pool)
             self.promises.drop(name)
 
     def offer(self, offering: Offering) -> None:
-        """Put offers up; an older offer of the same slot goes. Raises MessageError.
+        """Add offers; each replaces an older offer of its slot.
 
-        For a pool that is not known, slots that it does not have or that come twice, and offers older than what stands;
-        MissingBlockError where not exactly the block that they go on from is on offer. Costs one insertion of the
-        prefix, O(its tokens) by memcmp, and O(the blocks offered); next to nothing where all of them stand already.
+        Raises MessageError for an unknown pool, for slots that the pool does not have or that are repeated, and for
+        offers older than the present ones; MissingBlockError unless exactly the block `offering.before` is offered.
+        Costs one insertion of the prefix, O(its tokens) by memcmp, and O(offered blocks); almost nothing if known.
         """
         pool = self._pool(offering.pool)
         slots, generations, epoch = offering.slots, offering.generations, offering.epoch
@@ -85,7 +85,7 @@ class Space:
             same = pool.same(slots, epoch, generations)
             if leading(same) == len(same):
                 pool.see(slots)
-                return  # else all of them go, also those that stand so: none is ever on two blocks
+                return  # else all old ones are taken out, equal ones too: no offer may be on two blocks
             if pool.newer(slots, epoch, generations).any():
                 raise MessageError("an offer older than the one that stands")
         place = self._place(pool, offering, offering.before) if offering.before is not None else None
@@ -93,7 +93,7 @@ class Space:
             old = np.concatenate((old, slots[pool.late[slots]]))
         if len(old):
             self._take_out(pool, old)
-            place = None  # it may have moved
+            place = None  # the block may be elsewhere now
         names = slots | (pool.number << SLOT_BITS)
         if offering.before is None:
             self.trie.insert(offering.tokens, names, first=offering.first, tenant=offering.tenant.encode())
@@ -102,10 +102,10 @@ class Space:
         pool.note(slots, epoch, generations, offering.checksums)
 
     def fan(self, offering: Offering) -> bool:
-        """Put up offers of blocks that all go on right behind `offering.before`, not one behind the other.
+        """Add offers of sibling blocks: each of them continues `offering.before`. Costs 6 us each.
 
-        As `offer` of each, at 6 us each; False, and nothing done, where that must be one by one. The slots are in range
-        and distinct, and no newer offer of theirs stands.
+        As `offer` of each. Returns False, and does nothing, if they must be offered one by one. The slots must be in
+        range and distinct, and without newer offers. Raises as `offer`.
         """
         pool, slots, before = self._pool(offering.pool), offering.slots, offering.before
         if before is None or (pool.generations[slots] != 0).any() or (pool.lates and pool.late[slots].any()):
@@ -119,10 +119,10 @@ class Space:
         return True
 
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
-        """Take down the offers of `slots`, of all when None; those that had one. Raises MessageError.
+        """Take down the offers of `slots` (None: of all slots); return the slots that had one.
 
-        For a pool that is not known or has no such slots. Costs some us, and the removal of few offers; many are left
-        to `collect`.
+        Raises MessageError for an unknown pool or slots that it does not have. Costs a few us, and the removal of up to
+        `FEW` offers; more are left to `collect`.
         """
         pool = self._pool(name)
         gone = pool.standing() if slots is None else distinct(pool.known(slots))
@@ -142,19 +142,16 @@ class Space:
 
     @property
     def collecting(self) -> bool:
-        """Whether offers that stand no longer are still in the trie."""
+        """Whether the trie still holds ended offers."""
         return bool(self._garbage)
 
     def collect(self) -> None:
-        """Take some offers that stand no longer out of the trie. Costs up to some 0.3 ms."""
+        """Take some ended offers out of the trie. Costs up to about 0.3 ms."""
         if self._garbage and next(self._garbage[0], self) is self:
             self._garbage.popleft()
 
     def promise(self, promise: Promise) -> None:
-        """Note that somebody is computing a prefix.
-
-        Raises MessageError for a pool that is not known, or tokens that are no whole number of integers.
-        """
+        """Add a promise. Raises MessageError for an unknown pool, or tokens that are not a whole number of int32."""
         self._pool(promise.pool)
         array_of(promise.tokens, np.dtype(np.int32))
         self.promises.add(promise)
@@ -162,8 +159,8 @@ class Space:
     def match(self, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> list[Run]:
         """The longest offered prefix from block `first` on, as runs in block order.
 
-        Offers of the pools `without` do not count. Where several pools offer a block, the one that gave the block
-        before is preferred, then the newest offer. Costs one match of the trie and some 10 us a run.
+        Ignores offers of the pools `without`. If several pools offer a block, takes the pool of the block before, else
+        the newest offer. Costs one match of the trie and about 10 us a run.
         """
         unwanted = self._leaving
         if without:
@@ -172,15 +169,15 @@ class Space:
         number = 0
         for offers in self.trie.match_arrays(tokens, first, tenant=tenant.encode()):
             while offers.shape[1]:
-                single = len(offers) == 1  # mostly so
+                single = len(offers) == 1  # the usual case
                 there = (int(offers[0, 0]) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
                 if number not in there:
                     number = next((n for n in there if n >= 0 and n not in unwanted), 0)
                     if not number:
                         return self._runs(chosen)
                     chosen.append((number, []))
-                slots = (offers[0] if single else offers) ^ (number << SLOT_BITS)  # where the pool is another one, or
-                held = slots.view(np.uint64) < _SLOTS  # there is no offer, upper bits are left
+                slots = (offers[0] if single else offers) ^ (number << SLOT_BITS)  # upper bits stay set if the offer
+                held = slots.view(np.uint64) < _SLOTS  # is of another pool, or there is none
                 if not single:
                     slots, held = slots[held.argmax(axis=0), np.arange(held.shape[1])], held.any(axis=0)
                 blocks = leading(held)
@@ -191,9 +188,9 @@ class Space:
         return self._runs(chosen)
 
     def before(self, offering: Offering) -> Before | None:
-        """The block before the first one of an offering of a whole prefix, as its pool offers it; None if it does not.
+        """The block before the first block of `offering`, if the same pool offers it, else None.
 
-        Costs one match of the prefix.
+        `offering` must have the whole prefix. Costs one match of the prefix.
         """
         pool, prefix = self._pool(offering.pool), offering.tokens[: offering.first * self.block_size]
         arrays = self.trie.match_arrays(prefix, offering.first - 1, holes=True, tenant=offering.tenant.encode())
@@ -205,9 +202,9 @@ class Space:
         return None
 
     def holds(self, offering: Offering) -> Flags:
-        """For each block of `offering`, whether its very slot is on offer in that place of the trie.
+        """For each block of `offering`, whether the trie holds the offer of its slot on that block.
 
-        Or may have been: a block has room for so many offers only.
+        Also true for a block with OFFERS_PER_BLOCK offers, where an older offer may have been dropped.
         """
         found, at = np.zeros(len(offering.slots), np.bool_), 0
         wanted = offering.slots | (self._pool(offering.pool).number << SLOT_BITS)
@@ -221,7 +218,7 @@ class Space:
         return found
 
     def _runs(self, chosen: list[tuple[int, list[Int64s]]]) -> list[Run]:
-        """The runs of consecutive offers, pieces of the same pool in one, up to one that stands no longer."""
+        """Make runs of the chosen slots, up to the first offer that has ended."""
         runs: list[Run] = []
         for number, parts in chosen:
             pool = self.by_number[number]
@@ -234,9 +231,9 @@ class Space:
         return runs
 
     def _place(self, pool: Pool, offering: Offering, before: Before) -> Place:
-        """Where the block is that the offers go on from.
+        """The place of the block `before`, which the offers continue.
 
-        Raises MissingBlockError unless exactly that block is on offer, and will be.
+        Raises MissingBlockError unless exactly that block is offered and `offering` does not replace it.
         """
         goes_on = pool.has(before) and not (offering.slots == before.slot).any()
         place = self.trie.place(before.slot | (pool.number << SLOT_BITS)) if goes_on else None
@@ -255,19 +252,19 @@ class Space:
         return pool
 
     def _number(self, slots: int) -> int:
-        """A number for a pool of so many slots, or for what is offered of it from now on."""
+        """Take a free number for the offers of a pool of `slots` slots."""
         number = self._free.pop() if self._free else next(self._numbers)
         self.trie.expect(number << SLOT_BITS, slots)
         return number
 
     def _leave(self, pool: Pool) -> None:
-        """All offers under the pool's number stand no longer; the number is free when the trie has none of them."""
+        """End all offers under the pool's number. `collect` frees the number when the trie holds none of them."""
         del self.by_number[pool.number]
         self._leaving.add(pool.number)
         self._garbage.append(self._take_out_all(pool.number, pool.generations, pool.late))
 
     def _take_out(self, pool: Pool, slots: Int64s) -> None:
-        """Take the offers of these slots out of the trie; nothing stands for them any more."""
+        """End the offers of these slots and take them out of the trie."""
         if len(slots):
             self.trie.remove(slots | (pool.number << SLOT_BITS))
             pool.generations[slots] = 0
@@ -276,16 +273,16 @@ class Space:
                 pool.late[slots] = False
 
     def _take_out_late(self, pool: Pool, number: int, slots: Int64s) -> Iterator[None]:
-        """Take out what is still late of these slots, a few at a time; the rest was offered again meanwhile."""
+        """Take the ended offers of these slots out of the trie, a few at a time, unless offered again meanwhile."""
         for start in range(0, len(slots), FEW):
-            if pool.number != number:  # all of it has left
+            if pool.number != number:  # all offers of the pool were ended meanwhile
                 return
             few = slots[start : start + FEW]
             self._take_out(pool, few[pool.late[few]])
             yield
 
     def _take_out_all(self, number: int, generations: np.ndarray, late: Flags) -> Iterator[None]:
-        """Take out all offers under a number, a few at a time, then free it."""
+        """Take all offers under a number out of the trie, a few at a time, then free the number."""
         for begin in range(0, len(generations), 1 << 16):
             part = slice(begin, begin + (1 << 16))
             slots = np.flatnonzero((generations[part] != 0) | late[part]) + begin

@@ -1,4 +1,4 @@
-"""What stands for the slots of a pool: the offer of each, in arrays; and the runs of them that a match returns."""
+"""The live offer of each slot of a pool, in arrays; and the runs of offers that a match returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvmarket.support.flags import Flags
 
 
 class Run(NamedTuple):
-    """Consecutive blocks of a match that lie in one pool at one epoch; arrays have one element a block."""
+    """Consecutive blocks of a match, in one pool at one epoch. The arrays have one element a block."""
 
     pool: str
     epoch: int
@@ -25,67 +25,67 @@ class Run(NamedTuple):
 
 
 class Pool:
-    """A pool, and for each of its slots the offer that stands: generation (0: none), epoch, checksum.
+    """A pool, and for each slot its live offer: generation (0: none), epoch, checksum.
 
-    `number` names it in the trie; `told`: all that stands in it has been told at least once (see `PoolTold`). `late`
-    flags slots of which the trie may still have an offer that stands no longer. 26 bytes a slot that ever was on offer.
+    `number` names the pool in the trie. `told`: a whole snapshot of the pool has been received (see `PoolTold`). `late`
+    flags slots of which the trie may still hold an ended offer. Costs 26 bytes for each slot that was ever offered.
     """
 
     def __init__(self, number: int, record: PoolRecord) -> None:
         self.record = record
         self.told = False
-        self._seen: Flags | None = None  # since a snapshot began: slots whose offers were told
+        self._seen: Flags | None = None  # during a snapshot: slots whose offers it held so far
         self.anew(number)
 
     def anew(self, number: int) -> None:
-        """Nothing stands any more, and what is offered from now on is named by this number. Costs O(1)."""
+        """End all offers; later offers are named by `number` in the trie. Costs O(1)."""
         slots = self.record.slots
         self.number = number
         self.generations = np.zeros(slots, np.uint64)
         self.epochs = np.zeros(slots, np.int64)
         self.checksums = np.zeros(slots, np.uint64)
         self.late = np.zeros(slots, np.bool_)
-        self.lates = 0  # slots so flagged
+        self.lates = 0  # number of flags in `late`
         self.summed = False  # whether any offer had a checksum
-        self.epoch = 0  # of the newest offer, and of all that stand unless they are
+        self.epoch = 0  # of the newest offer; of all live offers unless `mixed`
         self.mixed = False
 
     def standing(self) -> Int64s:
-        """The slots on offer. Costs O(slots)."""
+        """The slots that are offered. Costs O(slots)."""
         return np.flatnonzero(self.generations)
 
     def known(self, slots: Int64s) -> Int64s:
-        """The given slots that are on offer. Raises MessageError for slots that the pool does not have."""
-        if len(slots) == 1:  # numpy would take longer
+        """Those of the given slots that are offered. Raises MessageError for slots that the pool does not have."""
+        if len(slots) == 1:  # faster than numpy
             slot = int(slots[0])
             if 0 <= slot < len(self.generations):
                 return slots if self.generations[slot] else slots[:0]
-        if len(slots) and int(slots.view(np.uint64).max()) >= len(self.generations):  # below zero too
+        if len(slots) and int(slots.view(np.uint64).max()) >= len(self.generations):  # negative ones are huge here
             raise MessageError(f"slots beyond the {len(self.generations)} that pool {self.record.pool} has")
         offered: Int64s = slots[self.generations[slots] != 0]
         return offered
 
     def has(self, block: Before) -> bool:
-        """Whether exactly this block is on offer: its slot, at its epoch and generation."""
+        """Whether exactly this block is offered: its slot, at its epoch and generation."""
         slot = block.slot
         if slot >= len(self.generations):
             return False
         return int(self.generations[slot]) == block.generation and int(self.epochs[slot]) == block.epoch
 
     def same(self, slots: Int64s, epochs: Int64s | int, generations: UInt64s) -> Flags:
-        """For each slot in range, whether exactly this offer stands: then its block is where it belongs."""
+        """For each slot, whether its live offer has this epoch and generation. Slots must be in range."""
         same: Flags = (self.generations[slots] == generations) & (self.epochs[slots] == epochs)
         return same
 
     def newer(self, slots: Int64s, epochs: Int64s | int, generations: UInt64s) -> Flags:
-        """For each slot in range, whether a newer offer stands than this one."""
+        """For each slot, whether its live offer is newer than this one. Slots must be in range."""
         have = self.epochs[slots]
         newer = (have > epochs) | ((have == epochs) & (self.generations[slots] > generations))
         found: Flags = newer & (self.generations[slots] != 0)
         return found
 
     def note(self, slots: Int64s, epoch: int, generations: UInt64s, checksums: UInt64s | None) -> None:
-        """These slots are on offer, where nothing is any more."""
+        """Note the offers of these slots, which must have no live offer."""
         if epoch != self.epoch:
             self.mixed = self.mixed or bool(self.generations.any())
             self.epoch = epoch
@@ -97,28 +97,28 @@ class Pool:
         self.see(slots)
 
     def begin(self) -> None:
-        """A snapshot begins: what stands counts on, and goes at its end unless it is told again."""
+        """Begin a snapshot. Present offers stay live; `unseen` returns those that the snapshot did not hold."""
         self._seen = np.zeros(len(self.generations), np.bool_)
 
     @property
     def telling(self) -> bool:
-        """Whether a snapshot of what stands is under way."""
+        """Whether a snapshot of this pool is under way."""
         return self._seen is not None
 
     def see(self, slots: Int64s) -> None:
-        """These offers were told."""
+        """Note that the snapshot under way, if any, holds the offers of these slots."""
         if self._seen is not None:
             self._seen[slots] = True
 
     def unseen(self) -> Int64s:
-        """The snapshot is complete: the slots on offer that it did not tell, if one began. Costs O(slots)."""
+        """End the snapshot; return the offered slots that it did not hold. Empty if none had begun. Costs O(slots)."""
         seen, self._seen, self.told = self._seen, None, True
         return np.empty(0, np.int64) if seen is None else np.flatnonzero((self.generations != 0) & ~seen)
 
     def runs(self, slots: Int64s) -> list[Run]:
-        """What stands for these slots, cut where the epoch changes."""
+        """The live offers of these slots as runs, cut where the epoch changes."""
         generations = self.generations.take(slots)
-        if not (self.mixed or self.summed):  # mostly so
+        if not (self.mixed or self.summed):  # the usual case
             return [Run(self.record.pool, self.epoch, slots, generations, None)]
         epochs, checksums = self.epochs[slots], self.checksums[slots]
         edges = [0, *(np.flatnonzero(epochs[1:] != epochs[:-1]) + 1).tolist(), len(slots)]

@@ -1,1 +1,1 @@
-"""The prefix trie: exact tokens, in whole blocks, with the offers of each. Knows no sockets and no processes."""
+"""The prefix trie: exact tokens, in whole blocks, with the offers of each block. No sockets, no processes."""

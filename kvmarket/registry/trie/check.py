@@ -1,4 +1,4 @@
-"""The invariants of the trie, asserted one by one."""
+"""Assert the invariants of the trie, one by one. For tests."""
 
 from __future__ import annotations
 

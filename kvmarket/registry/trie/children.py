@@ -1,4 +1,4 @@
-"""The children of a node that has many: a dict that is never copied, nor listed, in one piece."""
+"""A dict for the children of a node that has very many: no single operation takes long."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ SHARD = 512  # keys of a shard, on average and at most
 
 
 class Children(Generic[Child]):
-    """Nodes by their keys, in shards: plain dicts of some `SHARD` keys.
+    """Nodes by their keys, in shards: plain dicts of about `SHARD` keys.
 
-    A plain dict of 200,000 keys takes 4 ms to list, and 2 ms more whenever it outgrows its table. Here one shard is cut
-    in two, some 0.1 ms, for every `SHARD` keys that come (linear hashing; Litwin, 1980). Keys move to the last shard
-    only: whoever goes through the shards in their order, the new ones too, meets every key that stays.
+    A plain dict of 200,000 keys takes 4 ms to list, and 2 ms whenever it grows its table. Here one shard is cut in two,
+    which takes about 0.1 ms, for every `SHARD` new keys (linear hashing; Litwin, 1980). Keys move only to the last
+    shard. So a loop over the shards in order, new ones included, meets every key that stays in the dict.
     """
 
     __slots__ = ("_bits", "_size", "shards")
 
     def __init__(self, few: dict[bytes, Child]) -> None:
-        """Takes over a plain dict."""
+        """Take ownership of a plain dict, which becomes the first shard."""
         self.shards = [few]
-        self._bits = 0  # of a key's hash that say its shard
+        self._bits = 0  # mask of the bits of a key's hash that select its shard
         self._size = len(few)
         while self._size > SHARD * len(self.shards):
             self._cut()
@@ -35,7 +35,7 @@ class Children(Generic[Child]):
         return key in self._shard(key)
 
     def get(self, key: bytes) -> Child | None:
-        """The node of a key, or None."""
+        """The node of `key`, or None."""
         return self._shard(key).get(key)
 
     def __setitem__(self, key: bytes, node: Child) -> None:
@@ -51,7 +51,7 @@ class Children(Generic[Child]):
         self._size -= 1
 
     def values(self) -> Iterator[Child]:
-        """All nodes. Nothing may change meanwhile."""
+        """Iterate over all nodes. The dict must not change meanwhile."""
         for shard in self.shards:
             yield from shard.values()
 
@@ -60,7 +60,7 @@ class Children(Generic[Child]):
         return shards[number] if number < len(shards) else shards[number & self._bits >> 1]
 
     def _cut(self) -> None:
-        """Cut the one shard whose turn it is in two."""
+        """Cut the next shard, in the order of linear hashing, in two."""
         number = len(self.shards)
         if number > self._bits:
             self._bits = 2 * self._bits + 1

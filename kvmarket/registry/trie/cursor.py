@@ -1,4 +1,4 @@
-"""A walk through the trie that can be interrupted: the trie may change between two of its steps."""
+"""A cursor that walks through the trie in small steps; the trie may change between two steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 class Visit(NamedTuple):
-    """Consecutive blocks that a cursor has come to.
+    """Consecutive blocks that a cursor visits.
 
-    tenant   whose prefix it is
-    depth    blocks of the prefix before these; the cursor has visited all of them
-    above    the node that has the last one of those before
-    node     the node that has these blocks, which are its last ones
+    tenant   the tenant of the prefix
+    depth    number of blocks of the prefix before these; the cursor has visited them
+    above    the node that holds the last of the blocks before
+    node     the node that holds these blocks, at its end
     tokens   tokens of these blocks, as bytes
-    offers   int64 (rows, blocks), as of a node: a view
+    offers   int64 (rows, blocks), as in a node: a view
 
-    All of it is good until the trie changes.
+    Valid until the trie changes.
     """
 
     tenant: bytes
@@ -41,10 +41,10 @@ class Visit(NamedTuple):
 
 
 class Leaves(NamedTuple):
-    """Blocks side by side that nothing branches off, each a node of its own with one offer.
+    """Sibling blocks without children, each a node of its own with one offer. Stands for a visit of each.
 
-    As a visit of each: behind the last block of `above` at `depth`; `tokens` and `offers` (int64) have one element a
-    block. Good until the trie changes.
+    They continue the last block of `above` at `depth`. `tokens` and `offers` (int64) have one element a block. Valid
+    until the trie changes.
     """
 
     tenant: bytes
@@ -55,7 +55,7 @@ class Leaves(NamedTuple):
 
 
 class _Level:
-    """The children of a place that the cursor has visited: how some begin, and how many of those it has come to."""
+    """One level of the walk: keys of the children of a visited place, and how many of them the cursor has visited."""
 
     __slots__ = ("_many", "_shard", "depth", "keys", "node", "seen", "tenant")
 
@@ -66,7 +66,7 @@ class _Level:
         self.keys = list(node.children) if isinstance(node.children, dict) else []
 
     def over(self) -> bool:
-        """Whether the cursor has come to all children; else there are keys that it has not come to."""
+        """Whether the cursor has visited all children of this level. Else loads the next keys if needed."""
         while self.seen == len(self.keys):
             if self._many is None or self._shard == len(self._many.shards):
                 return True
@@ -76,12 +76,12 @@ class _Level:
 
 
 class Cursor:
-    """Visits every block of a trie, each after those above it. Its memory is O(`children.WIDE`) a level.
+    """Visits every block of a trie, each after the blocks before it. Its memory is O(`children.WIDE`) a level.
 
-    What is in the trie from the first step to the last is visited. What comes meanwhile is visited unless the block
-    above it has been visited before; so whoever tells each visit to somebody and each later change to him too tells him
-    everything, in an order in which no block comes before the one above it. What goes meanwhile may be visited or not.
-    A block may be visited twice where it has gone and come again.
+    Blocks that are in the trie from the first step to the last are visited. Blocks that are added meanwhile are visited
+    unless the block before them has been visited already. So a receiver that gets each visit, and each change after the
+    first visit, gets everything, and no block before the one that it continues. Blocks that are removed meanwhile may
+    be visited or not. A block may be visited twice if it is removed and added again.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -89,7 +89,7 @@ class Cursor:
         self._levels = [_Level(tree.root, 0, b"")]
 
     def next(self) -> Visit | None:
-        """The next blocks, of one node; None at the end. Cost: O(blocks), and some us."""
+        """The next blocks, of one node; None at the end. Cost: O(blocks), and a few us."""
         while self._levels:
             level = self._levels[-1]
             if level.over():
@@ -98,7 +98,7 @@ class Cursor:
             key = level.keys[level.seen]
             level.seen += 1
             found = self._find(level, key)
-            if found is None:  # it has gone
+            if found is None:  # it was removed
                 continue
             above, node, at = found
             tenant = level.tenant if level.depth else key[: -self._tree.width]
@@ -110,10 +110,10 @@ class Cursor:
         return None
 
     def leaves(self, most: int, wanted: Callable[[int, Node], bool]) -> Leaves | None:
-        """The next blocks, at most so many, where they are leaves side by side; None where they are not.
+        """The next blocks, at most `most`, if they are sibling leaves; else None.
 
-        `wanted`: whether those that go on at this depth behind this node are. Cost: 1 us each, a fifth of what a visit
-        of each costs.
+        `wanted(depth, above)` says whether leaves that continue node `above` at `depth` are wanted. Cost: 1 us each, a
+        fifth of the cost of a visit.
         """
         level = self._levels[-1] if self._levels else None
         covering = self._covering(level.node, level.depth) if level is not None and level.depth else None
@@ -136,7 +136,7 @@ class Cursor:
         return Leaves(level.tenant, level.depth, covering[0], [child.head for child in found], offers)
 
     def _find(self, level: _Level, key: bytes) -> tuple[Node, Node, int] | None:
-        """What goes on with `key` behind a level: the node above, the node, and which of its blocks; None if gone."""
+        """Find the block `key` of a level: the node before it, its node, and its index there; None if removed."""
         covering = self._covering(level.node, level.depth)
         if covering is None:
             return None
@@ -145,14 +145,14 @@ class Cursor:
             child = None if node.children is None else node.children.get(key)
             return None if child is None else (node, child, 0)
         width = self._tree.width
-        data = node.tail[(blocks - 1) * width : blocks * width]  # its children were joined to it
+        data = node.tail[(blocks - 1) * width : blocks * width]  # its only child was joined to it meanwhile
         return (node, node, blocks) if data == key else None
 
     def _covering(self, node: Node, depth: int) -> tuple[Node, int] | None:
-        """The node that now has the last of `depth` blocks, which `node` had, and how many of its blocks that makes.
+        """The node that now holds the last block of a prefix of `depth` blocks, and how many of its blocks are in it.
 
-        A node that was joined names what took its place as its parent; the upper half of one that was split is its
-        parent too. So the block is never further down.
+        `node` held that block before. The `parent` of a joined node is the node that replaced it, and the `parent` of a
+        split node is its upper half. So the block is in `node` or above it.
         """
         if not depth:
             return self._tree.root, 0

@@ -1,4 +1,4 @@
-"""Which leaf of the trie was matched longest ago."""
+"""Find the leaf of the trie that was matched least recently."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _NEVER = (1 << 63) - 1
 
 
 class ColdLeaves:
-    """A heap of (stamp, node number) over all leaves, put right only when it is asked.
+    """A heap of (stamp, node number) over all leaves, corrected only when `coldest` is called.
 
-    The stamp of an entry is at most that of the leaf's last block: matches make leaves younger without touching the
-    heap, and so does trimming (nearer the root is never older). So one entry does for a number, whichever leaf has it,
-    until a leaf comes that is older than it says. Entries of nodes that are gone or no longer leaves are dropped when
-    met. `nodes` is the trie's own list. 44 bytes a leaf; no call goes through all of them.
+    The stamp of an entry is never greater than that of the leaf's last block: a match raises the leaf's stamp without
+    touching the heap, and so does trimming (blocks nearer to the root are never older). So one entry is enough for a
+    node number, until a leaf with a smaller stamp gets that number. Entries of nodes that are gone or are no longer
+    leaves are dropped when they reach the top. `nodes` is the trie's own list. 44 bytes a leaf; no call visits all.
     """
 
     __slots__ = ("_heap", "_nodes", "_stamps")
@@ -26,7 +26,7 @@ class ColdLeaves:
     def __init__(self, nodes: list[Node | None]) -> None:
         self._nodes = nodes
         self._heap: list[int] = []  # stamp << _NUMBERS | number
-        self._stamps = array("q")  # by number: the stamp of the entry that counts
+        self._stamps = array("q")  # by number: the stamp of the valid entry
 
     def push(self, node: Node) -> None:
         """Note that a node is, or may have become, a leaf. Cost: O(log nodes)."""
@@ -41,7 +41,7 @@ class ColdLeaves:
             heapq.heappush(self._heap, stamp << _NUMBERS | number)
 
     def coldest(self) -> Node:
-        """Return the leaf whose last block was matched longest ago; there must be one.
+        """Return the leaf whose last block was matched least recently; there must be a leaf.
 
         Cost: O(log nodes) for each stale entry on the way.
         """
@@ -49,7 +49,7 @@ class ColdLeaves:
         while True:
             stamp, number = heap[0] >> _NUMBERS, heap[0] & _NUMBER
             node = self._nodes[number]
-            if stamp != self._stamps[number]:  # an older one counts, or did
+            if stamp != self._stamps[number]:  # an older entry of this number is or was the valid one
                 heapq.heappop(heap)
             elif node is None or node.children is not None:
                 self._stamps[number] = _NEVER

@@ -1,4 +1,4 @@
-"""A node of the trie: a run of blocks that nothing branches off, with the offers of each."""
+"""A node of the trie: consecutive blocks without a branch between them, with the offers of each block."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Node:
     """One or more consecutive blocks below a parent.
 
     head      tokens of the first block, as bytes
-    key       under which the parent holds it: `head`, or for a node below the root its tenant and `head`
+    key       its key in the parent: `head`, or for a node below the root its tenant and `head`
     tail      tokens of the other blocks, as bytes
-    offers    int64 (rows, blocks): row 0 the newest offer of each block, older ones below, NONE where there is none;
-              no row but the first is empty
-    holes     blocks without an offer
-    children  by their keys; None if there is none (the root's is never None); a `Children` where they are many
-    number    index in the trie's list of nodes; NONE once the node is gone, and `parent` then says what took its place
-    stamps    int64 (blocks,): when each block was last matched; None where nothing is ever evicted
+    offers    int64 (rows, blocks): row 0 the newest offer of each block, older ones below, NONE for no offer; only
+              row 0 may be empty
+    holes     number of blocks without an offer
+    children  by their keys; None if there is none (the root's is never None); a `Children` if they are many
+    number    index in the trie's list of nodes; NONE once the node is gone; `parent` is then the node that replaced it
+    stamps    int64 (blocks,): clock of the last match of each block; None if the trie never evicts
     """
 
     __slots__ = ("children", "head", "holes", "key", "number", "offers", "parent", "stamps", "tail")
@@ -61,7 +61,7 @@ class Node:
         return total(self.offers >= 0)
 
     def reach(self, tokens: Int32s, at: int) -> int:
-        """Return how many leading blocks equal those of `tokens` from `at` on; the first is known to.
+        """Return how many leading blocks equal those of `tokens` from index `at` on. The first one must be equal.
 
         Cost: O(tokens of the node), by memcpy and memcmp.
         """
@@ -81,14 +81,14 @@ class Node:
         return b"".join(reversed(parts))
 
     def top(self) -> Node:
-        """Return the node below the root that this one hangs under, or is. Cost: O(nodes above)."""
+        """Return the ancestor of this node right below the root, or itself. Cost: O(nodes above)."""
         node = self
         while node.parent is not None and node.parent.parent is not None:
             node = node.parent
         return node
 
     def start(self) -> int:
-        """Return how many blocks come before the first one of this node. Cost: O(nodes above)."""
+        """Return the number of blocks in the prefix before this node. Cost: O(nodes above)."""
         blocks, node = 0, self.parent
         while node is not None:
             blocks += node.size
@@ -96,15 +96,15 @@ class Node:
         return blocks
 
     def leading(self, blocks: int) -> int:
-        """Return how many of the first `blocks` blocks come before a hole. Cost: O(1) where the node has no holes."""
+        """Return how many of the first `blocks` blocks come before the first hole. Cost: O(1) without holes."""
         if not self.holes:
             return blocks
         return leading(self.offers[0, :blocks] >= 0)
 
     def add(self, start: int, new: Int64s) -> tuple[Int64s, int]:
-        """Put one offer on each block from `start` on, as the newest; those beyond OFFERS_PER_BLOCK fall off.
+        """Put one offer on each block from `start` on, as the newest; drop the oldest beyond OFFERS_PER_BLOCK.
 
-        Returns the offers that their block did not have yet, and by how many the offers of this node grew. Cost:
+        Returns the offers that are new on their block, and the growth of the number of offers of this node. Cost:
         O(offers of these blocks), and O(offers of the node) when a row is added.
         """
         end = start + new.size
@@ -122,11 +122,11 @@ class Node:
         return fresh, total(part >= 0) - before
 
     def withdraw(self, gone: Int64s) -> int:
-        """Take these offers off all blocks; returns how many were found. Cost: O(offers of the node)."""
+        """Remove these offers from all blocks; return how many were found. Cost: O(offers of the node)."""
         if gone.size == 1:
             found = self.offers == gone[0]
         else:
-            if self._are_all(gone):  # mostly so
+            if self._are_all(gone):  # the usual case
                 self.offers[:] = NONE
                 self.holes = gone.size
                 return self.holes
@@ -147,7 +147,7 @@ class Node:
         return mine.tobytes() == offers.tobytes() or np.sort(mine).tobytes() == np.sort(offers).tobytes()
 
     def keep(self, blocks: int) -> None:
-        """Drop all blocks behind the first `blocks` (at least one). Cost: O(tokens kept)."""
+        """Keep only the first `blocks` blocks (at least one). Cost: O(tokens kept)."""
         self.tail = self.tail[: (blocks - 1) * len(self.head)]
         self._set(self.offers[:, :blocks], None if self.stamps is None else self.stamps[:blocks])
 
@@ -170,7 +170,7 @@ class Node:
         return above
 
     def append(self, data: bytes, offers: Int64s, stamps: Int64s | None) -> None:
-        """Append blocks. Cost: O(tokens of all)."""
+        """Append blocks with these tokens (bytes), offers and stamps. Cost: O(tokens of the node)."""
         self.tail += data
         rows = max(len(self.offers), len(offers))
         self.offers = np.concatenate((_tall(self.offers, rows), _tall(offers, rows)), axis=1)
@@ -179,7 +179,7 @@ class Node:
         self.holes = total(self.offers[0] < 0)
 
     def hang(self, key: bytes, child: Node) -> None:
-        """Make a node that names this one as its parent its child."""
+        """Add `child`, whose `parent` is this node already, under `key`. Many children are moved to a `Children`."""
         if self.children is None:
             self.children = {}
         elif len(self.children) >= WIDE and isinstance(self.children, dict):
@@ -187,9 +187,10 @@ class Node:
         self.children[key] = child
 
     def absorb(self, above: Node) -> None:
-        """Take the place of the node above, whose only child this is, with its blocks before these ones.
+        """Take the blocks of the parent `above` before ours, and its place. This node must be its only child.
 
-        Not the other way round: children know their parent, and there may be many. Cost: O(tokens of both).
+        The parent does not absorb its child, because all children of the child would need a new parent. Cost: O(tokens
+        of both).
         """
         self.head, self.tail = above.head, above.tail + self.head + self.tail
         self.key, self.parent = above.key, above.parent
@@ -203,14 +204,14 @@ class Node:
         above.parent, above.children = self, None
 
     def _set(self, offers: Int64s, stamps: Int64s | None) -> None:
-        """Take over these offers and stamps, as memory of our own."""
+        """Set offers and stamps to copies of these."""
         self.offers = _lean(offers).copy()
         self.stamps = None if stamps is None else stamps.copy()
         self.holes = total(self.offers[0] < 0)
 
 
 def _sink(offers: Int64s) -> Int64s:
-    """Return the columns with all NONE moved below the offers, whose order stays."""
+    """Return the columns with every NONE moved below the offers; the order of the offers stays."""
     if len(offers) == 1 or not ((offers[:-1] < 0) & (offers[1:] >= 0)).any():
         return offers
     return np.take_along_axis(offers, np.argsort(offers < 0, axis=0, kind="stable"), axis=0)

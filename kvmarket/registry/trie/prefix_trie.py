@@ -17,16 +17,16 @@ from kvmarket.registry.trie.tree import Place, Tree
 class PrefixTrie:
     """Finds the longest offered prefix of a prompt, in whole blocks of `block_size` tokens.
 
-    An offer is an int, 0 <= offer < 2**63, and is on one block at most: it must be taken down before it is put on
-    another one. A block is named by all tokens up to its end, and holds up to OFFERS_PER_BLOCK offers, newest first.
-    Tokens are compared exactly, as bytes. Blocks that nothing branches off share one node of up to NODE_BLOCKS blocks,
-    so cost goes with memory compared, not with objects visited.
+    An offer is an int, 0 <= offer < 2**63, and is on at most one block: remove it before you put it on another block. A
+    block is identified by all tokens up to its end, and holds up to OFFERS_PER_BLOCK offers, newest first. Tokens are
+    compared exactly, as bytes. Blocks without a branch between them share one node of up to NODE_BLOCKS blocks, so the
+    cost is that of comparing memory, not of visiting objects.
 
-    max_blocks bounds the blocks stored, holes included; beyond it the leaf block that was matched (or inserted) longest
-    ago goes, and goes on going. None: no bound.
+    max_blocks bounds the stored blocks, holes included: beyond it the leaf blocks that were matched (or inserted) least
+    recently are evicted until the bound is kept. None: no bound.
 
-    Memory: 4 bytes a token, and for each block 8 bytes an offer, 4 to find it again where offers are consecutive
-    numbers (see OfferIndex), 8 if max_blocks is given, and some 500 bytes a node. Not thread-safe.
+    Memory: 4 bytes a token; per block 8 bytes an offer, 4 bytes of index if offers are consecutive numbers (see
+    OfferIndex), and 8 bytes if max_blocks is given; about 500 bytes a node. Not thread-safe.
 
     >>> trie = PrefixTrie(block_size=2)
     >>> trie.insert([1, 2, 3, 4, 5], offers=[10, 11])
@@ -54,7 +54,7 @@ class PrefixTrie:
         return Tree(4 * self.block_size, self.NODE_BLOCKS, evicts=self.max_blocks is not None)
 
     def clear(self) -> None:
-        """Forget everything, and give back its memory at once. Cost: 0.2 us a node."""
+        """Remove everything, and free its memory at once. Cost: 0.2 us a node."""
         tree, self._tree = self._tree, self._empty()
         tree.let_go()
 
@@ -66,9 +66,9 @@ class PrefixTrie:
         """Put one offer on each whole block of `tokens` from block `first` on; each becomes the newest of its block.
 
         tokens: the whole prefix, a list of ints or an int32 array; a last part of less than a block is ignored. offers:
-        one for each of those blocks. Blocks before `first` that are not there become holes. Beyond OFFERS_PER_BLOCK the
-        oldest offer of a block is dropped; an offer that is there already only becomes the newest. tenant: prefixes of
-        two tenants have nothing in common, whatever their tokens are.
+        one for each of those blocks. Blocks before `first` that the trie does not have become holes: blocks without an
+        offer. Beyond OFFERS_PER_BLOCK the oldest offer of a block is dropped; an offer that the block has already
+        becomes its newest. tenant: prefixes of different tenants never match each other.
 
         Raises TokenError, and MisuseError for offers that are too few, too many or out of range; nothing changed then.
         Cost: O(tokens), by memcmp and memcpy, and O(offers).
@@ -87,15 +87,15 @@ class PrefixTrie:
         self._put(self._tree.root, array, row, first, tenant)
 
     def place(self, offer: int) -> Place | None:
-        """Return where the block that has `offer` is, None if none has; good until the trie changes. Cost: some us."""
+        """Return the place of the block that has `offer`, or None. Valid until the trie changes. Cost: a few us."""
         return self._tree.find(offer)
 
     def extend(self, offer: int, tokens: Integers, offers: Integers, place: Place | None = None) -> bool:
-        """Put one offer on each block of `tokens`, which go on behind the block that has `offer`; False if none has.
+        """Put one offer on each block of `tokens`, which continue the block that has `offer`; False if no block has it.
 
-        tokens: whole blocks. As `insert` of the whole prefix, without having to tell or compare it. `place`: where that
-        is, if known. Raises TokenError, and MisuseError for offers that are too few, too many or out of range; nothing
-        changed then. Cost: O(tokens), O(nodes above), and O(tokens) of the node that has `offer`.
+        tokens: whole blocks. As `insert` of the whole prefix, but the prefix is neither given nor compared. place: of
+        the block that has `offer`, if known. Raises TokenError, and MisuseError for offers that are too few, too many
+        or out of range; nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens of the node of `offer`).
         """
         array, fresh = as_tokens(tokens), as_offers(offers)
         if array.size != fresh.size * self.block_size:
@@ -118,10 +118,10 @@ class PrefixTrie:
         return True
 
     def fan(self, place: Place, heads: list[bytes], offers: Int64s) -> bool:
-        """Put one offer on each of several blocks right behind the same block; False where that must be one by one.
+        """Put one offer on each of several sibling blocks, which continue the block at `place`. Cost: 4 us each.
 
-        heads: their tokens, as bytes. That is where there is one only, something goes on so already, or the block at
-        `place` is not the last one of its node; nothing changed then. Cost: 4 us each.
+        heads: the tokens of each, as bytes. Returns False, and changes nothing, if they must be put in one by one: if
+        there is only one, two are equal, one exists already, or the block at `place` is not the last of its node.
         """
         tree, (node, position) = self._tree, place
         children = () if node.children is None else node.children
@@ -136,21 +136,21 @@ class PrefixTrie:
         return True
 
     def depth(self, place: Place) -> int:
-        """Return how many blocks the prefix has that ends at this place. Cost: O(nodes above)."""
+        """Return the number of blocks of the prefix that ends at this place. Cost: O(nodes above)."""
         return place[0].start() + place[1] + 1
 
     def tenant(self, place: Place) -> bytes:
-        """Return whose prefix it is that ends at this place. Cost: O(nodes above)."""
+        """Return the tenant of the prefix that ends at this place. Cost: O(nodes above)."""
         return place[0].top().key[: -self._tree.width]
 
     def cursor(self) -> Cursor:
-        """Return a cursor at the beginning of the trie, which may change while the cursor moves on."""
+        """Return a cursor at the beginning of the trie. The trie may change between its steps."""
         return Cursor(self._tree)
 
     def _put(self, node: Node, tokens: Int32s, row: Int64s, first: int, tenant: bytes = b"") -> None:
-        """Put `row` on the blocks of `tokens` below a node, from block `first` on; those before become holes if new.
+        """Put `row` on the blocks of `tokens` below `node`, from block `first` on; new blocks before become holes.
 
-        `tenant`: where the node is the root.
+        `tenant` counts only if the node is the root.
         """
         tree, size = self._tree, self.block_size
         at, count, rest = 0, row.size, None
@@ -180,10 +180,10 @@ class PrefixTrie:
             tree.evict(self.max_blocks)
 
     def match(self, tokens: Integers) -> list[int]:
-        """Return the newest offer of each leading block, up to the first block without one; ints, in block order.
+        """Return the newest offer of each leading block, up to the first block without an offer, in block order.
 
-        Raises TokenError. Cost: O(tokens matched) by memcmp, O(blocks) ints made, and some 2 us a node; a list of
-        tokens costs some 10 ns a token more.
+        Raises TokenError. Cost: O(tokens matched) by memcmp, one int made per block, and about 2 us a node; a list of
+        tokens costs about 10 ns a token more.
         """
         found: list[int] = []
         for node, blocks in self._walk(as_tokens(tokens)):
@@ -203,11 +203,11 @@ class PrefixTrie:
     def match_arrays(
         self, tokens: Integers, first: int = 0, *, holes: bool = False, tenant: bytes = b""
     ) -> Iterator[Int64s]:
-        """Yield the offers of the leading blocks from block `first` on, up to the first block without one.
+        """Yield the offers of the leading blocks from block `first` on, up to the first block without an offer.
 
-        With `holes`, on to the last block that is stored. In block order, as int64 arrays (rows, blocks): row 0 the
-        newest offer of each block, -1 where there are no more. Views of the trie: do not write to them, nor change the
-        trie meanwhile. Raises TokenError. Cost: O(tokens matched) by memcmp, and some 2 us for each array.
+        With `holes`, up to the last stored block of the prefix. In block order, as int64 arrays (rows, blocks): row 0
+        the newest offer of each block, -1 for no offer. They are views: do not write to them, nor change the trie
+        meanwhile. Raises TokenError. Cost: O(tokens matched) by memcmp, and about 2 us for each array.
         """
         for node, blocks in self._walk(as_tokens(tokens), holes, tenant):
             if first < blocks:
@@ -215,32 +215,33 @@ class PrefixTrie:
             first = max(0, first - blocks)
 
     def remove(self, offers: Iterable[int]) -> int:
-        """Take these offers down; returns how many were found.
+        """Remove these offers; return how many were found. Unknown offers are ignored.
 
-        Unknown offers are ignored. A block that is left without offers stays as a hole while there are blocks below it.
+        A block without offers stays as a hole while blocks continue it.
 
-        Raises MisuseError for what cannot be an offer. Cost: O(offers given), and O(tokens) of each node (at most
-        NODE_BLOCKS blocks) that held one; half of that where one node held all.
+        Raises MisuseError for values that cannot be offers. Cost: O(offers given), and O(tokens) of each node (at most
+        NODE_BLOCKS blocks) that held one; half of that if one node held all.
         """
         return self._tree.remove(as_offers(offers))
 
     def expect(self, first: int, count: int) -> None:
-        """Offers `first` .. `first + count` will come, which makes finding them again cheaper to set up."""
+        """Announce offers `first` .. `first + count`, so that the index need not grow step by step."""
         self._tree.index.expect(first, count)
 
     def forget(self, first: int, count: int) -> None:
-        """Give back the memory of finding offers `first` .. `first + count` again, none of which is on a block.
+        """Free the index memory of offers `first` .. `first + count`.
 
-        Nor is any other offer that shares its upper bits, all but `offer_index.PAGE_BITS`, with one of them.
+        None of them may be on a block, nor any other offer in the same page (with equal bits above
+        `offer_index.PAGE_BITS`).
         """
         self._tree.index.forget(first, count)
 
     def items(self) -> Iterator[tuple[Int32s, list[tuple[int, ...]]]]:
         """Yield (tokens, offers) for runs of blocks without holes, each block once, of all tenants.
 
-        tokens: the whole prefix up to the run's end, int32, read-only. offers: all offers, newest first, of each of the
-        last `len(offers)` blocks of it. A run comes after those above it. Cost: O(nodes + blocks) and O(tokens of the
-        prefix) for each run: for checks, and for tries that are small; see `cursor`.
+        tokens: the whole prefix up to the run's end, int32, read-only. offers: all offers, newest first, of each of its
+        last `len(offers)` blocks. A run comes after the runs that it continues. Cost: O(nodes + blocks), and O(tokens
+        of the prefix) for each run: for checks and small tries; else see `cursor`.
 
         >>> trie = PrefixTrie(block_size=2)
         >>> trie.insert([1, 2, 3, 4], offers=[10, 11])
@@ -256,9 +257,9 @@ class PrefixTrie:
                 yield tokens, _columns(visit.offers[:, start:end])
 
     def _walk(self, tokens: Int32s, holes: bool = False, tenant: bytes = b"") -> Iterator[tuple[Node, int]]:
-        """Yield each node on the way of `tokens` and how many of its blocks match and have offers; stamp them.
+        """Yield each node along `tokens`, with the number of its leading blocks that match and have offers; stamp them.
 
-        With `holes` those without offers count too.
+        With `holes`, blocks without offers count too.
         """
         tree, size = self._tree, self.block_size
         tree.clock += 1

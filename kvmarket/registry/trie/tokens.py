@@ -1,4 +1,4 @@
-"""What callers give as tokens and offers, made into flat arrays, or refused."""
+"""Convert the tokens and offers that a caller passes to flat arrays, and check them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Int64s: TypeAlias = NDArray[np.int64]
 
 
 class SupportsArray(Protocol):
-    """What numpy can view as an array: a CPU tensor of torch, for one."""
+    """An object that numpy can view as an array, such as a CPU tensor of torch."""
 
     def __array__(self) -> NDArray[Any]:
         """Return the values as an array."""
@@ -30,9 +30,9 @@ Integers: TypeAlias = Sequence[int] | NDArray[Any] | SupportsArray
 def as_tokens(tokens: Integers) -> Int32s:
     """Return tokens as a contiguous one-dimensional int32 array in native byte order.
 
-    Takes a sequence of ints, an integer array of any width, or what numpy can view as one (a CPU tensor of torch). The
-    result may be the argument itself (a contiguous int32 array is never copied) and may be read-only: do not write to
-    it.
+    Takes a sequence of ints, an integer array of any width, or an object that numpy can view as one (a CPU tensor of
+    torch). The result may be the argument itself (a contiguous int32 array is never copied) and may be read-only: do
+    not write to it.
 
     Raises TokenError for booleans, floats, other shapes, and values that do not fit 32 bits with sign.
     Cost: nothing for a contiguous int32 array; one pass otherwise, some 10 ns a token for a list.
@@ -56,9 +56,9 @@ def as_tokens(tokens: Integers) -> Int32s:
 
 
 def as_offers(offers: Integers | Iterable[int]) -> Int64s:
-    """Return offers as a contiguous one-dimensional int64 array, in the order given.
+    """Return offers as a contiguous one-dimensional int64 array, in the order given; perhaps the argument itself.
 
-    Raises MisuseError for what is not an int of 0 <= offer < 2**63. Cost: one pass.
+    Raises MisuseError for values that are not ints, 0 <= offer < 2**63. Cost: one pass.
 
     >>> as_offers({7})
     array([7])
@@ -73,7 +73,7 @@ def as_offers(offers: Integers | Iterable[int]) -> Int64s:
 
 
 def _as_int64s(offers: Integers | Iterable[int]) -> Int64s:
-    """Make an array of what is none yet. Raises MisuseError."""
+    """Convert offers that are not an int64 array yet. Raises MisuseError."""
     if not isinstance(offers, Sequence) and not hasattr(offers, "__array__"):
         offers = list(offers)
     try:
@@ -83,7 +83,7 @@ def _as_int64s(offers: Integers | Iterable[int]) -> Int64s:
 
 
 def _flat(values: Any, code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return values as a flat array of `dtype` (`code` for struct); raises ValueError, OverflowError or TypeError."""
+    """Return values as a flat array of `dtype` (`code` in struct). Raises ValueError, OverflowError or TypeError."""
     if not isinstance(values, np.ndarray):
         if isinstance(values, (str, bytes, bytearray)):
             raise TypeError(f"{type(values).__name__} is text, not integers")
@@ -103,9 +103,9 @@ def _flat(values: Any, code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _packed(values: Any, code: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a sequence of ints as an array: struct is thrice as fast as numpy here, and takes no float for an int.
+    """Return a sequence of ints as an array. struct is three times as fast as numpy here, and refuses floats.
 
-    A `struct.Struct` of its own: `struct.pack` would copy the arguments once more to take the format off.
+    Uses a `struct.Struct`, because `struct.pack` would copy its arguments once more to split off the format.
     """
     if not isinstance(values, Sequence):
         raise TypeError(f"{type(values).__name__} is not a sequence")

@@ -1,4 +1,4 @@
-"""The shape of the trie: how its nodes come, grow, split, join and go."""
+"""The nodes of the trie and the operations that change its shape: add, lengthen, split, join, remove, evict."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ Place: TypeAlias = tuple[Node, int]  # a node, and one of its blocks
 
 
 class Tree:
-    """Nodes below a root, each under the bytes of its first block, with everything that must change together with them.
+    """The nodes below a root, each under the bytes of its first block, and the index and counts that belong to them.
 
-    All tenants share it: a node below the root stands under its tenant and its first block, so a tenant costs nothing
-    but its blocks.
+    All tenants share one tree: the key of a node below the root begins with its tenant. So a tenant costs only the
+    memory of its blocks.
 
-    width     bytes of a block of tokens
-    nodes     by number; None where a number is free, the root at 0
-    index     from an offer to the number of the node that has it
-    cold      the leaves by age; None where nothing is ever evicted
-    clock     stamp of the latest call; the trie counts it up
-    stored    blocks, holes included
-    held      blocks with an offer
-    pairs     offers, over all blocks
+    width     bytes of a block's tokens
+    nodes     by number; None where a number is free; the root at 0
+    index     from an offer to the number of the node that holds it
+    cold      the leaves by age; None if the trie never evicts
+    clock     stamp of the latest call; PrefixTrie counts it up
+    stored    number of blocks, holes included
+    held      number of blocks with an offer
+    pairs     number of offers, over all blocks
 
-    An offer is on one block at most. A node has at most `node_blocks` blocks, a leaf ends in a block with an offer, and
-    an only child is one that did not fit into its parent. `grow` and `split` leave the joining to their caller.
+    An offer is on at most one block. A node has at most `node_blocks` blocks, a leaf ends in a block with an offer, and
+    an only child is one that did not fit into its parent. After `grow` and `split` the caller must call `join`.
     """
 
     def __init__(self, width: int, node_blocks: int, *, evicts: bool) -> None:
@@ -47,9 +47,9 @@ class Tree:
         self._free: list[int] = []
 
     def let_go(self) -> None:
-        """Give back the memory of all nodes at once; they name each other, and would wait for Python's collector.
+        """Free the memory of all nodes at once. They refer to each other, so else only Python's collector would.
 
-        The tree is not used any more. Cost: 0.2 us a node.
+        The tree must not be used any more. Cost: 0.2 us a node.
         """
         for node in self.nodes:
             if node is not None:
@@ -57,7 +57,7 @@ class Tree:
         self.nodes.clear()
 
     def offer(self, node: Node, start: int, offers: Int64s) -> None:
-        """Put offers on blocks of a node from `start` on."""
+        """Put one offer on each block of a node from `start` on. As `Node.add`."""
         if not offers.size:
             return
         holes = node.holes
@@ -67,11 +67,14 @@ class Tree:
         self._note(fresh, node)
 
     def find(self, offer: int) -> Place | None:
-        """The node that has an offer, and at which of its blocks; None if none has. Cost: some us, O(node's offers)."""
+        """The place of `offer`: its node and the index of its block; None if no node has it.
+
+        Cost: a few us, and O(offers of the node).
+        """
         node = self.nodes[self.index.node(offer)]
         if node is None or not node.size:
             return None
-        if offer in node.offers[:, -1].tolist():  # where a conversation goes on
+        if offer in node.offers[:, -1].tolist():  # the usual case: a conversation continues
             return node, node.size - 1
         places = np.flatnonzero((node.offers == offer).any(axis=0))
         return (node, int(places[0])) if places.size else None
@@ -84,7 +87,7 @@ class Tree:
             node = node.parent
 
     def grow(self, node: Node, data: bytes, row: Int64s, tenant: bytes = b"") -> None:
-        """Hang all blocks of `data` below a node that has no child that begins so; below the root, for `tenant`."""
+        """Add all blocks of `data` below a node that has no child with the first one; below the root for `tenant`."""
         for at in range(0, row.size, self.node_blocks):
             part = row[at : at + self.node_blocks]
             start, end = at * self.width, (at + part.size) * self.width
@@ -103,7 +106,7 @@ class Tree:
             self.cold.push(node)
 
     def fan(self, node: Node, heads: list[bytes], offers: Int64s) -> None:
-        """Hang several blocks below a node, side by side, each with its offer; it has no child that begins so.
+        """Add several sibling blocks below a node, each with its offer. The node must not have them as children.
 
         Cost: 4 us each.
         """
@@ -123,7 +126,7 @@ class Tree:
         self.index.add(offers, numbers)
 
     def lengthen(self, node: Node, data: bytes, row: Int64s) -> bool:
-        """Append all blocks of `data` to a leaf; False, and nothing done, where it is none or has no room for them."""
+        """Append all blocks of `data` to a leaf. False, and nothing done, if it is no leaf or has no room for them."""
         if node.children is not None or node.number <= 0 or node.size + row.size > self.node_blocks:
             return False
         holes = node.holes
@@ -137,9 +140,9 @@ class Tree:
         return True
 
     def split(self, node: Node, blocks: int) -> Node:
-        """Cut a node in two; returns the upper one, of `blocks` blocks.
+        """Cut a node in two; return the upper one, which has `blocks` blocks.
 
-        The shorter half gets a new number, so that less goes into the index again.
+        The shorter half gets a new number, so that fewer offers must be indexed again.
         """
         above = node.cut(blocks)
         shorter = above if blocks <= node.size else node
@@ -153,7 +156,7 @@ class Tree:
         return above
 
     def join(self, node: Node) -> Node:
-        """Make one node of this one and its only child, if there is only one and both fit; the node that it is now."""
+        """Join a node and its child, if it has only one and both fit in one node. Return the node that now has them."""
         if node.number <= 0 or node.children is None or len(node.children) != 1:
             return node
         (child,) = node.children.values()
@@ -173,14 +176,14 @@ class Tree:
         return child
 
     def remove(self, offers: Int64s) -> int:
-        """Take offers down; returns how many were found. As PrefixTrie.remove."""
+        """Remove offers; return how many were found. As PrefixTrie.remove."""
         if not offers.size:
             return 0
         node, removed = self._withdraw(self.index.node(int(offers[0])), offers)  # mostly one node has all of them
         touched = [] if node is None else [node]
         if removed < offers.size:
             numbers = self.index.find(offers)
-            order = np.argsort(numbers, kind="stable")  # ten times as fast: they come in runs
+            order = np.argsort(numbers, kind="stable")  # ten times as fast on numbers that come in runs
             offers, numbers = offers[order], numbers[order]
             edges = np.flatnonzero(np.diff(numbers, prepend=NONE)).tolist()
             for start, end in zip(edges, [*edges[1:], numbers.size], strict=False):
@@ -193,9 +196,9 @@ class Tree:
         return removed
 
     def _withdraw(self, number: int, offers: Int64s) -> tuple[Node | None, int]:
-        """Take offers off the node of this number, which the caller then tidies: it, and how many; None if it had none.
+        """Remove offers from node `number`; return the node and their count. (None, 0) if it had none of them.
 
-        Cost: O(offers of the node).
+        The caller must call `_tidy` for the node. Cost: O(offers of the node).
         """
         node = self.nodes[number]
         if node is None or not node.size:
@@ -223,7 +226,7 @@ class Tree:
             self._tidy(leaf)
 
     def _tidy(self, node: Node) -> None:
-        """After blocks lost their offers: trim childless holes, drop empty nodes, join what is alone."""
+        """After blocks of a node lost offers: cut holes off the end of a leaf, drop empty nodes, join only children."""
         while node.number < 0 and node.parent is not None:
             node = node.parent
         while node.number > 0 and node.children is None and node.offers[0, -1] < 0 and node.parent is not None:
@@ -247,7 +250,7 @@ class Tree:
             self.join(node.parent)
 
     def _note(self, offers: Int64s, node: Node) -> None:
-        """Tell the index that a node holds these offers (it does already)."""
+        """Put offers that a node holds into the index."""
         if offers.size:
             self.index.add(offers, node.number)
 

@@ -1,4 +1,4 @@
-"""The ways of a GPU, each a module and a line of the list in `mover`, and what they are made of.
+"""The ways of a GPU, their mover, and its parts. Each way is one module and one line of the list in `mover`.
 
-Nothing is handed on here: `mover` needs Triton, which a machine without GPUs may lack; `copy_engine` does not.
+Import from the modules: `mover` needs Triton, which a machine without GPUs may lack; `copy_engine` does not.
 """

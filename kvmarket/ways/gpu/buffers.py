@@ -1,6 +1,6 @@
-"""Memory of a pull's slot ids and of its sums: taken for one pull, given back when it is done, and used again.
+"""Reusable buffers for the slot ids and the sums of a pull: a pull takes one, and gives it back when it is done.
 
-Allocating it anew would cost the calling thread some 50 us a pull.
+Allocating a buffer for each pull would cost the calling thread about 50 us.
 """
 
 from __future__ import annotations
@@ -9,28 +9,31 @@ import torch
 
 from kvmarket.ways.gpu import copy_engine
 
-FEW = 64  # blocks: so few ids the kernel reads from host memory, which saves a copy ahead of it, and its 10 us
-MANY = 2048  # blocks: so many where it moves WIDE bytes for each id that it reads
+FEW = 64  # up to so many blocks the kernel reads the ids from host memory, which saves a copy of 10 us before it
+MANY = 2048  # the same where the kernel moves at least WIDE bytes for each id that it reads
 WIDE = 32768
-UNITS = 4096  # so many sums it writes to host memory, which saves zeroing some ahead of it and a copy behind it
+UNITS = 4096  # up to so many sums the kernel writes to host memory, which saves zeroing before it and a copy after it
 
 
 class Buffer:
-    """Pinned host memory in which a short pull has its ids and leaves its sums."""
+    """Pinned host memory for a short pull: the kernel reads its slot ids there and writes its sums there.
+
+    ``ids``: int64, source slots, then our own. ``found``: int64, the sums. ``source_slots`` and ``sums`` are addresses.
+    """
 
     size = MANY
 
     def __init__(self) -> None:
         host = torch.empty(2 * MANY + UNITS, dtype=torch.int64, pin_memory=True)
-        self.ids, self.found = host[: 2 * MANY].numpy(), host[2 * MANY :].numpy()  # they keep it alive
+        self.ids, self.found = host[: 2 * MANY].numpy(), host[2 * MANY :].numpy()  # these views keep `host` alive
         self.source_slots, self.sums = host.data_ptr(), host.data_ptr() + 16 * MANY
 
 
 class LongBuffer:
-    """The same for more blocks: memory of the device, and pinned memory from and to which it is copied."""
+    """As `Buffer`, for more blocks: the kernel uses device memory, which is copied from and to pinned host memory."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        """For up to ``size`` blocks."""
+        """Allocate for up to ``size`` blocks."""
         self.size = size
         self._host = torch.empty(3 * size, dtype=torch.int64, pin_memory=True)
         self._device = torch.empty(3 * size, dtype=torch.int64, device=device)
@@ -38,7 +41,7 @@ class LongBuffer:
         self.source_slots, self.sums = self._device.data_ptr(), self._device.data_ptr() + 16 * size
 
     def bring_ids(self, blocks: int, stream: int) -> None:
-        """Copy the ids to the device on the raw ``stream``: ``blocks`` of the source, then as many of our own."""
+        """Copy the ids to the device on the raw ``stream``: ``blocks`` source slots, then as many of our own slots."""
         copy_engine.copy_range(self.source_slots, self._host.data_ptr(), 16 * blocks, stream)
 
     def zero_sums(self, blocks: int, stream: int) -> None:
@@ -46,28 +49,28 @@ class LongBuffer:
         copy_engine.fill_zero(self.sums, 8 * blocks, stream)
 
     def bring_sums(self, blocks: int, stream: int) -> None:
-        """Copy the sums to the host, to ``found``, on the raw ``stream``."""
+        """Copy the sums from the device to ``found``, on the raw ``stream``."""
         copy_engine.copy_range(self._host.data_ptr() + 16 * self.size, self.sums, 8 * blocks, stream)
 
 
 class Buffers:
-    """The buffers of one mover that are free. Thread-safe: taking and giving back are atomic."""
+    """The free buffers of one mover. Thread-safe: taking and giving back are atomic."""
 
     def __init__(self, device: torch.device) -> None:
-        """None yet. ``device``: where the kernel runs that reads them."""
+        """Allocate none yet. ``device``: where the kernel runs that uses them."""
         self._device = device
         self._short: list[Buffer] = []
         self._long: dict[int, list[LongBuffer]] = {}
 
     def short(self) -> Buffer:
-        """A buffer for up to ``MANY`` blocks."""
+        """Take a buffer for up to ``MANY`` blocks; allocate one if none is free."""
         try:
             return self._short.pop()
         except IndexError:
             return Buffer()
 
     def long(self, blocks: int) -> LongBuffer:
-        """A buffer for so many blocks."""
+        """Take a buffer for ``blocks`` blocks; allocate one if none is free."""
         size = 1 << (blocks - 1).bit_length()
         try:
             return self._long.setdefault(size, []).pop()
@@ -75,7 +78,7 @@ class Buffers:
             return LongBuffer(size, self._device)
 
     def give_back(self, buffer: Buffer | LongBuffer) -> None:
-        """It is another's from now on; nothing may be under way that reads or writes it."""
+        """Give a buffer back. Nothing may read or write it any more: the next pull takes it."""
         if isinstance(buffer, Buffer):
             self._short.append(buffer)
         else:

@@ -1,7 +1,7 @@
-"""The copy engine of a GPU: many ranges in one call of the driver, for which torch has no function.
+"""Calls of the CUDA driver that torch does not have: the copy engine copies many ranges in one call.
 
-Functions of the CUDA driver's own library, called without the interpreter's lock. Addresses are of device memory, or of
-pinned host memory. The calling thread must have the stream's context, which it has after any call of torch on it.
+The functions are called by ctypes, which releases the GIL. Addresses are of device memory or of pinned host memory.
+The CUDA context of the stream must be current in the calling thread; it is after any call of torch on the stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kvmarket.pool import UInt64s
 
 _IN_STREAM_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 _ATTRIBUTES = np.array([_IN_STREAM_ORDER, 0, 0, 0, 0, 0], np.int32)  # CUmemcpyAttributes without hints and flags
-_FROM_FIRST = np.zeros(1, np.uint64)  # the attributes hold for all ranges
+_FROM_FIRST = np.zeros(1, np.uint64)  # the attributes apply from range 0 on: to all ranges
 
 
 @functools.cache
@@ -26,7 +26,7 @@ def driver() -> ctypes.CDLL:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise TransportError(f"the CUDA driver cannot be called: {error}; install an NVIDIA driver") from error
-    library.cuStreamQuery.argtypes = [ctypes.c_void_p]  # asked in every fetch: sooner called with plain integers
+    library.cuStreamQuery.argtypes = [ctypes.c_void_p]  # every fetch calls it: plain integers are faster to pass
     return library
 
 
@@ -42,7 +42,7 @@ def takes_batches() -> bool:
 def copy_ranges(destinations: UInt64s, sources: UInt64s, sizes: UInt64s, stream: int) -> None:
     """Copy ``sizes[i]`` bytes from ``sources[i]`` to ``destinations[i]`` on the raw ``stream``, in any order.
 
-    Returns at once. Costs some 5 us and 0.5 us a range. Raises TransportError; some ranges may be under way then.
+    Returns at once. Costs about 5 us and 0.5 us a range. Raises TransportError; some ranges may then be under way.
     """
     if not len(sizes):
         return
@@ -61,7 +61,7 @@ def copy_ranges(destinations: UInt64s, sources: UInt64s, sizes: UInt64s, stream:
 
 
 def copy_range(destination: int, source: int, size: int, stream: int) -> None:
-    """Copy one range on the raw ``stream``; returns at once. Costs some 2 us. Raises TransportError."""
+    """Copy ``size`` bytes on the raw ``stream``; returns at once. Costs about 2 us. Raises TransportError."""
     pointers = ctypes.c_uint64(destination), ctypes.c_uint64(source)
     _check(driver().cuMemcpyAsync(*pointers, ctypes.c_size_t(size), ctypes.c_void_p(stream)), f"{size} bytes")
 
@@ -73,7 +73,7 @@ def fill_zero(address: int, size: int, stream: int) -> None:
 
 
 def idle(stream: int) -> bool:
-    """Whether the raw ``stream`` has nothing left to do. Costs 1 us."""
+    """Whether all work on the raw ``stream`` is done. Costs 1 us."""
     return bool(driver().cuStreamQuery(stream) == 0)
 
 

@@ -15,12 +15,12 @@ from kvmarket.ways.gpu import copy_engine
 from kvmarket.ways.gpu.measured import h200
 from kvmarket.ways.way import Maker, Means, Way
 
-INLINE_BLOCKS = 512  # more are launched by a thread: each costs its caller 0.5 us, the thread some 100 us
-FEW = 4  # so few are copied one by one
+INLINE_BLOCKS = 512  # with more, the mover's thread launches: a block costs the caller 0.5 us, the thread about 100 us
+FEW = 4  # up to so many blocks are copied by one driver call each
 
 
 class CopyWay(Way):
-    """Copies slot to slot. The copy engine sums nothing: a copy that is to be summed goes another way."""
+    """Copies slot to slot by the copy engine. It cannot sum: a copy that needs checksums takes another way."""
 
     candidate = Candidate("copy", sparing=True)
     rates = (
@@ -38,23 +38,23 @@ class CopyWay(Way):
         return copy_engine.takes_batches()
 
     def prepare(self, source: SlotArray) -> Maker | None:
-        """None unless a slot is one range on both sides."""
+        """Return what makes the jobs; None unless a slot is one contiguous range on both sides."""
         return partial(CopyJob, self._means) if table_of(source, self._means.own).count == 1 else None
 
     def takes(self, copy: Copy, table: Table) -> bool:
-        """Whether no checksums are asked for."""
+        """Whether `copy` needs no checksums."""
         return not copy.summed
 
 
 class CopyJob:
-    """Slots, ready to be copied, dealt to several streams. No program sees the bytes, so there is no checksum."""
+    """One copy by the copy engine, ready to be launched on several streams. It has no checksums."""
 
     def __init__(self, means: Means, copy: Copy) -> None:
         self._copy, self._own, self._streams = copy, means.own, means.streams
         self.threaded = len(copy.slots) > INLINE_BLOCKS
 
     def launch(self) -> None:
-        """Launch it; the first stream has all of it behind it then."""
+        """Launch the copy. Later work on the first stream waits for all of it. Raises TransportError."""
         source, stride, destination, own_stride, _ = table_of(self._copy.source, self._own).first
         main, size = self._streams[0], self._own.layout.slot_bytes
         if len(self._copy.slots) <= FEW:
@@ -74,19 +74,19 @@ class CopyJob:
             main.wait_stream(stream)
 
     def finish(self) -> None:
-        """It is done, and has no sums."""
+        """Return None: there are no sums."""
 
 
 def addresses(base: int, stride: int, slots: Slots) -> UInt64s:
-    """Where slots start that lie ``stride`` bytes apart, slot 0 at ``base``."""
+    """The addresses of slots that lie ``stride`` bytes apart, with slot 0 at ``base``."""
     places: UInt64s = np.uint64(base) + slots.astype(np.uint64) * np.uint64(stride)
     return places
 
 
 def merged(destinations: UInt64s, sources: UInt64s, size: int) -> tuple[UInt64s, UInt64s, UInt64s]:
-    """Ranges (destination, source, bytes) for blocks of ``size`` bytes.
+    """Ranges to copy for blocks of ``size`` bytes: arrays of destinations, sources and lengths in bytes.
 
-    Blocks that lie one after another on both sides become one range.
+    Blocks that are adjacent on both sides become one range.
     """
     step = np.uint64(size)
     goes_on = (destinations[1:] - destinations[:-1] == step) & (sources[1:] - sources[:-1] == step)

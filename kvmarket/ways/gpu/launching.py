@@ -1,4 +1,4 @@
-"""A thread that launches what would take its caller too long, in the order it was asked."""
+"""A thread that launches long copies in place of the calling thread, in the order of the calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvmarket.ways.copying import FAILURES
 
 
 class Launch:
-    """One launch: under way, or over. It holds its call, and what that holds, only until it is over."""
+    """One launch: waiting, running or over. Keeps the call, and all that the call refers to, only until it is over."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call: Callable[[], None] | None = call
@@ -19,7 +19,7 @@ class Launch:
         self._running.acquire()
 
     def run(self) -> None:
-        """Make the call; called once, by the thread."""
+        """Make the call and note its error. The thread calls this once."""
         call, self._call = self._call, None
         try:
             if call is not None:
@@ -31,20 +31,20 @@ class Launch:
             self._running.release()
 
     def give_up(self) -> None:
-        """It will never be run."""
+        """End without making the call, which counts as failed: the thread has ended."""
         self._call = None
         self._running.release()
 
     def over(self) -> bool:
-        """Whether the call has returned, or raised."""
+        """Whether the call has returned or raised, or was given up."""
         return not self._running.locked()
 
     def failed(self) -> bool:
-        """Whether it raised, or was never made."""
+        """Whether the call raised, or has not been made."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Wait until it is over. Raises RuntimeError if it failed."""
+        """Wait until the launch is over. Raises RuntimeError if it failed."""
         with self._running:
             pass
         if self._error is not None:
@@ -52,19 +52,19 @@ class Launch:
 
 
 class LaunchThread:
-    """Runs launches one after another. Handing one over costs a third of what an executor takes."""
+    """Runs launches one after another. Submitting one takes a third of the time that an executor takes."""
 
     def __init__(self) -> None:
         self._queue: SimpleQueue[Launch | None] = SimpleQueue()
         self._last: Launch | None = None
         self._closed = False
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="kvmarket-launch", daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[], None]) -> Launch:
-        """Have it called. Raises RuntimeError when the thread has ended."""
-        with self._turn:
+        """Let the thread make `call`. Raises RuntimeError when the thread has ended."""
+        with self._lock:
             if self._closed:
                 raise RuntimeError("the thread that launches has ended; connect again")
             launch = self._last = Launch(call)
@@ -72,11 +72,11 @@ class LaunchThread:
         return launch
 
     def busy(self) -> bool:
-        """Whether a launch is not over."""
+        """Whether a submitted launch is not over yet."""
         return self._last is not None and not self._last.over()
 
     def close(self) -> None:
-        """Let what was submitted end, then end the thread. May be called twice."""
+        """Run the launches that were submitted, then end the thread. Waits for it. May be called twice."""
         self._queue.put(None)
         self._thread.join()
 
@@ -85,7 +85,7 @@ class LaunchThread:
             while (launch := self._queue.get()) is not None:
                 launch.run()
         finally:
-            with self._turn:
+            with self._lock:
                 self._closed = True
                 while not self._queue.empty():
                     if (launch := self._queue.get()) is not None:

@@ -1,4 +1,4 @@
-"""What drives the ways of a GPU: the copies of a fetch are launched on streams of our own, each by its way."""
+"""The mover of a GPU: launches the copies of a fetch on its own streams, each by the way chosen for it."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from kvmarket.ways.gpu.pull_way import PullWay
 from kvmarket.ways.gpu.staged_way import StagedWay
 from kvmarket.ways.way import Job, Means, Way, Ways
 
-STREAMS = 3  # the gaps between the copy engine's ranges on one stream are filled by the others
-WAYS: list[type[Way]] = [PullWay, CopyWay, StagedWay]  # one line a way; the first one takes what no other can
+STREAMS = 3  # the copy engine pauses between the ranges of one stream; ranges of the other streams fill the pauses
+WAYS: list[type[Way]] = [PullWay, CopyWay, StagedWay]  # one line a way; the first takes every copy that no other takes
 T = TypeVar("T")
 
 
 class _Thread(threading.local):
-    """What a thread of the process has done already."""
+    """State per thread of this process."""
 
-    ready = False  # whether it has had the context of a device
+    ready = False  # whether the thread has a CUDA context
 
 
 _THREAD = _Thread()
 
 
 class GpuMover:
-    """Copies into the slots of ``own``, on streams of its own; each copy runs after what the current stream holds."""
+    """Copies into the slots of ``own``, on its own streams; each copy runs after the work on the current stream."""
 
     def __init__(self, own: SlotArray, programs: int | None = None, choice: Choice | None = None) -> None:
         """``programs`` bounds the programs of a kernel that run at a time.
 
-        ``choice`` picks the way of every copy; None for what was measured between the two GPUs, or is built in.
+        ``choice`` picks the way of every copy; None picks by the rates measured between the two GPUs, or built in.
         """
         self._device = own.device
         self._streams = tuple(torch.cuda.Stream(own.device) for _ in range(STREAMS))
@@ -58,19 +58,19 @@ class GpuMover:
     def prepare(self, source: SlotArray, owner: str = "") -> None:
         """Build the table and compile the kernels for copies from ``source``: seconds, once per pair of layouts.
 
-        ``owner``: the UUID of the GPU that it lies on. Raises RuntimeError where a kernel cannot be compiled.
+        ``owner``: the UUID of the GPU that holds ``source``. Raises RuntimeError where a kernel cannot be compiled.
         """
         self.ways.prepare(source, owner)
 
     def start(self, copies: Sequence[Copy]) -> Started:
-        """Launch the copies; long ones are launched by a thread, in the order of the calls. Raises RuntimeError."""
+        """Launch the copies in the order of the calls; a thread launches long ones. Raises RuntimeError."""
         if self._closed:
             raise RuntimeError("the market is closed")
         return self._here(lambda: self._start(copies))
 
     def _start(self, copies: Sequence[Copy]) -> Started:
         jobs = [self.ways.job(copy) for copy in copies]
-        self._after_current_stream()  # now: what was just allocated may have been freed by work that it still holds
+        self._after_current_stream()  # now: work on that stream may still use memory that was freed and given to jobs
         done = self._event()
 
         def over() -> bool:
@@ -81,7 +81,7 @@ class GpuMover:
             self._events.append(done)
             return [job.finish() for job in jobs]
 
-        if self._thread.busy() or any(job.threaded for job in jobs):  # what follows a job of the thread stays behind it
+        if self._thread.busy() or any(job.threaded for job in jobs):  # a busy thread takes all jobs, to keep the order
             launch = self._thread.submit(lambda: self._launch_there(jobs, done))
 
             def finish_there() -> list[Int64s | None]:
@@ -93,22 +93,23 @@ class GpuMover:
         return Started(over, finish, (copies, jobs))
 
     def describe(self) -> str:
-        """The ways for sources like our own slots."""
+        """Name the ways for sources with the layout of our own slots, and the most SMs they take."""
         own = self.means.own
         most = self.means.programs or pull_launcher(own, own).enough(summed=False)
         return f"{self.ways.describe()} on at most {most} SMs"
 
     def close(self) -> None:
-        """Wait for the copies under way."""
+        """Wait for the copies under way; `start` raises RuntimeError from then on."""
         self._closed = True
         self._thread.close()
         for stream in self._streams:
             stream.synchronize()
 
     def _here(self, call: Callable[[], T]) -> T:
-        """Call with our device as the current one, and with its context, which a new thread does not have.
+        """Make `call` with our device as the current device, in a thread that has its CUDA context.
 
-        The driver takes copies from a thread with a context only; torch alone would make one on the first GPU.
+        The driver refuses copies from a thread without a context. A new thread has none, and torch by itself would make
+        one on the first GPU.
         """
         if _THREAD.ready and torch.cuda.current_device() == self._device.index:
             return call()
@@ -131,7 +132,7 @@ class GpuMover:
         self._here(lambda: self._launch(jobs, done))
 
     def _launch(self, jobs: Sequence[Job], done: torch.cuda.Event) -> None:
-        """Launch. If that fails, nothing that was launched may land later on: wait for it, then raise RuntimeError."""
+        """Launch the jobs. On failure wait until no launched copy can write any more, then raise RuntimeError."""
         try:
             for job in jobs:
                 job.launch()

@@ -1,4 +1,4 @@
-"""The way of most fetches: one kernel on the reader reads the owner's slots over the link and writes our own."""
+"""The way of most fetches: one kernel on the reader's GPU reads the owner's slots over the link and writes our own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kvmarket.ways.gpu.buffers import Buffer, Buffers, LongBuffer
 from kvmarket.ways.gpu.measured import h200
 from kvmarket.ways.way import Maker, Means, Way
 
-SHORT = 8 << 20  # bytes: a pull of so few takes as many SMs as it can, for some us
+SHORT = 8 << 20  # bytes: a pull of up to so many uses as many SMs as it can, because it takes only some us
 
 
 class PullWay(Way):
-    """Pulls from any slots to any."""
+    """Pulls from slots of any layout to slots of any layout."""
 
     candidate = Candidate("pull")
     rates = (
@@ -39,7 +39,7 @@ class PullWay(Way):
         self._means, self._free = means, Buffers(means.own.device)
 
     def prepare(self, source: SlotArray) -> Maker:
-        """Compile the kernel, with sums and without. Raises RuntimeError where it cannot be."""
+        """Compile the kernel, with sums and without. Raises RuntimeError where that fails."""
         own, stream = self._means.own, self._means.streams[0].cuda_stream
         run, none = pull_launcher(source, own), torch.empty(0, dtype=torch.int64, device=own.device)
         try:
@@ -53,14 +53,14 @@ class PullWay(Way):
 
 
 class PullJob:
-    """A pull, ready to be launched. It has a buffer until it is done."""
+    """One pull, ready to be launched. It holds a buffer until `finish`."""
 
     threaded = False
 
     def __init__(self, means: Means, run: Launcher, free: Buffers, copy: Copy) -> None:
-        """``run`` pulls from this source. ``free``: it takes a buffer of these, and gives it back at the end.
+        """``run`` launches the kernel for this source. The job takes a buffer from ``free`` and `finish` gives it back.
 
-        A copy that is ``summed`` must be one that can be.
+        If ``copy.summed``, the arrays must allow it (see `can_sum`).
         """
         own, programs = means.own, means.programs
         self._run, self._stream, self._programs = run, means.streams[0].cuda_stream, programs
@@ -76,7 +76,7 @@ class PullJob:
         buffer.ids[:blocks], buffer.ids[blocks : 2 * blocks] = copy.source_slots, copy.slots
 
     def launch(self) -> None:
-        """Launch it."""
+        """Launch the pull on the first stream."""
         buffer, stream, blocks, kind = self._buffer, self._stream, self._blocks, PER_UNIT
         assert buffer is not None, "it is launched before it is done"
         if isinstance(buffer, LongBuffer):
@@ -90,8 +90,8 @@ class PullJob:
             buffer.bring_sums(blocks, stream)
 
     def finish(self) -> Int64s | None:
-        """It is done: the sums of its blocks, if it was summed. Its buffer is another's from now on."""
-        buffer, self._buffer = self._buffer, None  # given back once, whatever interrupts this
+        """Give the buffer back; return the sums of the blocks, if the copy was summed. The pull must be done."""
+        buffer, self._buffer = self._buffer, None  # first, so that no interruption gives the buffer back twice
         if buffer is not None:
             if self._summed and isinstance(buffer, LongBuffer):
                 self._found = buffer.found[: self._blocks].copy()

@@ -1,7 +1,7 @@
-"""The way of long fetches from packed slots: the copy engine fills a ring of buffers, a kernel scatters behind it.
+"""The way of long fetches from packed slots: the copy engine fills a ring of buffers, a kernel scatters each buffer.
 
-With several fetches under way it has the highest rate. One alone is pulled sooner on NVLink: a chunk starts some us
-after the one before, a thread launches them, and nothing hides the last scatter.
+It has the highest rate when several fetches are under way. For a single fetch a pull is faster on NVLink: here the copy
+engine pauses between chunks, a thread has to launch them, and nothing hides the last scatter.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from kvmarket.ways.gpu.measured import h200
 from kvmarket.ways.gpu.sums import Sums
 from kvmarket.ways.way import Maker, Means, Way
 
-CHUNK_BYTES = 64 << 20  # the copy engine pauses some us between chunks: 3 % of what it takes for one of these
+CHUNK_BYTES = 64 << 20  # the copy engine pauses some us between chunks: 3 % of the time of a chunk of this size
 BUFFERS = 3  # one is filled, one is scattered, one waits
-LAST_BYTES = 32 << 20  # what is left to be scattered when the last byte has come: less takes more chunks, each CPU time
-PROGRAMS = 64  # of a scatter: at least twice as fast as the link
-RING_SECONDS = 10.0  # until a ring is tried again, for which there was no memory
+LAST_BYTES = 32 << 20  # least size of the last chunks, whose scatter nothing hides; smaller ones cost more CPU time
+PROGRAMS = 64  # of a scatter: with so many it is at least twice as fast as the link
+RING_SECONDS = 10.0  # until the ring is tried again after there was no memory for it
 
 
 class StagedWay(Way):
-    """Goes through a ring of buffers, which is allocated when this way is first taken."""
+    """Copies through a ring of buffers, which the first copy of this way allocates."""
 
     candidate = Candidate("staged")
     rates = (
@@ -45,7 +45,7 @@ class StagedWay(Way):
     def __init__(self, means: Means) -> None:
         self._means = means
         self._ring: Ring | None = None
-        self._ring_at = 0.0  # the moment from which it may be allocated
+        self._ring_at = 0.0  # when it may be allocated, by time.monotonic()
 
     @classmethod
     def available(cls) -> bool:
@@ -53,11 +53,11 @@ class StagedWay(Way):
         return copy_engine.takes_batches()
 
     def prepare(self, source: SlotArray) -> Maker | None:
-        """None unless the source is packed."""
+        """Return what makes the jobs; None unless the source is packed."""
         return self._job if source.layout.packed else None
 
     def takes(self, copy: Copy, table: Table) -> bool:
-        """Whether there is a ring, or one may be allocated; not where slots could be copied without one."""
+        """Whether there is a ring, or one may be allocated. False where `CopyWay` can copy without a ring."""
         return (table.count > 1 or copy.summed) and (self._ring is not None or time.monotonic() >= self._ring_at)
 
     def _job(self, copy: Copy) -> StagedJob | None:
@@ -65,9 +65,9 @@ class StagedWay(Way):
         return StagedJob(self._means, ring, copy) if ring else None
 
     def _new_ring(self) -> Ring | None:
-        """The ring, allocated now.
+        """Allocate the ring.
 
-        None, counted, where there is no memory for it: then packed slots are pulled, for `RING_SECONDS`.
+        Without memory for it, count that and return None: packed slots are then pulled for `RING_SECONDS`.
         """
         try:
             self._ring = Ring(self._means.own, self._means.streams[1])
@@ -78,7 +78,7 @@ class StagedWay(Way):
 
 
 class Ring:
-    """Buffers for chunks in packed layout, on the device of ``own``, allocated here and kept; used in turn."""
+    """`BUFFERS` buffers for chunks in packed layout, on the device of ``own``, used in turn. It owns their memory."""
 
     def __init__(self, own: SlotArray, filling: torch.cuda.Stream) -> None:
         slots = max(1, CHUNK_BYTES // own.layout.slot_bytes)
@@ -94,11 +94,11 @@ class Ring:
         self.filled = [torch.cuda.Event() for _ in self.buffers]
         self.free = [torch.cuda.Event() for _ in self.buffers]
         self.turn = 0
-        filling.wait_stream(torch.cuda.current_stream())  # the memory may have been freed by work still on it
+        filling.wait_stream(torch.cuda.current_stream())  # work on that stream may still use this memory, freed before
 
 
 class StagedJob:
-    """Chunks, ready to be launched. Launching takes as long as copying: a thread does it."""
+    """One staged copy, ready to be launched. Launching takes as long as copying, so the mover's thread does it."""
 
     threaded = True
 
@@ -112,9 +112,9 @@ class StagedJob:
         self._places = torch.empty_like(self._slots, device=own.device)
 
     def launch(self) -> None:
-        """Launch all chunks; the first stream has all of them behind it then.
+        """Launch all chunks. Later work on the first stream waits for all of them.
 
-        Filling a buffer touches nothing of the caller's: it may run ahead of his stream, a scatter may not.
+        Filling a buffer touches no memory of the caller, so it need not wait for the caller's stream. A scatter must.
         """
         ring, size = self._ring, self._own.layout.slot_bytes
         fill, stream = self._filling, self._scattering.cuda_stream
@@ -126,7 +126,7 @@ class StagedJob:
         for start, end in chunks(len(sources), ring.slots, max(1, LAST_BYTES // size)):
             turn, ring.turn = ring.turn, (ring.turn + 1) % BUFFERS
             buffer = ring.buffers[turn]
-            fill.wait_event(ring.free[turn])  # no wait at all where it was never recorded
+            fill.wait_event(ring.free[turn])  # an event that was never recorded does not wait
             into = addresses(buffer.addresses()[0], size, np.arange(end - start))
             copy_engine.copy_ranges(*merged(into, sources[start:end], size), fill.cuda_stream)
             ring.filled[turn].record(fill)
@@ -144,14 +144,14 @@ class StagedJob:
             self._sums.bring(stream)
 
     def finish(self) -> Int64s | None:
-        """It is done: the sums of its blocks, if it was summed."""
+        """Return the sums of the blocks, if the copy was summed, else None. Call it when the copy is done."""
         return self._sums.found() if self._sums else None
 
 
 def chunks(blocks: int, most: int, last: int) -> Iterator[tuple[int, int]]:
-    """Cut ``blocks`` blocks into (start, end) of at most ``most`` each; the last ones are halved down to ``last``.
+    """Cut ``blocks`` blocks into chunks (start, end) of at most ``most`` blocks.
 
-    What the last chunk takes to be scattered, nothing hides.
+    The last ``most`` blocks are halved again and again, down to ``last``, because nothing hides the last scatter.
     """
     start = 0
     while start < blocks:

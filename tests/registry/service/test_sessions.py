@@ -27,7 +27,7 @@ def test_a_service_without_descriptors_serves_who_is_in(own_address, monkeypatch
         assert isinstance(member.ask(pack_message(join_message())), Joined)
         assert isinstance(member.hear(), Changes)
         with monkeypatch.context() as patched:
-            patched.setattr(service._door, "accept", lambda: os.dup(-1))  # fails as when there are none left
+            patched.setattr(service._listener, "accept", lambda: os.dup(-1))  # fails as when there are none left
             before = counters.snapshot().get(NOT_LET_IN, 0)
             with Line(place) as late:
                 late.tell(pack_message(AskStatus()))
