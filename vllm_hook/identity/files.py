@@ -1,6 +1,6 @@
 """The files that weights are read from: they are held open, and identified by a digest of their content.
 
-Digests are cached in the user's runtime directory, by what changes with a file's content: device, inode, size, mtime
+Digests are cached in ``/tmp/kvmarket-<uid>/weights``, by what changes with a file's content: device, inode, size, mtime
 and ctime. So a second start reads no file again, except files of read-only images (see `WeightFile`).
 """
 

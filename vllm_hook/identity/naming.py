@@ -37,8 +37,8 @@ UNKNOWN = Weights("")
 def name_as_loaded(model: torch.nn.Module, worker: Any) -> Weights:
     """Name the weights that this worker of vLLM has loaded.
 
-    The name is a checksum of the tensors if they are visible: 13 ms for 16 GB on an H200, and 2.5 s the first time
-    in a process, for its kernel (bench/results/h200x1-weights.json). Else it is the digest of the files that they were read
+    The name is a checksum of the tensors if they are visible: 13 ms for 16 GB on an H200, and 2.5 s the first time in a
+    process, for its kernel (bench/results/h200x1-weights.json). Else it is the digest of the files that they were read
     from: this waits until the digest is ready (see `digest_of`). Raises FingerprintError as `code_of` does, and what
     the store of `name_of_group` raises.
     """
