@@ -57,7 +57,10 @@ def begin_to_allocate(nbytes: int | None = BYTES) -> None:
 
 
 class Sharer:
-    """A process that shares memory, in its own or another PID namespace, until it is killed."""
+    """A process that runs `steps`, functions of this module, and then sleeps until it is killed.
+
+    `namespace` and `as_process` replace its PID namespace and its process number in what it tells others.
+    """
 
     def __init__(self, *steps, namespace: int | None = None, as_process: int | None = None) -> None:
         context = multiprocessing.get_context("fork")

@@ -43,5 +43,5 @@ class Guard:
         return True
 
 
-def unconcerned(reason: str) -> None:
+def nothing_to_close(reason: str) -> None:
     """A `failed` that does nothing: for callers that have nothing to close."""

@@ -11,7 +11,7 @@ FAULTS = ("drop", "double", "delay", "reorder", "tear", "glue")
 
 @dataclass
 class Weather:
-    """The faults: the chance of each one per message, and how many bytes a queue takes."""
+    """The state of a connection's faults: the chance of each one per message, and how many bytes a queue takes."""
 
     chance: random.Random
     faults: dict[str, float]

@@ -22,7 +22,7 @@ def code_of(model: torch.nn.Module, worker: object = None) -> str:
 
     It covers the classes of the model's layers, of the objects that compute with their weights, and of the worker:
     code from ``trust_remote_code``, plugins, ``model_class_overrides``. For a class in a package it covers all Python
-    files in the folder of the class's module. Paths do not count. Raises FingerprintError for code without a file.
+    files below the folder of the class's module. Paths do not count. Raises FingerprintError for code without a file.
     """
     sources = sorted({_sources(kind) for kind in _classes(model, worker)})
     return xxhash.xxh3_128_hexdigest(repr(sources).encode()) if sources else ""
@@ -39,7 +39,7 @@ def _classes(model: torch.nn.Module, worker: object) -> Iterator[type[Any]]:
 
 
 def _sources(kind: type[Any]) -> tuple[tuple[str, str], ...]:
-    """(name, digest) of the file of the class's module, and of all Python files in the folder if it is in a package."""
+    """(name, digest) of the file of the class's module, and of all Python files below its folder if in a package."""
     module = sys.modules.get(kind.__module__)
     try:
         file = Path(str(getattr(module, "__file__", None)))

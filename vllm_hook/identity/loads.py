@@ -74,7 +74,7 @@ class Load:
 
 
 def load_of(model: torch.nn.Module) -> Load | None:
-    """The recorded load of this model; None if another loader loaded it, on a GPU, or before `watch`."""
+    """The recorded load of this model; None for another loader, for files on a GPU, and for loads before `watch`."""
     return _loads.get(model)
 
 

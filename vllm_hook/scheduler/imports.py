@@ -42,7 +42,7 @@ class Imports:
         self._found: dict[str, Hit] = {}
         self._unsent: list[Load] = []
         self._flights: dict[str, Flight] = {}
-        self._hastened: set[str] = set()  # requests reported to vLLM before their worker's output does
+        self._reported_early: set[str] = set()  # requests reported to vLLM before their worker's output does
         self._uncounted = 0  # imported tokens that no counter has yet
         self.worker: WorkerSide | None = None  # set where one thread runs both sides
 
@@ -81,7 +81,9 @@ class Imports:
         self._unsent.append(load)
         return load
 
-    def take_off(self, load: Load, first: int, state: RequestState, generations: Callable[[Slots], UInt64s]) -> None:
+    def put_in_flight(
+        self, load: Load, first: int, state: RequestState, generations: Callable[[Slots], UInt64s]
+    ) -> None:
         """Put a planned load in flight. Call it after its pages were retired.
 
         The load fills blocks `first`, ... of the request. It starts at once where the scheduler may call the worker.
@@ -95,31 +97,31 @@ class Imports:
         loads, self._unsent = tuple(self._unsent), []
         return loads
 
-    def spoilt(self, pages: set[int]) -> None:
+    def note_bad(self, pages: set[int]) -> None:
         """Note pages that some rank could not fill."""
         for flight in self._flights.values():
             flight.bad |= pages.intersection(flight.slots.tolist())
 
-    def hasten(self, output: Any) -> None:
+    def report_early(self, output: Any) -> None:
         """Add loads that ended since the step to the step's `output`, so that vLLM schedules their requests next.
 
         Without this, where steps overlap, those requests would start one step later. vLLM must see each load once:
         loads that were added early are removed from the later output that reports them.
         """
         told = set(output.finished_recving or ())
-        output.finished_recving = told - self._hastened
-        self._hastened -= told
-        landed = self.unheard() - told
+        output.finished_recving = told - self._reported_early
+        self._reported_early -= told
+        landed = self.unreported() - told
         output.finished_recving |= landed
-        self._hastened |= landed
+        self._reported_early |= landed
 
-    def unheard(self) -> set[str]:
+    def unreported(self) -> set[str]:
         """Requests in flight whose load has landed whole, asked of `worker`; empty without one."""
         return self.worker.landed() & self._flights.keys() if self.worker is not None and self._flights else set()
 
     def is_due(self, request_id: str) -> bool:
         """Whether a later output will still report a load of an older request with this id; until then it is in use."""
-        return request_id in self._hastened
+        return request_id in self._reported_early
 
     def landed(self, request_ids: Iterable[str]) -> list[Flight]:
         """End the flights of these requests; returns them, cut to the blocks that every rank has."""

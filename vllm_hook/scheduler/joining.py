@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kvmarket import counters
 from kvmarket.errors import KVMarketError
 from kvmarket.market.control import ControlHalf
-from vllm_hook.guard import Guard, unconcerned
+from vllm_hook.guard import Guard, nothing_to_close
 
 
 class Joining:
@@ -75,7 +75,7 @@ class Joining:
             wanted = not self._unwanted.is_set()
             if wanted:
                 self._control = control
-        with Guard("join", unconcerned):
+        with Guard("join", nothing_to_close):
             if wanted:
                 self._joined(control)
             else:
@@ -86,5 +86,5 @@ class Joining:
         counters.add("vllm_join_failed", reason=kind, detail=why)
         if kind != self._kind:
             self._kind = kind
-            with Guard("join", unconcerned):
+            with Guard("join", nothing_to_close):
                 self._failed(f"{kind}: {why}")

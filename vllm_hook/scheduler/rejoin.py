@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from kvmarket import counters
 from kvmarket.market.control import ControlHalf
-from vllm_hook.guard import Guard, unconcerned
+from vllm_hook.guard import Guard, nothing_to_close
 from vllm_hook.metadata import RankMemory
 from vllm_hook.scheduler.joining import Joining
 from vllm_hook.worker.weights import CacheWeights, Names, have_names
@@ -33,11 +33,12 @@ class Rejoin:
         ranks: Sequence[RankMemory],
         connect: Connect,
         joined: Callable[[ControlHalf], None] = lambda control: None,
-        failed: Callable[[str], None] = unconcerned,
+        failed: Callable[[str], None] = nothing_to_close,
     ) -> None:
         """`connect` makes the control half for the memory of all ranks; see `Joining` for `joined` and `failed`.
 
-        All three are called on the joining thread; `failed` also on the caller's, for a first attempt that is late.
+        All three are called on the joining thread; `failed` also on the scheduling thread, if the first attempt takes too
+        long or no thread can be started.
         """
         self.weights: Names = ()
         self._ranks = ranks
@@ -67,7 +68,7 @@ class Rejoin:
         self._cached.emptied(step)
 
     def changed(self, step: int, weights: Names) -> bool:
-        """Whether this returned step computed with other weights than `weights` of ours; rejoins when it may."""
+        """Whether this returned step computed with other weights than `weights`; also starts to rejoin if it can."""
         self._cached.computed(step, weights)
         if self._out and self._cached.only(self.weights):
             self._ask()
@@ -129,7 +130,7 @@ def _close(control: ControlHalf) -> None:
     """Close `control` on a thread of its own; on the calling thread where none can be started."""
 
     def close() -> None:
-        with Guard("leave", unconcerned):
+        with Guard("leave", nothing_to_close):
             control.close()
 
     try:

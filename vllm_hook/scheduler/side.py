@@ -1,6 +1,6 @@
 """The scheduler side: offers blocks of finished steps, retires pages before reuse, plans imports. It has no tensors.
 
-It runs on the engine's scheduling thread and never blocks there, except in `join`. Work that can wait is deferred.
+KVMarketConnector calls it on vLLM's scheduling thread. Nothing but `join` blocks; work that can wait is deferred.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kvmarket import counters
 from kvmarket.market.control import ControlHalf
 from kvmarket.pool import Slots, UInt64s, as_slots
 from vllm_hook.engine import compat
-from vllm_hook.guard import unconcerned
+from vllm_hook.guard import nothing_to_close
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.metrics.summary import Summary
 from vllm_hook.scheduler import outputs
@@ -84,7 +84,7 @@ class SchedulerSide:
         ranks: Mapping[int, RankMemory],
         connect: Connect,
         joined: Callable[[ControlHalf], None] = lambda control: None,
-        failed: Callable[[str], None] = unconcerned,
+        failed: Callable[[str], None] = nothing_to_close,
     ) -> str:
         """Start to join the market with the memory of every rank, by rank; returns the `refusal`, if any.
 
@@ -183,7 +183,7 @@ class SchedulerSide:
         if state is None:
             return
         if external:
-            self._take_off(load, state)
+            self._put_in_flight(load, state)
         if state.hit:
             counters.add("vllm_tokens_local", state.hit * self._block_size)
             state.hit = 0
@@ -211,7 +211,7 @@ class SchedulerSide:
         if control is None:
             return self.plain_step(tokens=tokens)
         self._reuse.retire(control, outputs.new_pages(output, self._states))
-        now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
+        now = self._put_off or self._steps.computing or not (tokens or self._loads.unreported())
         if now and not self._loads.planned and not self._steps.waking:
             self._deferred.run()
         return self.plain_step(list(self._completed(control, output)) if self._offers else [], tokens)
@@ -225,17 +225,17 @@ class SchedulerSide:
         return StepMetadata(step, self._loads.take_unsent(), gone + left, weights, idle)
 
     def returned(self, output: Any) -> None:
-        """A step's output is back: offer the blocks of the step and of ended loads, but after a first token."""
-        self._loads.hasten(output)
+        """A step's output is back: offer the blocks of the step and of ended loads, later if a first token is due."""
+        self._loads.report_early(output)
         done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._states)
         whole = isinstance(done, StepDone) and done.ranks == self._ranks
         if whole:
             self._rate.returned(done.step)
-            self._heed_weights(done)
+            self._check_weights(done)
         bad = output.invalid_block_ids
         if bad:
             self._steps.discard(bad)
-            self._loads.spoilt(bad)
+            self._loads.note_bad(bad)
         for written in self._steps.through(done.step) if whole else ():
             sure = sure_part(written, self._block_size) if self._speculates else written
             self._deferred.add(partial(self._offer, sure.state, sure.first, sure.slots, sure.generations))
@@ -268,18 +268,18 @@ class SchedulerSide:
         if promises and self._control is not None:
             self._in_flight.end(self._control)
 
-    def _heed_weights(self, done: StepDone) -> None:
+    def _check_weights(self, done: StepDone) -> None:
         """Leave the market when a step computed with other weights than those in the engine's fingerprint."""
         if self._rejoin is not None and self._rejoin.changed(done.step, done.weights):
             self.fail("weights changed")
             control, self._control = self._control, None
             self._rejoin.leave(control, done.step, done.weights)
 
-    def _take_off(self, load: Load, state: RequestState) -> None:
+    def _put_in_flight(self, load: Load, state: RequestState) -> None:
         """Put a planned load in flight; its pages are retired. A request has one import at most."""
         state.imported = True
         if load.hit is not None and self._control is not None:
-            self._loads.take_off(load, load.hit.first, state, self._control.generations)
+            self._loads.put_in_flight(load, load.hit.first, state, self._control.generations)
             self._deferred.add(lambda: self._reuse.watch(load.slots.tolist()))
 
     def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:

@@ -1,4 +1,8 @@
-"""The worker side of one rank: shares the rank's pages, and fetches peers' blocks into them. It sees no tokens."""
+"""The worker side of one rank: shares the rank's pages, and fetches peers' blocks into them. It sees no tokens.
+
+KVMarketConnector calls it on the thread that runs the worker's steps. After an exception it calls `refuse`, or, for an
+exception of `start` and `poll`, `failed`.
+"""
 
 from __future__ import annotations
 

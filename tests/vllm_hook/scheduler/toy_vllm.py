@@ -39,7 +39,10 @@ class Step:
 
 
 class Toy:
-    """One engine. Its requests are those of `fakes.request` with further attributes of the toy."""
+    """One engine. Its requests are those of `fakes.request` with further attributes of the toy.
+
+    `here`: the scheduler side may call the worker side directly, as on one thread.
+    """
 
     def __init__(self, seed: int, queue: int, *, here: bool) -> None:
         self.chance = random.Random(seed)
