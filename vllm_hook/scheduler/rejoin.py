@@ -37,8 +37,8 @@ class Rejoin:
     ) -> None:
         """`connect` makes the control half for the memory of all ranks; see `Joining` for `joined` and `failed`.
 
-        All three are called on the joining thread; `failed` also on the scheduling thread, if the first attempt takes too
-        long or no thread can be started.
+        All three are called on the joining thread; `failed` also on the scheduling thread, if the first attempt is
+        late or no thread can be started.
         """
         self.weights: Names = ()
         self._ranks = ranks
