@@ -29,8 +29,8 @@ def percentiles(samples: Iterable[float]) -> dict[str, float]:
 def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterable[str] = (), **more: Any) -> Path:
     """Write ``bench/results/<machine>-<suite>.json``.
 
-    `more` are further facts of the run, such as repeats or the driver; `commit` among them where the checkout's history
-    does not say what is measured.
+    Returns the file. `packages` are named with their versions if installed. `more` are further facts of the run, such
+    as repeats or the driver; a `commit` among them replaces that of the checkout.
     """
     versions = {"python": platform.python_version(), "numpy": np.__version__}
     for package in packages:
@@ -46,7 +46,7 @@ def write(machine: str, suite: str, rows: list[dict[str, Any]], packages: Iterab
 
 
 def facts(gpus: Sequence[int]) -> dict[str, str]:
-    """What a result says of the GPUs that were used, all alike, and of their driver."""
+    """The model of the GPUs that were used (of the first; all must be alike) and their driver, for a result file."""
     if not gpus:
         return {"gpu": "CPU"}
     with library():
@@ -55,7 +55,7 @@ def facts(gpus: Sequence[int]) -> dict[str, str]:
 
 
 def loop_ms(times: int = 100) -> float:
-    """Median milliseconds that 20,000 turns of a Python loop take: how fast this CPU is right now."""
+    """Median milliseconds of a Python loop with 20,000 empty turns: how fast this CPU is right now."""
     spent = []
     for _ in range(times):
         begin = perf_counter()
@@ -66,7 +66,7 @@ def loop_ms(times: int = 100) -> float:
 
 
 def commit() -> str:
-    """The commit that is measured, with a "+" if what is measured differs from it; empty outside a checkout."""
+    """The checkout's commit, with a "+" if files outside bench/results/ differ from it; empty outside a checkout."""
     head, changes = (
         subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=False)
         for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", ":/", ":!/bench/results"])

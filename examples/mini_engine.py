@@ -1,13 +1,14 @@
-"""A small paged transformer engine of one's own, and the places where it calls kvmarket.
+"""A small paged transformer engine, as one could write it oneself, and the places where it calls kvmarket.
 
 A Llama-like decoder (RMSNorm, RoPE, grouped-query attention, SwiGLU) with random weights of a fixed seed and a paged KV
 cache. Read `MiniEngine.generate` for `match`, `fetch` and `publish`, and `MiniEngine.take` for `retire`.
 
     python examples/mini_engine.py          two engines, the second imports the first one's prefix
 
-Tokens computed from an imported prefix are the same as without it, to the bit and not by luck: a prompt is computed in
-chunks that begin at multiples of CHUNK whatever was imported, the last one padded, so a row goes through the same
-kernels at the same shapes either way. Imported rows in the chunk where the import ends are computed again, not written.
+Tokens computed from an imported prefix are bit for bit those computed without it, by design: a prompt is computed in
+chunks that begin at multiples of CHUNK, whatever was imported, and the last chunk is padded. So a row goes through the
+same kernels with the same shapes in both cases. If an import ends within a chunk, the chunk's imported rows are
+computed again, but not written.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ class Shape:
     seed: int = 20
 
 
-SMALL = Shape()  # 2,048 tokens in a second or two on two CPU cores
+SMALL = Shape()  # prefills 2,048 tokens in a second or two on two CPU cores
 LARGE = Shape(32768, layers=12, hidden=4096, heads=32, kv_heads=8, head_dim=128, inner=14336, dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `generate` did. `prefill_seconds` is all the time before the first new token, the import included."""
+    """What `generate` did. `prefill_seconds` is the whole time before the first new token, with the import."""
 
     tokens: list[int]
     imported_tokens: int
@@ -57,7 +58,7 @@ class Result:
 
 
 class Model:
-    """The decoder. It writes keys and values into a paged cache and reads them back through a table of blocks."""
+    """The decoder. It writes keys and values into a paged cache and reads them back through a block table."""
 
     def __init__(self, shape: Shape, device: torch.device) -> None:
         s, random = shape, torch.Generator(device).manual_seed(shape.seed)
@@ -67,8 +68,8 @@ class Model:
             w = torch.empty(rows, columns, dtype=s.dtype, device=device)
             return w.normal_(0.0, gain * columns**-0.5, generator=random)
 
-        # The gains make attention look at few tokens instead of averaging all, and count beside the residual: each
-        # token of the prefix then matters for those that come next, and a wrong import shows.
+        # With these gains attention picks few tokens instead of averaging all, and its output is not small beside the
+        # residual: so each token of the prefix matters for the next ones, and a wrong import changes the output.
         self.layers = [
             {
                 "q": weight(s.heads * s.head_dim, s.hidden, 3.0),
@@ -131,7 +132,7 @@ class Model:
 
 
 class MiniEngine:
-    """A model, its paged cache of `blocks` blocks, and a place in the node's market. One request at a time, greedy."""
+    """A model, its paged cache of `blocks` blocks, and its market. It runs one request at a time, greedily."""
 
     def __init__(
         self,
@@ -143,30 +144,30 @@ class MiniEngine:
         tenant: str = "",
         **facts: object,
     ) -> None:
-        """Join the market at `address` (None: this user's own). `facts`: what else must agree before KV is reused."""
+        """Join the market at `address` (None: the user's own). `facts`: what else must agree before KV is reused."""
         self.device = torch.device(device)
         self.model, self.block_size = Model(shape, self.device), block_size
         page = (blocks, 2, block_size, shape.kv_heads, shape.head_dim)
         self.pages = [torch.zeros(page, dtype=shape.dtype, device=self.device) for _ in range(shape.layers)]
         self.free = deque(range(blocks))
-        self.kept: deque[list[int]] = deque()  # of finished sequences, the oldest first: still there, still offered
+        self.kept: deque[list[int]] = deque()  # blocks of finished sequences, the oldest first: still offered
         self.cache = kvmarket.PagedCache(self.pages, block_size=block_size, slot_dim=0)
         facts |= {"engine": "mini", "chunk": CHUNK, "device": self.device.type, **asdict(shape)}
         fingerprint = kvmarket.Fingerprint.of(**facts)
         self.market = kvmarket.connect(self.cache, fingerprint, tenant=tenant, address=address)
 
     def take(self, count: int) -> list[int]:
-        """`count` blocks to write into; those of the oldest finished sequences when no others are left."""
+        """Take `count` blocks to write: free ones, then those of the oldest finished sequences. Raises ValueError."""
         while len(self.free) < count:
             if not self.kept:
                 raise ValueError(f"{count} blocks wanted, {len(self.free)} free; make the engine with more blocks")
             old = self.kept.popleft()
-            self.market.retire(old)  # from here on nobody can take what we are about to overwrite
+            self.market.retire(old)  # from here on no reader takes bytes that we overwrite
             self.free.extend(old)
         return [self.free.popleft() for _ in range(count)]
 
     def generate(self, tokens: list[int], new_tokens: int, reuse: bool = True) -> Result:
-        """The `new_tokens` tokens that follow `tokens`. `reuse=False` computes all of them here."""
+        """Generate the `new_tokens` tokens that follow `tokens`. `reuse=False`: import nothing, compute everything."""
         if not tokens or new_tokens < 1:
             raise ValueError("nothing to do; give at least one token and ask for at least one")
         began = time.perf_counter()
@@ -179,7 +180,7 @@ class MiniEngine:
             imported = self.market.fetch(hit, blocks[:wanted]).wait()
             fetch_seconds = time.perf_counter() - fetching
         logits = self.prefill(tokens, imported * self.block_size, blocks)
-        self.market.publish(tokens, blocks[: len(tokens) // self.block_size])  # imported ones too: we hold them now
+        self.market.publish(tokens, blocks[: len(tokens) // self.block_size])  # imported ones too: we have them
         new = [int(logits.argmax())]
         prefill_seconds = time.perf_counter() - began
         while len(new) < new_tokens:
@@ -189,7 +190,7 @@ class MiniEngine:
         return Result(new, imported * self.block_size, nbytes, prefill_seconds, fetch_seconds)
 
     def prefill(self, tokens: list[int], computed: int, blocks: list[int]) -> torch.Tensor:
-        """Compute the positions from `computed` on, in whole aligned chunks; returns the logits behind the last."""
+        """Compute the positions from `computed` on, in whole aligned chunks; returns the logits after the last."""
         hidden, start = torch.empty(0), 0
         for start in range(computed // CHUNK * CHUNK, len(tokens), CHUNK):
             chunk = tokens[start : start + CHUNK]
@@ -198,9 +199,9 @@ class MiniEngine:
         return self.logits(hidden[len(tokens) - 1 - start])
 
     def step(self, tokens: list[int], blocks: list[int]) -> torch.Tensor:
-        """Logits behind the last token, the only one that is not computed yet.
+        """The logits after the last token, the only one that is not computed yet.
 
-        GPUs were seen to round a row by itself differently from time to time; there it is computed within its chunk.
+        A GPU may round a single row differently from time to time; so there the row is computed within its chunk.
         """
         at = len(tokens) - 1
         if self.device.type == "cuda":
@@ -208,16 +209,16 @@ class MiniEngine:
         return self.logits(self.model.forward(tokens[at:], at, range(at, at + 1), blocks, self.pages)[0])
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores of every token of the vocabulary, in float32."""
+        """The scores of all tokens of the vocabulary, in float32."""
         return (self.model.head @ hidden).float()
 
     def close(self) -> None:
-        """Leave the market; our offers are dead from here on."""
+        """Leave the market; all offers of this engine are dead from here on."""
         self.market.close()
 
 
 def main() -> None:
-    """Two engines in this process, on a market of their own."""
+    """Run two engines in this process, with a market of their own."""
     parser = argparse.ArgumentParser(description="two small engines; the second imports the first one's prefix")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--prompt-tokens", type=int, default=1000)

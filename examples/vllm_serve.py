@@ -1,8 +1,8 @@
-"""Two `vllm serve` processes and a client: what the first server has prefilled, the second one imports.
+"""Two `vllm serve` processes and a client: the second server imports what the first one has prefilled.
 
 ``python examples/vllm_serve.py [MODEL]`` starts both with one flag each (on two GPUs, on one, or on the CPU build of
 vLLM), sends both requests with the same prefix, and prints for each the cached tokens and the time to the first token,
-then what the second server says of it on its /metrics page. Without MODEL it takes a small Llama with random weights.
+then the second server's metrics of kvmarket. Without MODEL it takes a small Llama with random weights.
 Exits with 1 unless the second server imported the prefix and answered what the first one answers.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from vllm_two_engines import CPU, CPU_ENVIRONMENT, GPU, TRANSFER, gpus, save_model
 
-WORDS = 400  # of the shared prefix, where MODEL has a tokenizer of its own
+WORDS = 400  # words of the shared prefix for MODEL, whose own tokenizer is used
 OUTPUT = 16
 START_SECONDS = 900
 METRICS = (
@@ -38,13 +38,13 @@ METRICS = (
 
 
 class Server:
-    """A `vllm serve` process that is up, and requests to it."""
+    """A `vllm serve` process that was started, and requests to it."""
 
     def __init__(self, name: str, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         self.name, self.port, self.log, self._process = name, port, log, process
 
     def wait(self) -> None:
-        """Wait until it answers. Exits with the end of its log when it does not come up."""
+        """Wait until the server answers. Exits with the end of its log if the server does not come up."""
         end = time.monotonic() + START_SECONDS
         while self._process.poll() is None and time.monotonic() < end:
             try:
@@ -65,7 +65,7 @@ class Server:
             connection.close()
 
     def metrics(self) -> dict[str, float]:
-        """The sums of all samples of each metric of kvmarket on the server's page, by name."""
+        """Each metric of kvmarket on the server's /metrics page, summed over its labels, by name."""
         found: dict[str, float] = {}
         for line in self.get("/metrics").splitlines():
             if line.startswith("kvmarket_"):
@@ -75,7 +75,7 @@ class Server:
         return found
 
     def complete(self, prompt: Any, tokens: int = OUTPUT, salt: str = "") -> tuple[float, int, str]:
-        """Seconds to the first token, cached prompt tokens, the answer."""
+        """Stream one answer: (seconds to the first token, cached prompt tokens, the answer)."""
         ask = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
         ask |= {"stream": True, "stream_options": {"include_usage": True}} | ({"cache_salt": salt} if salt else {})
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
@@ -101,18 +101,18 @@ class Server:
 
 @contextmanager
 def serve(name: str, model: str, folder: Path, gpu: str | None, arguments: list[str]) -> Iterator[Server]:
-    """A `vllm serve` with the connector, being started; ended afterwards."""
+    """Start a `vllm serve` with the connector, without waiting for it; end it afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     transfer = TRANSFER | {"kv_connector_extra_config": {"address": f"{folder}/market"}}
-    # what `vllm serve` runs: the command itself asks for the version of a package "vllm", which the CPU build is not
+    # the module that `vllm serve` runs: the command needs a package named "vllm", and the CPU build has another name
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--served-model-name", "model"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enable-prompt-tokens-details"]
     command += ["--kv-transfer-config", json.dumps(transfer), *arguments]
     environment = os.environ | {"PYTHONHASHSEED": "0", "VLLM_NO_USAGE_STATS": "1"}
-    environment |= {"PYTHONSAFEPATH": "1"}  # -m would have it import whatever lies in the current directory
+    environment |= {"PYTHONSAFEPATH": "1"}  # else -m imports from the current directory too
     environment |= CPU_ENVIRONMENT if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     path = folder / f"{name}.log"
     with path.open("wb") as log:
@@ -129,7 +129,7 @@ def serve(name: str, model: str, folder: Path, gpu: str | None, arguments: list[
 
 
 def small_model(folder: Path, on_gpu: bool) -> tuple[str, list[str]]:
-    """A Llama with random weights and a tokenizer of numbers; what vLLM needs to know of it."""
+    """Save a Llama with random weights and a tokenizer of numbers; returns its path and arguments for `vllm serve`."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -143,7 +143,7 @@ def small_model(folder: Path, on_gpu: bool) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    """Start both servers, ask both, print what happened."""
+    """Start both servers, ask both, and print a table; 0 if the prefix was imported and the answers are equal."""
     from rich.console import Console
     from rich.table import Table
 
@@ -170,7 +170,7 @@ def main() -> int:
         first, second = servers
         for server in servers:
             server.wait()
-            server.complete(questions[0])  # the first request of a process pays for much else
+            server.complete(questions[0])  # the first request of a process is slow for other reasons
         rows = [("first", "computes the prefix", first.complete(shared + questions[0]))]
         time.sleep(0.5)
         rows.append(("second", "imports it", second.complete(shared + questions[1])))

@@ -1,8 +1,8 @@
 """Two stock vLLM engines share a prefix: the first computes it, the second imports its blocks and computes the rest.
 
-``python examples/vllm_two_engines.py`` (or ``make demo-vllm``) starts both as processes, each on a GPU of its own where
-there are two, else on the CPU build of vLLM, and prints what the import was worth. All that an engine needs to take
-part is TRANSFER below. Exits with 1 when the outputs differ.
+``python examples/vllm_two_engines.py`` (or ``make demo-vllm``) starts both as processes, each on a GPU of its own if
+there are two, on one GPU, or on the CPU build of vLLM, and prints what the import saved. TRANSFER below is all that an
+engine needs to take part. Exits with 1 when the outputs differ.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 TRANSFER = {
     "kv_connector": "KVMarketConnector",
-    "kv_connector_module_path": "vllm_hook",  # not needed where kvmarket is installed: vLLM then knows the name
+    "kv_connector_module_path": "vllm_hook",  # not needed if kvmarket is installed: vLLM then knows the name
     "kv_role": "kv_both",
     "kv_load_failure_policy": "recompute",
 }
@@ -36,9 +36,9 @@ CPU_ENVIRONMENT = {
 
 
 def engine(folder: str, size: dict[str, Any], on_gpu: bool) -> None:
-    """Run one engine: a prompt per line on stdin, the time, the cached tokens and the output per line on stdout."""
+    """Run one engine: it reads a request per line from stdin and prints [seconds, cached tokens, output] per line."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # vLLM's own words go to stderr
+    os.dup2(2, 1)  # vLLM's own output goes to stderr
     from vllm import LLM, SamplingParams
 
     place = {"gpu_memory_utilization": 0.4} if on_gpu else {"block_size": 32, "num_gpu_blocks_override": 256}
@@ -60,7 +60,7 @@ def engine(folder: str, size: dict[str, Any], on_gpu: bool) -> None:
         ask = json.loads(line)
         prompt: Any = {"prompt_token_ids": ask["prompt"]}
         if ask["salt"]:
-            prompt["cache_salt"] = ask["salt"]  # computes everything itself
+            prompt["cache_salt"] = ask["salt"]  # no other request has this salt: everything is computed
         sampling = SamplingParams(max_tokens=ask["tokens"], temperature=0.0, ignore_eos=True, detokenize=False)
         start = time.perf_counter()
         (output,) = llm.generate([prompt], sampling, use_tqdm=False)
@@ -131,7 +131,7 @@ class Process:
 
 
 def gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that may be used, named as in CUDA_VISIBLE_DEVICES; empty without any."""
     import torch
 
     seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -160,7 +160,7 @@ def main() -> int:
         try:
             for one in engines:
                 one.answer()
-                one.run(tokens(size["prefix"] + QUESTION))  # the first request of a process pays for much else
+                one.run(tokens(size["prefix"] + QUESTION))  # the first request of a process is slow for other reasons
             shared = tokens(size["prefix"])
             warm = tokens(size["prefix"])
             first.run(warm + tokens(QUESTION))

@@ -43,7 +43,7 @@ def assert_same_blocks(
 
 
 def whereabouts(layout: Layout, segment: int, byte: int) -> str:
-    """Which slot, part and coordinate a byte of a segment belongs to, or that it is a gap."""
+    """Describe a byte of a segment: its slot, part and coordinate, or that it is in a gap."""
     for number, part in enumerate(layout.parts):
         if part.segment != segment:
             continue

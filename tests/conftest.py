@@ -1,4 +1,4 @@
-"""What every test shares: Triton's interpreter where there is no GPU, skips that say why, a market of one's own."""
+"""Fixtures of all tests: markets and engines; Triton's interpreter without a GPU; skips with their reasons."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CUDA = torch.cuda.is_available()
 if not CUDA:
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, so before any test module is
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # set before any test module imports triton, which reads it then
 
 
 def _peers() -> str:
@@ -36,7 +36,7 @@ def _peers() -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, by name and with a reason, what this machine cannot run."""
+    """Skip each test that this machine cannot run, with the reason."""
     reasons = {"gpu": "" if CUDA else "needs an NVIDIA GPU, this machine has none", "gpu2": _peers()}
     for item in items:
         for marker, reason in reasons.items():
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Why tests were skipped, and how many in which file; ``-rs`` names each of them."""
+    """Print why tests were skipped, and how many per file; ``-rs`` names each of them."""
     reasons: dict[str, Counter[str]] = {}
     for report in terminalreporter.stats.get("skipped", ()):
         reason = report.longrepr[2].removeprefix("Skipped: ")
@@ -57,7 +57,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def own_address() -> Iterator[str]:
-    """Path of a socket in a private directory of this test's own; short, because a Unix socket's path has 107 bytes."""
+    """The path of a socket in a directory of this test; short: a Unix socket's path has 107 bytes at most."""
     directory = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
     yield str(Path(directory) / "s")
     shutil.rmtree(directory, ignore_errors=True)
@@ -65,7 +65,7 @@ def own_address() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def market_address() -> Iterator[str]:
-    """Address of a market whose service lives as long as the tests do. What an engine offered goes when it closes."""
+    """The address of a market that all tests share; an engine's offers disappear when it is closed."""
     directory = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
     address = Address(Path(directory) / "s")
     service = Service(address)
@@ -80,8 +80,8 @@ def market_address() -> Iterator[str]:
 
 @pytest.fixture
 def engine(market_address: str) -> Iterator[ModelEngine]:
-    """An engine of this process, in that market."""
-    from tests.model_engine import ModelEngine  # only now: it may import triton
+    """An engine in this process, in the market of `market_address`."""
+    from tests.model_engine import ModelEngine  # here, because it may import triton
 
     made = ModelEngine(market_address)
     yield made
@@ -90,7 +90,7 @@ def engine(market_address: str) -> Iterator[ModelEngine]:
 
 @pytest.fixture
 def peer(market_address: str) -> Iterator[Peer]:
-    """An engine of another process, in that market; what it is asked to do it does there."""
+    """An engine in another process, in the market of `market_address`; its methods run there."""
     from tests.model_engine import Peer
 
     made = Peer(market_address)

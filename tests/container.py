@@ -1,6 +1,6 @@
-"""An engine as it is in a container of its own: other PID, IPC and mount namespaces, no shared /dev/shm.
+"""An engine in a container of its own: its own PID, IPC and mount namespaces, and its own /dev/shm.
 
-Nothing is shared with the test but the directory of the market.
+It shares the directory of the market with the test, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 APART = ["unshare", "--pid", "--fork", "--kill-child", "--ipc", "--mount", "--mount-proc"]
-AS_USER = ["--user", "--map-root-user"]  # where only root makes the others
+AS_USER = ["--user", "--map-root-user"]  # where only root may make the other namespaces
 ROOM = 'mount -t tmpfs -o size=64m none /dev/shm && for i in $(seq "$1"); do /bin/true; done && shift && "$@"'
 
 
@@ -32,9 +32,9 @@ def _unshare() -> list[str] | None:
 
 
 def apart(number: int = 0) -> list[str] | None:
-    """The command that runs another one in a container, None where this user may make none.
+    """A command that runs the command after it in a container; None if this user may make no container.
 
-    In containers of another `number` it has another process number.
+    The process number of the inner command depends on `number`.
     """
     command = _unshare()
     return command and [*command, str(number)]
@@ -44,10 +44,10 @@ _numbers = itertools.count()
 
 
 class Container:
-    """A `ModelEngine` in a container; its public methods by name."""
+    """A `ModelEngine` in a container; `ask` calls its methods by name."""
 
     def __init__(self, address: str, **options: Any) -> None:
-        """Start it, and wait until it has joined."""
+        """Start the container, and wait until its engine has joined the market."""
         root = Path(__file__).parents[1]
         command = [
             *(apart(next(_numbers)) or ()),
@@ -63,19 +63,19 @@ class Container:
         self.namespace = self._hear()
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """What the method of the engine returns, or evaluates to where it is a path of attributes."""
+        """Call one of the methods that `main` lists, in the container; returns its result."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps([method, *arguments]).encode() + b"\n")
         self._process.stdin.flush()
         return self._hear()
 
     def kill(self) -> None:
-        """End all of the container at once, as ``kill -9``."""
+        """Kill all processes of the container with SIGKILL."""
         self._process.send_signal(signal.SIGKILL)
         self.close()
 
     def close(self) -> None:
-        """Have it leave, where it lives."""
+        """Have the engine leave, if it still runs, and wait for the end of the container."""
         for end in (self._process.stdin, self._process.stdout):
             assert end is not None
             end.close()
@@ -89,7 +89,7 @@ class Container:
 
 
 def main(address: str, options: str) -> None:
-    """Run the engine, as its standard input says, until that ends."""
+    """Run an engine that obeys the lines of its standard input until that ends."""
     from kvmarket import counters
     from kvmarket.processes.shared_file import pid_namespace
     from tests.model_engine import ModelEngine

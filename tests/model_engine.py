@@ -1,6 +1,6 @@
 """An engine without a model: every byte of a block is derived from its tokens, so that any wrong byte is seen.
 
-In this process, or in one of its own (`Peer`), which can be killed for real.
+`ModelEngine` runs in this process; `Peer` runs one in a process of its own, which tests can kill.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def slot_bytes_of(prefix: list[int], layers: int = 2, dim: int = 24) -> np.ndarr
 
 
 class ModelEngine:
-    """A cache, a market, and the discipline of an owner: retire, write, publish."""
+    """A cache and its market; `publish` keeps the order that an owner must keep: retire, write, publish."""
 
     def __init__(self, address: str, device: str = "cpu", slots: int = SLOTS, **options: Any) -> None:
         fingerprint = kvmarket.Fingerprint.of(**options.pop("facts", FACTS))
@@ -41,22 +41,22 @@ class ModelEngine:
         self.join()
 
     def allocate(self) -> None:
-        """A new cache, in place of the old one; no slot holds a block."""
+        """Make a new cache in place of the old one; no slot holds a block."""
         shape = (self.slots, 2, BLOCK, 24)
         self.layers = [torch.full(shape, -1, dtype=torch.int16, device=self.device) for _ in range(2)]
         self.cache = kvmarket.PagedCache(self.layers, block_size=BLOCK)
 
     def join(self) -> None:
-        """Join the market; again, after `close`."""
+        """Join the market; also again, after `close`."""
         self.market = self._connect(self.cache)
 
     def write(self, slot: int, prefix: list[int]) -> None:
-        """Compute a block, so to speak."""
+        """Write the bytes of the block that ends `prefix` into the slot, as a model would compute it."""
         for layer, part in zip(self.layers, slot_bytes_of(prefix), strict=True):
             layer[slot] = torch.from_numpy(part)
 
     def publish(self, tokens: list[int], slots: list[int], staged: bool = False) -> int:
-        """Retire, write, publish."""
+        """Retire the slots, write the first blocks of `tokens` into them, and publish these; returns how many."""
         self.market.retire(slots)
         for block, slot in enumerate(slots):
             self.write(slot, tokens[: (block + 1) * BLOCK])
@@ -68,7 +68,7 @@ class ModelEngine:
         return all(np.array_equal(a, b) for a, b in zip(have, slot_bytes_of(prefix), strict=True))
 
     def take(self, tokens: list[int], slots: list[int], first: int = 0) -> int:
-        """Match, fetch, check every valid byte; how many blocks were valid."""
+        """Match, fetch into `slots`, and check every byte of the valid blocks; returns how many were valid."""
         hit = self.market.match(tokens)
         slots = slots[: max(0, hit.blocks - first)]
         valid = self.market.fetch(hit, slots, first).wait()
@@ -79,15 +79,15 @@ class ModelEngine:
         return valid
 
     def promise(self, tokens: list[int]) -> int:
-        """Say that these tokens are being computed."""
+        """Promise that this engine computes these tokens; returns the promise's number."""
         return self.market._control.promise(tokens)
 
     def promised(self, tokens: list[int]) -> int:
-        """How many of these tokens' blocks others are computing."""
+        """How many leading blocks of these tokens other engines are computing."""
         return self.market._control.promised(tokens)
 
     def publish_all(self, prompts: list[list[int]]) -> None:
-        """Offer the first block of each as fast as can be, all in one slot, which is not written."""
+        """Offer the first block of each prompt as fast as possible, all in slot 0, which is not written."""
         for tokens in prompts:
             self.market.retire([0])
             self.market.publish(tokens, [0])
@@ -97,24 +97,24 @@ class ModelEngine:
         self.market._control._client._connection.socket._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the market."""
         self.market.close()
 
 
 def prompt(n: int, seed: int = 0) -> list[int]:
-    """The same tokens for the same seed."""
+    """`n` random tokens, the same for the same seed."""
     chance = random.Random(seed)
     return [chance.randrange(2**31) for _ in range(n)]
 
 
 def matched(engine: ModelEngine, tokens: list[int]) -> kvmarket.Hit:
-    """The hit of all blocks of `tokens`, once it is visible."""
+    """Wait until all blocks of `tokens` are visible; returns the hit."""
     until(lambda: engine.market.match(tokens).blocks == len(tokens) // BLOCK)
     return engine.market.match(tokens)
 
 
 def until(condition: Any, seconds: float = 20.0) -> float:
-    """Wait until `condition()`; how long it took."""
+    """Wait until `condition()` is true; returns the seconds. Raises AssertionError after `seconds`."""
     start = time.monotonic()
     while not condition():
         if time.monotonic() - start > seconds:
@@ -136,7 +136,7 @@ class Peer:
     """A model engine in a process of its own."""
 
     def __init__(self, address: str, **options: Any) -> None:
-        context = multiprocessing.get_context("forkserver")  # forks of a process that has all imports, but no GPU
+        context = multiprocessing.get_context("forkserver")  # forks from a process with all imports, but without CUDA
         context.set_forkserver_preload(["tests.model_engine", "kvmarket.market.facade"])
         self._pipe, child = context.Pipe()
         self.process = context.Process(target=_serve, args=(child, address, options), daemon=True)
@@ -152,14 +152,14 @@ class Peer:
         return call
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Call a method and do not wait for it; `hear` does."""
+        """Call a method without waiting; `hear` returns its result."""
         self._pipe.send((method, arguments))
 
     def hear(self) -> Any:
-        """What the method that it was told returned."""
+        """Wait for the result of the method that `tell` called."""
         return self._pipe.recv()
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process with SIGKILL, and wait for its end."""
         self.process.kill()
         self.process.join()

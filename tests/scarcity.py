@@ -1,4 +1,4 @@
-"""A process without a descriptor left, as those are that hold too many connections."""
+"""Leaves this process without free file descriptors, as when it holds too many connections."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 
 def descriptors() -> int:
-    """How many descriptors this process has."""
+    """How many descriptors this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 @contextmanager
 def no_descriptors(left: int = 0) -> Iterator[None]:
-    """Within it only so many descriptors can be opened."""
+    """A context in which this process can open only `left` more descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, highest + 32), hard))

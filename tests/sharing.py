@@ -1,4 +1,4 @@
-"""Processes that share memory with a name, and are killed; in a folder of their own in place of /dev/shm."""
+"""Processes that share named memory and are killed, with a folder of the test in place of /dev/shm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ unfinished: list = []
 
 @contextmanager
 def own_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in place of /dev/shm, but a tmpfs as well."""
+    """Use a new folder in /dev/shm, a tmpfs too, in place of /dev/shm itself."""
     folder = Path("/dev/shm") / f"test-{os.getpid()}"
     folder.mkdir()
     monkeypatch.setattr(marks, "FOLDER", folder)
@@ -39,13 +39,13 @@ def torch_file(number: int = 1, pid: int | None = None, nbytes: int = BYTES) -> 
 
 
 def share() -> None:
-    """As over CUDA IPC: a file keeps its name."""
+    """Share memory as over CUDA IPC: the file keeps its name."""
     leftovers.mark()
     marks.created(torch_file().name)
 
 
 def allocate(number: int = 1, nbytes: int = BYTES, files: int = 1) -> None:
-    """As on a CPU: a file has a name until its memory is there, which we do not live to see."""
+    """Begin to share memory as on a CPU, where a file has a name until its memory is ready; never finish."""
     begin_to_allocate()
     for other in range(files):
         torch_file(number + other, nbytes=nbytes)
@@ -57,7 +57,10 @@ def begin_to_allocate(nbytes: int | None = BYTES) -> None:
 
 
 class Sharer:
-    """A process that shares memory, in its own or another PID namespace, until it is killed."""
+    """A process that runs `steps`, functions of this module, and then sleeps until it is killed.
+
+    `namespace` and `as_process` replace its PID namespace and its process number in what it tells others.
+    """
 
     def __init__(self, *steps, namespace: int | None = None, as_process: int | None = None) -> None:
         context = multiprocessing.get_context("fork")

@@ -10,7 +10,7 @@ from kvmarket.processes.shared_file import Process, pid_namespace, start_time
 
 
 class Sleeper:
-    """A process of its own, which does nothing."""
+    """A process that does nothing for ten minutes."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -23,5 +23,5 @@ class Sleeper:
 
 
 def watching() -> list[str]:
-    """The threads of this process that watch others."""
+    """The names of this process's threads that watch other processes."""
     return [thread.name for thread in threading.enumerate() if thread.name == "kvmarket-peers"]

@@ -1,8 +1,8 @@
 """The KV connector for stock vLLM: `KVMarketConnector`, in connector.py.
 
-It delegates to the scheduler's side (scheduler/side.py) and to each worker's side (worker/side.py), and guards vLLM
-from what they raise (guard.py). What an engine is, and cannot do, is said in engine/; what its weights, code and
-configuration are is looked up in identity/; what it counts is in metrics/.
+It delegates to the scheduler side (scheduler/side.py) and to each worker's side (worker/side.py), and keeps their
+exceptions away from vLLM (guard.py). engine/ describes an engine and refuses what it does not support; identity/
+identifies the engine's weights, code and configuration; metrics/ reports its counters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["KVMarketConnector"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the connector when it is asked for: the plugin entry point must not pull in vLLM's connectors."""
+    """Import the connector on first access: the plugin entry point must not import vLLM's connectors."""
     if name == "KVMarketConnector":
         from vllm_hook.connector import KVMarketConnector
 

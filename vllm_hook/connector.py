@@ -1,4 +1,4 @@
-"""The connector that vLLM creates, once in the scheduler and once in each worker. It delegates, and guards."""
+"""The connector that vLLM creates in the scheduler and in each worker: it delegates, and catches exceptions."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ _log = logging.getLogger("vllm.kvmarket")
 KVConnectorMetadata.register(StepMetadata)
 KVConnectorWorkerMetadata.register(StepDone)
 KVConnectorHandshakeMetadata.register(RankMemory)
-loads.watch()  # a process that makes the engine's configuration imports this; others load the plugin, which does it too
+loads.watch()  # for the process that makes the engine's configuration; in others the plugin calls it
 
 
 class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
-    """Shares finished prefix blocks with the other engines of the node, in place, and imports theirs before a prefill.
+    """Offers finished prefix blocks to the other engines of the node, in place, and imports theirs before a prefill.
 
     Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
-    ``programs`` (SMs that a fetch may take at a time), ``wait_tokens`` (from how many on a request waits for a peer
-    that computes them), ``min_tokens`` (of an import), ``any_gpu`` (share with other models of GPU),
-    ``block_outermost`` (ask for that KV layout), ``force``.
-    Raises MisuseError for wrong settings; a configuration it does not serve leaves it inert, and the log says why.
+    ``programs`` (SMs that a fetch may use), ``wait_tokens`` (a request waits for a peer that computes at least so many
+    of its tokens), ``min_tokens`` (smallest import), ``any_gpu`` (share with other models of GPU), ``block_outermost``
+    (ask vLLM for that KV layout), ``force`` (accept any ``kv_load_failure_policy``).
+    Raises MisuseError for wrong settings. With a configuration that is not supported it does nothing but log why.
     """
 
     if compat.hit_source() is not None:
@@ -62,8 +62,8 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduler: SchedulerSide | None = None
         self._first_peer = FirstPeer(self._on)
         self._worker: WorkerSide | None = None
-        self._compared: Mapping[str, object] = {}  # all of its fingerprint but the weights, once they are known
-        compat.keep_joint_lookup()  # whether this takes part or not
+        self._compared: Mapping[str, object] = {}  # facts of the fingerprint without weights and code, once known
+        compat.keep_joint_lookup()  # needed by an inert connector too
         if role == KVConnectorRole.WORKER:
             self._worker = self.make_worker()
             self._worker.alone = own is of_engine
@@ -83,28 +83,28 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     @property
     def requires_kv_delivery(self) -> bool:
-        """A best-effort cache: what is lost is computed again."""
+        """False: blocks that are lost are computed again."""
         return False
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: Any) -> str | None:
-        """The KV cache layout that suits fetches best: a preference, not a requirement."""
+        """The KV cache layout with the fastest fetches, or None; vLLM may take another one."""
         return limits.layout_asked_for(vllm_config)
 
     def make_worker(self) -> WorkerSide:
-        """The worker side of one rank."""
+        """Make the worker side of this rank."""
         return WorkerSide(self._vllm_config, self._kv_cache_config, self._refusal, self._settings.programs)
 
     # ---- worker side
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """The engine's KV tensors exist: share them."""
+        """Take the engine's KV tensors, by layer name, and share them with the node."""
         if self._worker:
             with Guard("register_kv_caches", self._worker.refuse):
                 self._worker.register(kv_caches)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
-        """What the scheduler must know of this rank."""
+        """This rank's `RankMemory` for the scheduler; None in the scheduler."""
         if not self._worker:
             return None
         memory = None
@@ -113,21 +113,21 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return memory or self._worker.handshake()
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
-        """A step begins in the worker."""
+        """Take the step's metadata; note which weights the step computes with."""
         super().bind_connector_metadata(connector_metadata)
         if self._worker:
             with Guard("bind_connector_metadata", self._worker.refuse):
                 self._worker.begin()
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Start this step's loads; nothing waits."""
+        """Start this step's loads; returns without waiting for them."""
         metadata = self._connector_metadata
         if self._worker and isinstance(metadata, StepMetadata):
             with Guard("start_load_kv", self._worker.failed):
                 self._worker.start(metadata)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        """Requests whose load has ended, well or not."""
+        """(None, requests whose load has ended, successful or not, since the last call)."""
         if not self._worker:
             return None, None
         metadata = self._connector_metadata
@@ -136,41 +136,41 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return None, self._worker.take_finished() or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Pages that a load could not fill; vLLM computes them again."""
+        """Pages that loads could not fill since the last call; vLLM computes them again."""
         return self._worker.take_bad() if self._worker else set()
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
-        """Which step this output belongs to, and its weights: the scheduler's sign that the step has come back."""
+        """A `StepDone` for this step: it tells the scheduler that the step is back, and its weights."""
         metadata = self._connector_metadata
         if not self._worker or not isinstance(metadata, StepMetadata):
             return None
         return self._worker.done(metadata)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: loads are asynchronous."""
+        """Do nothing: loads are asynchronous."""
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing: blocks are offered where they lie."""
+        """Do nothing: blocks are offered in place."""
 
     def wait_for_save(self) -> None:
-        """Nothing: blocks are offered where they lie."""
+        """Do nothing: blocks are offered in place."""
 
     # ---- scheduler side
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
-        """Where reuse and resets can be seen."""
+        """Take vLLM's block pool: it reports reuse of pages and resets of the prefix cache."""
         if self._scheduler:
             with Guard("bind_gpu_block_pool", self._scheduler.fail):
                 self._scheduler.bind_pool(gpu_block_pool)
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        """The memory of every rank of an engine without pipeline stages is known: join the market."""
+        """Join the market with the memory of every rank, of an engine without pipeline stages."""
         self.set_xfer_handshake_metadata_pp_aware({(0, rank): memory for rank, memory in metadata.items()})
 
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        """The memory of every rank, by pipeline stage and rank in it, is known: join the market."""
+        """Join the market with the memory of every rank, by (pipeline stage, rank in the stage)."""
         if not self._scheduler:
             return
         known = [memory for _, memory in sorted(metadata.items()) if isinstance(memory, RankMemory)]
@@ -183,7 +183,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             summary.off(reason)
 
     def connect(self, ranks: Sequence[RankMemory]) -> ControlHalf:
-        """Make the control half for the memory of all ranks; on a thread of its own, it may have to start the service.
+        """Make the control half for the memory of all ranks. Runs on the joining thread; may start the service.
 
         Raises what `ControlHalf` raises.
         """
@@ -194,7 +194,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return ControlHalf(stages, fingerprint, own.tenant, own.address, finds_own=False, label=label)
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How many tokens beyond the local hit peers hold, loaded asynchronously; None: ask again."""
+        """(tokens beyond the local hit that peers hold, whether to load them asynchronously); (None, _): ask again."""
         answer: tuple[int | None, bool] = (0, False)
         if self._scheduler:
             with Guard("get_num_new_matched_tokens", self._scheduler.fail):
@@ -202,13 +202,13 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return answer
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
-        """A request was given pages."""
+        """Plan the load of `num_external_tokens` into the request's new pages; retire those pages."""
         if self._scheduler:
             with Guard("update_state_after_alloc", self._scheduler.fail):
                 self._scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
-        """A step is about to be dispatched."""
+        """Make the next step's metadata; retire the pages that the step will overwrite."""
         if not self._scheduler:
             return StepMetadata(0)
         metadata = None
@@ -218,13 +218,13 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return metadata or self._scheduler.plain_step()
 
     def update_connector_output(self, connector_output: Any) -> None:
-        """A step's output is back."""
+        """A step's output is back: offer the blocks that the step completed."""
         if self._scheduler:
             with Guard("update_connector_output", self._scheduler.fail):
                 self._scheduler.returned(connector_output)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        """A request is over; its pages may be freed at once, their offers stand until they are reused."""
+        """A request is over: vLLM may free its pages at once. Their offers stay until vLLM reuses the pages."""
         if self._scheduler:
             with Guard("request_finished", self._scheduler.fail):
                 self._scheduler.finished(request.request_id)
@@ -233,11 +233,11 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """The same, as vLLM calls it for connectors that support hybrid models."""
+        """`request_finished`, as vLLM calls it for connectors that support hybrid models."""
         return self.request_finished(request, [])
 
     def reset_cache(self) -> bool | None:
-        """The engine resets its cache and asks its connector to do the same."""
+        """Kill all offers: vLLM resets its prefix cache. Not guarded: a failure to kill them must stop the engine."""
         if self._scheduler:
             self._scheduler.invalidate("reset_cache")
         return True
@@ -245,12 +245,12 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
     # ---- statistics
 
     def get_kv_connector_stats(self) -> MarketStats | None:
-        """What this side has counted since the last call; vLLM asks both sides once a step."""
+        """Counts of this process since the last call, None without any; vLLM asks both sides once a step."""
         return OF_PROCESS.take(self._worker.take_seconds() if self._worker else ())
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> MarketStats:
-        """What an engine told, where it is logged."""
+        """Rebuild an engine's statistics in the process that logs them."""
         return MarketStats(data)
 
     @classmethod
@@ -261,23 +261,23 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         labelnames: Sequence[str],
         per_engine_labelvalues: Mapping[int, Sequence[object]],
     ) -> MarketProm:
-        """The metrics of `vllm_hook.metrics.metrics` on vLLM's page."""
+        """Make the metrics of `vllm_hook.metrics.metrics` on vLLM's ``/metrics`` page."""
         return MarketProm(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
-        """Leave the market."""
+        """Leave the market and release its memory."""
         if self._scheduler:
             self._scheduler.close()
         if self._worker:
             self._worker.close()
 
     def _compared_with(self, ranks: Sequence[RankMemory]) -> Mapping[str, object]:
-        """All of the engine's fingerprint but the weights."""
+        """The facts of the engine's fingerprint without weights and code; computed once."""
         self._compared = self._compared or facts.compared(self._vllm_config, ranks, self._settings.any_gpu)
         return self._compared
 
     def _unfit(self, ranks: Sequence[RankMemory]) -> str:
-        """Why this engine can never join, whatever becomes of the market; empty when it can."""
+        """Why this engine can never join any market; empty when it can."""
         try:
             facts.stages_of(ranks)
             check_identity(Fingerprint.of(**self._compared_with(ranks)), self._settings.tenant)
@@ -287,12 +287,12 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return f"{reason}; give another tenant" if reason else ""
 
     def _on(self, control: ControlHalf) -> None:
-        """The market has been joined, at the engine's start or late; or the first peer engine has come."""
+        """Log what is on: the engine has joined the market, or its first peer engine has."""
         if self._scheduler:
             summary.on(self._scheduler.describe(control))
 
     def _cannot_join(self, reason: str, error: Exception | None) -> None:
-        """Something raised before the engine could try to join."""
+        """Log and count an exception that was raised before the first attempt to join."""
         if self._scheduler:
             self._scheduler.fail(reason)
         why = f"{reason}: {error}"

@@ -1,4 +1,4 @@
-"""The one place where any exception is caught: vLLM kills the engine for an exception in a connector."""
+"""The one place of the hook that catches every exception: vLLM stops the engine when a connector raises."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from types import TracebackType
 from kvmarket import counters
 
 _log = logging.getLogger("vllm.kvmarket")
-_SHOWN = 5  # tracebacks per process; all are counted
+_SHOWN = 5  # tracebacks logged per process; every exception is counted
 
 
 class Guard:
-    """A context that no exception leaves: `failed` is called with the reason first, then it is counted and logged.
+    """A context manager that catches every `Exception`: it calls `failed` with the reason, then counts and logs it.
 
-    `failed` itself is not guarded: an engine that cannot take its offers down must not go on.
+    What `failed` raises is not caught: an engine that cannot take its offers down must not go on.
     """
 
     shown = 0
@@ -23,7 +23,7 @@ class Guard:
     def __init__(self, where: str, failed: Callable[[str], None]) -> None:
         self._where = where
         self._failed = failed
-        self.error: Exception | None = None  # what was raised, for `failed` to look at
+        self.error: Exception | None = None  # the caught exception; `failed` may read it
 
     def __enter__(self) -> None:
         return None
@@ -43,5 +43,5 @@ class Guard:
         return True
 
 
-def unconcerned(reason: str) -> None:
-    """What `failed` does where nothing has to be closed."""
+def nothing_to_close(reason: str) -> None:
+    """A `failed` that does nothing: for callers that have nothing to close."""

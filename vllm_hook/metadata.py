@@ -1,6 +1,6 @@
-"""What travels between the scheduler side and the worker side of one engine, through vLLM's own channels.
+"""The messages between the scheduler side and the worker side of one engine; vLLM carries them.
 
-Plain classes: connector.py registers them with vLLM's abstract ones, so that the two sides can be used without vLLM.
+They are plain classes, so that both sides work without vLLM; connector.py registers them with vLLM's abstract classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vllm_hook.worker.weights import Names
 
 @dataclass(frozen=True, eq=False)
 class Load:
-    """Blocks to fetch for one request: block i of the hit into slots[i]. Without a hit the load fails at once."""
+    """Blocks to fetch for one request: block i of `hit` into `slots[i]`. A load whose hit is None fails at once."""
 
     request_id: str
     hit: Hit | None
@@ -28,10 +28,11 @@ class Load:
 
 @dataclass(frozen=True)
 class StepMetadata:
-    """Scheduler to every worker, once per step, the empty ones too: its number, loads to start, pools that are gone.
+    """From the scheduler to every worker, once per step, empty steps included.
 
-    `weights` are those that the loads' blocks were computed with. `idle`: no tokens are scheduled, in this step or one
-    in flight, so nothing is held up by a worker that looks out for the end of a load.
+    `step` is the step's number, `loads` the loads to start, `gone` the pools whose mappings to drop. `weights` names
+    the weights with which the loads' blocks were computed. `idle`: neither this step nor one in flight has tokens, so
+    a worker that waits for the end of a load delays nothing.
     """
 
     step: int
@@ -43,9 +44,10 @@ class StepMetadata:
 
 @dataclass(frozen=True)
 class StepDone:
-    """Workers to scheduler, with a step's output: which step it is, how many ranks say so, pools none can map.
+    """From the workers to the scheduler, with a step's output.
 
-    `weights` are those that the step computed with.
+    `step` is the step's number, `ranks` how many ranks are aggregated here, `unreachable` the pools that some rank
+    could not map, `weights` the weights with which the step computed.
     """
 
     step: int
@@ -54,7 +56,7 @@ class StepDone:
     weights: Names = ()
 
     def aggregate(self, other: StepDone) -> StepDone:
-        """Both ranks have come at least as far as the smaller number."""
+        """Merge two ranks: `step` is the smaller number, the step that both have done."""
         unreachable = self.unreachable + other.unreachable
         weights = tuple(sorted(self.weights + other.weights))
         return StepDone(min(self.step, other.step), self.ranks + other.ranks, unreachable, weights)
@@ -62,12 +64,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """A worker to its scheduler, once at start-up: its memory and what only it knows, or why it takes no part.
+    """From a worker to its scheduler, once at start-up: its memory and facts, or the `refusal` why it takes no part.
 
-    `loaded` are the weights that it started with, `weights` those that the whole engine has instead by now (filled in
-    by its scheduler). `stage` is its pipeline stage, `ways` how it fetches, in words for the log. `here` gives the
-    worker side itself, while it lives, to a scheduler that may call it because it runs on the same thread: it stays
-    behind when this goes to another process.
+    `facts` are what only the worker knows of its KV cache. `loaded` names the weights that the worker started with;
+    `weights` those that replaced them in the whole engine (the scheduler fills it in). `stage` is the pipeline stage,
+    `ways` tells for the log how the worker fetches. `here` returns the worker side while that exists, for a scheduler
+    on the same thread, which may call it; it becomes None when this is pickled for another process.
     """
 
     memory: Memory | None
@@ -81,7 +83,7 @@ class RankMemory:
     here: Callable[[], Any] | None = field(default=None, compare=False)
 
     def worker(self) -> Any | None:
-        """The worker side, if it lives and the scheduler may call it."""
+        """The worker side; None where it no longer exists, or where the scheduler must not call it."""
         return self.here() if self.here is not None else None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The entry point of group ``vllm.general_plugins``: makes the connector known to vLLM by its name.
+"""The entry point of group ``vllm.general_plugins``: registers the connector with vLLM under its name.
 
-With it wrong settings stop an engine as its configuration is made, what vLLM reads a model's weights from is seen, and
-in containers engines get process numbers that differ.
+The plugin also checks the connector's settings before an engine starts, records which files vLLM reads a model's
+weights from, and makes process numbers differ between containers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "KVMarketConnector"
 
 @functools.cache
 def register() -> None:
-    """Register the connector with vLLM's factory, once per process; vLLM calls this in each before it loads a model."""
+    """Register the connector with vLLM's factory, once per process. vLLM calls this in each process before a load."""
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
     KVConnectorFactory.register_connector(NAME, "vllm_hook.connector", NAME)

@@ -1,6 +1,6 @@
-"""What the benchmarks have engine processes do: each public function is a command and gets the engine first.
+"""Commands that the benchmarks give to engine processes: each public function is one; its first argument is the engine.
 
-See bench/engines/engine.py. Prompts are named by parts, ``[seed, tokens]`` each, so that every process can make them.
+See bench/engines/engine.py. A prompt is given as parts, ``[seed, tokens]`` each, from which every process can make it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from bench.engines.engine import Engine
 
-ANSWER = 4  # tokens of the answers whose first one is timed
+ANSWER = 4  # tokens in an answer of which only the first one is timed
 FIRST, LAST = 1000, 120_000  # of the token ids that occur in prompts
 Parts = list[list[int]]
 Asked = list[dict[str, Any]]
@@ -28,7 +28,7 @@ def _part(seed: int, tokens: int) -> list[int]:
 
 
 def prompt_of(parts: Parts) -> list[int]:
-    """The tokens of a prompt: for each part so many random ones, the same wherever the seed is the same."""
+    """The tokens of a prompt: for each part so many random ones, the same in every process for the same seed."""
     return [token for seed, count in parts for token in _part(seed, count)]
 
 
@@ -46,9 +46,10 @@ def _spans(engine: Engine) -> Any:
 
 
 def ask(engine: Engine, parts: Parts, trace: bool = False) -> dict[str, Any]:
-    """Stream an answer of ANSWER tokens to one prompt: ``ms`` to the ``first`` of them, prompt tokens ``cached``.
+    """Stream an answer of ANSWER tokens to one prompt.
 
-    With `trace` also where that time went (see bench/engines/spans.py).
+    Returns ``ms`` until the first token, that token as ``first``, and how many prompt tokens were ``cached``; with
+    `trace` also ``spans``, where the time went (see bench/engines/spans.py).
     """
     prompt, core = prompt_of(parts), engine.llm.llm_engine
     spans = _spans(engine) if trace else None
@@ -67,18 +68,18 @@ def ask(engine: Engine, parts: Parts, trace: bool = False) -> dict[str, Any]:
 
 
 def prepare(engine: Engine, requests: Asked) -> dict[str, Any]:
-    """Make the prompts of the next `replay`: requests of ``at`` seconds after its start, ``parts``, and ``tokens``."""
+    """Make the prompts of the next `replay`. A request has ``at`` (s after its start), ``parts`` and ``tokens``."""
     requests = sorted(requests, key=lambda request: request["at"])
     _prepared[id(engine)] = requests, [prompt_of(request["parts"]) for request in requests]
     return {}
 
 
 def replay(engine: Engine, start: float, window: int = 0, times: bool = False) -> dict[str, Any]:
-    """Run the prepared requests as they arrive, `start` on the clock of ``time.monotonic``, which processes share.
+    """Run the prepared requests at their times after `start`, on ``time.monotonic``, which all processes share.
 
-    With `window` no more than so many at a time, in order. One entry for each request in order of arrival, in seconds
-    after `start`: when it came, ``first`` and ``last`` token; how many it got and how many prompt tokens were
-    ``cached``; `times` of all tokens if asked for.
+    With `window` at most so many run at a time, in order. Returns one entry per request in order of arrival, times in
+    seconds after `start`: ``at`` (when it came), ``first`` and ``last`` token, the ``count`` of tokens, the prompt
+    tokens ``cached``, and with `times` the time of every token.
     """
     core = engine.llm.llm_engine
     requests, prompts = _prepared.pop(id(engine))

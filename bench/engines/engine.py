@@ -1,8 +1,8 @@
 """One vLLM engine in a process of its own, driven over stdin and stdout, one JSON object per line.
 
 ``python engine.py '{"model": ..., "address": ...}'`` prints ``{"up": true, ...}`` when ready, then answers each command
-with one line. Imports nothing of the tests, so that any interpreter with vLLM and kvmarket runs it, also on GPUs.
-``commands`` among the options names a module whose functions are commands too; each gets the `Engine` first.
+with one line. It imports nothing of the tests, so any interpreter with vLLM and kvmarket can run it, also on GPUs.
+The option ``commands`` names a module whose functions are commands too; the first argument of each is the `Engine`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ CPU = {
     "OMP_NUM_THREADS": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # 0.26 would compile its sampler: a minute of g++ for each engine
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM 0.26 would compile its sampler: a minute of g++ per engine
 }
 
 
 def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
-    """vLLM's ``kv_transfer_config`` for this engine, whole in ``transfer``; None for one without a connector."""
+    """The ``kv_transfer_config`` for these options (``transfer`` if given); None for an engine without connector."""
     if "transfer" in options:
         return dict(options["transfer"])
     if options.get("address") is None:
@@ -43,7 +43,7 @@ def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
     }
     if options.get("module", "vllm_hook.connector"):
         config["kv_connector_module_path"] = options.get("module", "vllm_hook.connector")
-    if "beside" in options:  # another connector, under vLLM's own that has several
+    if "beside" in options:  # a second connector, both under vLLM's MultiConnector
         several = {"connectors": [config, {"kv_role": "kv_both", **options["beside"]}]}
         return {
             "kv_connector": "MultiConnector",
@@ -55,14 +55,14 @@ def transfer_config(options: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def rank_counters(worker: Any) -> dict[str, int]:
-    """The counters of kvmarket in a worker's process; runs there."""
+    """The counters of kvmarket in a worker's process; called there by ``collective_rpc``."""
     from kvmarket import counters
 
     return dict(counters.snapshot())
 
 
 def make_stage_buffers(worker: Any) -> None:
-    """Make the buffers that a pipeline stage receives into; vLLM 0.32 on a CPU leaves it out in eager mode."""
+    """Make the buffers into which a pipeline stage receives: vLLM 0.32 does not on a CPU in eager mode."""
     runner = worker.model_runner
     if runner.intermediate_tensors is None:
         runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
@@ -71,27 +71,27 @@ def make_stage_buffers(worker: Any) -> None:
 
 
 def sampling(tokens: int, **more: Any) -> Any:
-    """vLLM's settings for an answer of so many tokens, greedy unless `more` says otherwise."""
+    """The ``SamplingParams`` for an answer of so many tokens, greedy unless `more` says otherwise."""
     from vllm import SamplingParams
 
     return SamplingParams(**{"max_tokens": tokens, "temperature": 0.0, "detokenize": False, "ignore_eos": True, **more})
 
 
 def streamed(tokens: int) -> Any:
-    """The same for an answer whose tokens are told as they come."""
+    """`sampling` for an answer whose outputs have only the new tokens of each step."""
     from vllm.sampling_params import RequestOutputKind
 
     return sampling(tokens, output_kind=RequestOutputKind.DELTA)
 
 
 def overlap_steps(core: Any) -> None:
-    """Have an engine core dispatch a step before the one ahead of it is back, as on a GPU; vLLM does not on a CPU."""
+    """Make an engine core dispatch a step before the last one is back, as on a GPU; on a CPU vLLM does not."""
     core.batch_queue_size, core.batch_queue = 2, deque(maxlen=2)
     core.step_fn = core.step_with_batch_queue
 
 
 class Engine:
-    """The engine and the commands it knows: each public method is one."""
+    """The engine and its commands: each public method is one; its result goes back as JSON."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
@@ -105,7 +105,7 @@ class Engine:
 
         self.preempted = 0
         Scheduler._preempt_request = counted
-        if not options.get("module", True):  # by name alone, as vLLM's plugin loader would have it
+        if not options.get("module", True):  # found by name alone, through the plugin as vLLM loads it
             from vllm_hook.plugin import register
 
             register()
@@ -131,7 +131,7 @@ class Engine:
         temperature: float = 0.0,
         adapter: str | None = None,
     ) -> dict[str, Any]:
-        """Run prompts together; per prompt the tokens that follow and how many of its own were not computed here."""
+        """Answer prompts together: ``ms`` in all; by prompt the answer's ``tokens`` and ``cached`` prompt tokens."""
         requests: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
         if salt is not None:
             requests = [{**request, "cache_salt": salt} for request in requests]
@@ -162,7 +162,7 @@ class Engine:
         return {}
 
     def beside(self, prompt: list[int], others: list[list[int]], tokens: int) -> dict[str, Any]:
-        """Ask for a prompt while others are being answered: the tokens that follow, and the steps until the first."""
+        """Ask for a prompt while others are answered: the answer's ``tokens``, and the ``steps`` to the first."""
         engine, found, steps, first = self.llm.llm_engine, [], 0, 0
         settings = streamed(tokens)
         for at, other in enumerate(others):
@@ -179,16 +179,16 @@ class Engine:
         return {"tokens": found, "steps": first}
 
     def reset(self) -> dict[str, Any]:
-        """Empty the engine's own prefix cache, in the way that never calls the connector."""
+        """Empty the engine's own prefix cache by the call of vLLM that does not call the connector."""
         return {"reset": self.llm.reset_prefix_cache()}
 
     def reload(self, path: str) -> dict[str, Any]:
-        """Load other weights in place; the prefix cache stays as it is."""
+        """Load other weights in place; the prefix cache is kept."""
         self.llm.collective_rpc("reload_weights", kwargs={"weights_path": path})
         return {}
 
     def load(self, value: float) -> dict[str, Any]:
-        """Load one weight into the model itself, as trainers' own code does over ``collective_rpc``."""
+        """Load one weight into the model itself, as a trainer's own code does over ``collective_rpc``."""
 
         def into(worker: Any) -> None:
             import torch
@@ -210,7 +210,7 @@ class Engine:
         return {"preempted": self.preempted}
 
     def metrics(self) -> dict[str, Any]:
-        """Each metric of kvmarket, and of source "p2p", on the page, summed. Needs disable_log_stats=False."""
+        """Each metric of kvmarket, or with source "p2p", summed over its labels. Needs ``disable_log_stats=False``."""
         from prometheus_client import generate_latest
 
         page = generate_latest().decode().splitlines()
@@ -234,17 +234,17 @@ class Engine:
         return {name: values[metric] for name, metric in names.items()}
 
     def found(self, prompt: list[int]) -> dict[str, Any]:
-        """How many blocks of a prompt peers have on offer, as far as this engine has heard."""
+        """How many leading blocks of a prompt peers offer, as far as this engine knows."""
         from vllm_hook.scheduler.requests import tenant_of
 
         return {"blocks": self._side()._control.match(prompt, tenant=tenant_of("", None)).blocks}
 
     def ahead(self) -> dict[str, Any]:
-        """Whether loads are started ahead of their steps."""
+        """Whether the scheduler starts loads before the step that carries them."""
         return {"ahead": self._side()._loads.worker is not None}
 
     def _side(self) -> Any:
-        """The scheduler side of our connector, which is the first one where there are several."""
+        """The scheduler side of our connector, which must be the first one under MultiConnector."""
         connector = self.llm.llm_engine.engine_core.engine_core.scheduler.connector
         return getattr(connector, "_connectors", [connector])[0]._scheduler
 
@@ -254,9 +254,9 @@ class Engine:
 
 
 def main() -> None:
-    """Obey until stdin ends."""
+    """Start the engine, then run commands from stdin until it ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints goes to stderr
+    os.dup2(2, 1)  # other prints go to stderr
     options = json.loads(sys.argv[1])
     if not options["gpu"]:
         for name, value in CPU.items():

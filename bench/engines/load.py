@@ -1,4 +1,4 @@
-"""Requests for several engines at once, and what is made of the times that come back."""
+"""Replays requests on several engines at once, and makes result rows of the times."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bench.engines.process import EngineProcess
 from bench.report import percentiles
 
 Requests = list[dict[str, Any]]
-SECONDS = 400  # a replay that takes longer hangs
+SECONDS = 400  # a replay that takes longer counts as hanging
 _seeds = itertools.count(1)
 
 
 def fresh() -> int:
-    """A seed that no prompt of this run has had."""
+    """A seed that no other prompt of this run has."""
     return next(_seeds)
 
 
 def replay(
     engines: Sequence[EngineProcess], plans: Sequence[Requests], window: int = 0, times: bool = False
 ) -> list[Requests]:
-    """Have each engine run its own requests, all on one clock; see `bench.engines.commands.replay`."""
+    """Have each engine run its own requests, all on one clock; returns what each one's `commands.replay` returns."""
     for engine, plan in zip(engines, plans, strict=True):
         engine.tell("prepare", requests=plan)
     for engine in engines:
@@ -53,7 +53,7 @@ def per_token(requests: Iterable[dict[str, Any]]) -> list[float]:
 
 
 def gaps(requests: Iterable[dict[str, Any]], windows: Sequence[tuple[float, float]] | None = None) -> list[float]:
-    """Milliseconds between the tokens of each request; given `windows` of time, only gaps that touch one of them."""
+    """Milliseconds between two tokens of a request, for all requests; with `windows`, only gaps that overlap one."""
     found = []
     for one in requests:
         for before, after in itertools.pairwise(one["times"]):
@@ -69,7 +69,7 @@ def spread(samples: Iterable[float]) -> dict[str, float]:
 
 
 def row(name: str, samples: Iterable[float], unit: str, ceiling: float | None = None, **more: Any) -> dict[str, Any]:
-    """A row of a result file. `ratio`: how much of the ceiling is reached, where less is better for a time."""
+    """A row of a result file. `ratio`: ceiling over p50 for times, p50 over ceiling for rates, None without one."""
     found = spread(samples)
     ratio = None
     if ceiling is not None:
@@ -86,7 +86,7 @@ def row(name: str, samples: Iterable[float], unit: str, ceiling: float | None = 
 
 
 def show(found: dict[str, Any]) -> dict[str, Any]:
-    """Print a row as it comes, and return it."""
+    """Print a row on one line, and return it."""
     more = {key: value for key, value in found.items() if key not in ("name", "bytes", "unit", "ceiling")}
     print(f"{found['name']:<64} {found['unit']:<9}" + "  ".join(f"{key} {value}" for key, value in more.items()))
     return found

@@ -20,7 +20,7 @@ GPUS = torch.cuda.device_count()
 
 
 class EngineError(AssertionError):
-    """An engine process died or hung; says what it printed last."""
+    """An engine process died or hung; the message has its last output."""
 
 
 class EngineProcess:
@@ -34,9 +34,9 @@ class EngineProcess:
         env: dict[str, str] | None = None,
         within: Sequence[str] = (),
     ) -> None:
-        """Start the process; `wait` says when it is up. `options` are those of engine.py; `log` takes its stderr.
+        """Start the process without waiting (see `wait`). `options` are those of engine.py; `log` gets its stderr.
 
-        `within`: the command that runs the engine's, in a container say.
+        `within`: a command that runs the engine's command, for example in a container.
         """
         options = {"gpu": GPUS > 0, **options}
         self.log = log
@@ -61,7 +61,7 @@ class EngineProcess:
         self._poll.register(self._process.stdout, selectors.EVENT_READ)
 
     def wait(self, seconds: float = 1000) -> EngineProcess:
-        """Wait until the engine is up."""
+        """Wait until the engine is up. Raises EngineError as `answer` does."""
         self.vllm = self.answer(seconds)["vllm"]
         return self
 
@@ -77,7 +77,7 @@ class EngineProcess:
         self._process.stdin.flush()
 
     def answer(self, seconds: float = 120) -> dict[str, Any]:
-        """Return the next answer."""
+        """Return the next answer. Raises EngineError when the engine dies or takes longer than `seconds`."""
         assert self._process.stdout is not None
         end = time.monotonic() + seconds
         while b"\n" not in self._rest:
@@ -91,7 +91,7 @@ class EngineProcess:
         return json.loads(line)
 
     def generate(self, prompts: list[list[int]], tokens: int = 1, **more: Any) -> dict[str, Any]:
-        """Run prompts together."""
+        """Run `Engine.generate` of engine.py in the process."""
         return self.ask("generate", prompts=prompts, tokens=tokens, **more)
 
     def tail(self, lines: int = 40) -> str:
@@ -99,12 +99,12 @@ class EngineProcess:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the process with SIGKILL and wait for its end."""
         self._process.kill()
         self._process.wait()
 
     def close(self) -> None:
-        """End the process, politely first."""
+        """End the process by closing its stdin; after 20 s kill it."""
         assert self._process.stdin is not None and self._process.stdout is not None
         if not self._process.stdin.closed:
             self._process.stdin.close()

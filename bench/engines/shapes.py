@@ -1,7 +1,7 @@
-"""The engines of the benchmarks of the vLLM hook: the model's shape, dummy weights, and the options of a GPU or a CPU.
+"""Starts the engines of the hook's benchmarks: the model's shape, dummy weights, and options for a GPU or a CPU.
 
-On GPUs the shape is Llama-3.1-8B in bf16 with CUDA graphs. The CPU's is tiny: it shows that a benchmark runs from end
-to end, and its times mean nothing.
+On GPUs the shape is Llama-3.1-8B in bf16 with CUDA graphs. On a CPU it is tiny: that shows that a benchmark runs from
+end to end, and its times mean nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ TINY = LLAMA_8B | {
     "torch_dtype": "float32",
     "initializer_range": 0.2,
 }
-MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent vector of 512, and 64 with positions
+MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent vector of 512 values, and 64 rotary ones
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
     "hidden_size": 2048,
@@ -65,19 +65,19 @@ MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent ve
     "n_routed_experts": 64,
     "rope_theta": 10000.0,
 }
-WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of LLAMA_8B, the largest, and of activations, graphs and contexts of one engine
-START_SECONDS = 600  # none takes that long; with CUDA graphs one is up in 40, several start at a time
+WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of an engine: LLAMA_8B, the largest; activations, graphs, contexts
+START_SECONDS = 600  # longest wait for an engine; with CUDA graphs one alone takes 40 s
 TRANSFER = {
     "kv_connector": "KVMarketConnector",
     "kv_connector_module_path": "vllm_hook.connector",  # so that a checkout need not be installed
     "kv_role": "kv_both",
     "kv_load_failure_policy": "recompute",
 }
-COMMANDS = "bench.engines.commands"  # what engine processes know beside the commands of their own
+COMMANDS = "bench.engines.commands"  # further commands of the engine processes
 
 
 def token_bytes(shape: dict[str, Any]) -> int:
-    """Bytes of the KV of one token: of every layer a key and a value per head, or one latent vector (MLA)."""
+    """Bytes of KV per token, over all layers: a key and a value per head, or one latent vector (MLA)."""
     width = {"bfloat16": 2, "float32": 4}[shape["torch_dtype"]]
     latent = shape.get("kv_lora_rank")
     numbers = latent + shape["qk_rope_head_dim"] if latent else 2 * shape["num_key_value_heads"] * shape["head_dim"]
@@ -85,20 +85,20 @@ def token_bytes(shape: dict[str, Any]) -> int:
 
 
 def gpu_bytes(gpu: int) -> int:
-    """The memory of a GPU."""
+    """Total memory of a GPU, in bytes."""
     pynvml.nvmlInit()
     return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(gpu)).total)
 
 
 def await_up(stack: ExitStack, engines: Iterable[EngineProcess]) -> None:
-    """Wait until all of these are up; they end with `stack`, whatever happens."""
+    """Wait until all engines are up; `stack` closes them, even after an exception."""
     engines = [stack.enter_context(engine) for engine in engines]
     for engine in engines:
         engine.wait(START_SECONDS)
 
 
 class Engines:
-    """Starts engines of one shape; `gpus` empty: on the CPU. Their logs and the model lie in `folder`."""
+    """Starts engines of one shape, on the CPU if `gpus` is empty. `folder` holds their logs and the model."""
 
     def __init__(self, folder: Path, gpus: list[int], shape: dict[str, Any] = LLAMA_8B) -> None:
         self.gpus = gpus
@@ -112,11 +112,11 @@ class Engines:
     def start(
         self, name: str, gpu: int = 0, *, share: float, longest: int, seqs: int = 16, gpus: int = 1, **options: Any
     ) -> EngineProcess:
-        """Start an engine on the GPU at place `gpu` of ours, or on `gpus` from there on: it sees no others.
+        """Start an engine on `gpus` GPUs, the first one `self.gpus[gpu]`; it sees no other GPU.
 
-        `share` of each GPU's memory is its own, `longest` its longest request in tokens, `seqs` how many run at once.
-        Engines of one GPU may start together: the size of their caches is given, not measured. ``llm`` and ``env``
-        among the `options` go over what is set here; `address` puts the engine into that market.
+        `share` is its part of each GPU's memory, `longest` its longest request in tokens, `seqs` how many requests run
+        at once. Engines of one GPU may start together, because the size of their caches is set, not measured. The
+        options ``llm`` and ``env`` override what is set here; `address` makes the engine join that market.
         """
         llm, environment = self._settings(gpu, share, longest, seqs, gpus)
         llm |= options.pop("llm", {})

@@ -1,6 +1,6 @@
-"""Where the time of one request goes: spans around the calls of an engine in this process, each less its inner ones.
+"""Where the time of one request goes: spans around calls of vLLM and of the hook; a span excludes its inner spans.
 
-Inside an engine process only. The wrapped calls cost some 1 us each.
+Use it inside an engine process. A span costs some 1 us per call.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ REST = "vLLM's front end and the rest"
 
 
 class Spans:
-    """Seconds by phase and span. A request's phases are cut by its worker: a load is launched, a load has ended."""
+    """Seconds by phase and span. A phase ends when the worker launches a load, or sees that a load has ended."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self.start()
 
     def start(self) -> None:
-        """Forget everything: a request begins, in the first phase."""
+        """Reset all times: a request begins, in the first phase."""
         self.seconds: Counter[tuple[str, str]] = Counter()
         self.calls: Counter[tuple[str, str]] = Counter()
         self._phase = 0
@@ -31,12 +31,12 @@ class Spans:
         self._last = self._clock()
 
     def next_phase(self, phase: int) -> None:
-        """What follows belongs to this phase, or to a later one that has begun."""
+        """Begin this phase, unless a later one has begun."""
         self._account()
         self._phase = max(self._phase, phase)
 
     def stop(self) -> dict[str, dict[str, dict[str, float]]]:
-        """By phase and span: `ms` in it and not in a span within it, and the number of `calls`."""
+        """By phase and span: the `ms` in the span without its inner spans, and the number of `calls`."""
         self._account()
         found: dict[str, dict[str, dict[str, float]]] = {phase: {} for phase in PHASES}
         for (phase, span), seconds in self.seconds.items():
@@ -44,7 +44,7 @@ class Spans:
         return found
 
     def wrap(self, owner: Any, method: str, span: str, after: Callable[[Any, Any], None] | None = None) -> None:
-        """Put a span around `owner.method`; `after` is told its first argument and its result."""
+        """Put a span around `owner.method`; `after` is then called with the first argument and the result."""
         call = getattr(owner, method)
 
         @functools.wraps(call)
@@ -70,7 +70,7 @@ class Spans:
 
 
 def watch(llm: Any) -> Spans:
-    """Spans around what matters between a request's arrival and its first token. The engine runs in this process."""
+    """Put spans around the calls from a request's arrival to its first token. The engine must run in this process."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     spans = Spans()

@@ -1,17 +1,17 @@
-"""The cores of a rented machine: they change speed by half, for a second or for minutes, as their neighbours work."""
+"""Finds fast cores on a rented machine, where the load of other tenants changes a core's speed by up to half."""
 
 from __future__ import annotations
 
 import os
 import time
 
-CORES = 4  # of which a thread takes one
-NEARLY = 1.2  # of the least time
-LOOPS, NUMBERS = 2, list(range(1000, 51_000))  # objects in 1.6 MB: neighbours take caches away too
+CORES = 4  # that are returned; a thread runs on one of them
+NEARLY = 1.2  # a core is fast when it takes at most so many times the least time
+LOOPS, NUMBERS = 2, list(range(1000, 51_000))  # 1.6 MB of objects: other tenants take cache space too
 
 
 class Cores:
-    """Finds the fastest cores, and waits for them while all are slow: `patience` seconds at most, in all."""
+    """Finds the fastest cores, and waits while too few are fast: `patience` seconds at most over all calls."""
 
     def __init__(self, patience: float) -> None:
         self._cores = sorted(os.sched_getaffinity(0))
@@ -20,7 +20,7 @@ class Cores:
         os.sched_setaffinity(0, self._cores)
 
     def fastest(self) -> list[int]:
-        """CORES that are fast now, nearly as fast as any ever was if that comes in time. Costs 1 ms a core."""
+        """The CORES fastest cores now. Waits until all are within NEARLY of the best time so far. Costs 1 ms a core."""
         start = time.monotonic()
         while True:
             times = {core: _seconds_on(core) for core in self._cores}
@@ -34,7 +34,7 @@ class Cores:
 
 
 def _seconds_on(core: int) -> float:
-    """How long summing NUMBERS takes on this core at best, some 0.5 ms; the calling thread stays there."""
+    """The least time to sum NUMBERS on this core, some 0.5 ms; leaves the calling thread on that core."""
     os.sched_setaffinity(0, {core})
     best = float("inf")
     for _ in range(LOOPS):

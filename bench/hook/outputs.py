@@ -1,15 +1,15 @@
-"""Whether outputs with imports equal outputs without: greedy answers of two engines with the hook and of one without.
+"""Whether imports leave outputs the same: greedy answers of two engines with the hook, and of one without it.
 
     python -m bench.hook.outputs --write h200x2               two GPUs; for each mode three engines, a minute and a half
     python -m bench.hook.outputs --modes bf16 --kill-service  and the market's service killed once, halfway
     python -m bench.hook.outputs --cpu --conversations 8      a tiny model
 
-A conversation has `--turns`: a random prompt, then what was said so far, the last answer and random tokens more.
-Its turns go to the two engines with the hook by turns, so each takes from the other what was said so far; `--together`
-of them run at a time. The engine without a connector gets the same prompts in the same company twice: when its own
-prefix cache has what was said so far, and when it has nothing. Where these two differ the model itself is not
-deterministic: what is computed after a prefix has other shapes than a whole prompt. `same` counts answers with imports
-that are one of those two; `spread` the answers in which those two differ.
+A conversation has `--turns`. The first prompt is random; each further one is the last prompt, its answer, and more
+random tokens. The turns alternate between the two engines with the hook, so each imports the conversation so far from
+the other. `--together` conversations run at a time. The engine without a connector gets the same batches of prompts
+twice: with the conversation so far in its own prefix cache, and with an empty cache. Where these two answers differ
+the model itself is not deterministic: a prefill after a cached prefix has other shapes than that of a whole prompt.
+`same` counts answers with imports that equal one of the two; `spread` counts prompts for which the two differ.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Tokens = list[list[int]]
 
 
 def tally(imported: Tokens, cold: Tokens, cached: Tokens) -> dict[str, int]:
-    """Of answers to the same prompts, with imports and from an engine without, prefilled and from its own cache."""
+    """Compare answers to the same prompts: with imports; and without the hook, from a cold cache and a warm one."""
     return {
         "answers": len(imported),
         "same": sum(one in (a, b) for one, a, b in zip(imported, cold, cached, strict=True)),
@@ -69,7 +69,7 @@ class Conversations:
         return [self._chance.randrange(*self._vocabulary) for _ in range(self._chance.randint(least, most))]
 
     def run(self, hooks: list[EngineProcess], plain: EngineProcess, halfway: Callable[[], object]) -> None:
-        """All turns of all conversations, so many conversations at a time."""
+        """Run all turns of all conversations, `--together` at a time; call `halfway` once, before the middle group."""
         groups = range(0, len(self._said), self.options.together)
         for first in groups:
             if first == groups[len(groups) // 2]:
@@ -79,7 +79,7 @@ class Conversations:
                 prompts = self._turn(prompts, hooks[turn % 2], plain)
 
     def _turn(self, prompts: Tokens, hook: EngineProcess, plain: EngineProcess) -> Tokens:
-        """One turn; returns the prompts of the next one."""
+        """Run one turn of these conversations; returns the prompts of the next turn."""
         for engine in (hook, plain):
             engine.tell("generate", prompts=prompts, tokens=self.options.answer)
         imported, cached = (engine.answer(load.SECONDS) for engine in (hook, plain))
@@ -94,14 +94,14 @@ class Conversations:
 
 
 def imported(engines: list[EngineProcess]) -> tuple[int, list[str]]:
-    """How many tokens these engines have imported so far, and why the hook of any takes no part."""
+    """How many tokens these engines have imported so far, and the reasons of hooks that are off."""
     counters = [engine.ask("counters") for engine in engines]
     off = sorted({name for each in counters for name in each if name.startswith("vllm_hook_off")})
     return sum(each.get("vllm_tokens_imported", 0) for each in counters), off
 
 
 def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitStack) -> dict[str, Any]:
-    """One mode on three engines of its own: its row."""
+    """Measure one mode on three engines of its own; returns its row."""
     more: dict[str, Any] = {"seqs": max(8, options.together), "longest": options.longest, **MODES[mode]}
     engines = Engines(folder, options.gpus, more.pop("shape", LLAMA_8B))
     more["share"] = 0.31 if "gpus" in more or len(set(engines.gpus)) == 1 else 0.45
@@ -133,8 +133,8 @@ def measure(folder: Path, mode: str, options: argparse.Namespace, stack: ExitSta
 def main() -> None:
     """Measure, print, and write if asked.
 
-    Exits 1 where imports change more answers than the plain engine's spread, or where nothing was imported: then the
-    row says nothing about imports, and `off` why the hook took no part.
+    Exits with 1 if imports changed more answers than `spread`, or if nothing was imported after halfway: then the row
+    says nothing about imports, and `off` has the reasons if the hook was off.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-outputs.json")

@@ -1,18 +1,19 @@
-"""What the hook is worth to engines that serve: a shared system prompt, and documents that are asked about again.
+"""What serving engines gain from the hook: with a shared system prompt, and with repeated questions about documents.
 
     python -m bench.hook.serving --write h200x2      two GPUs; seven minutes
     python -m bench.hook.serving --cpu               a tiny model: shows that it runs, its times mean nothing
 
-chat: a system prompt of `--system` tokens and `--turns` turns of users, four each, that come at random moments at each
-of the `--rates` (requests a second, all engines together) and go to the engines by turns. A turn's prompt is the
-system prompt, the user's former turns with answers of the script, and `--say` new tokens; its answer has `--answer`.
-retrieval: `--documents` of `--document` tokens, each asked about four times, with short answers. Requests go to
-engines at random, come in an order in which the four are some documents apart, and so many of `--windows` at a time
-run on each: what counts is how soon all are done.
+chat: a system prompt of `--system` tokens, and `--turns` turns in all, four per user. They come at random moments, at
+each of the `--rates` (requests a second of all engines together), and go to the engines in turn. The prompt of a turn
+is the system prompt, the user's earlier turns with given (random) answers, and `--say` new tokens; its answer has
+`--answer` tokens.
+retrieval: `--documents` documents of `--document` tokens, four questions about each, short answers. Each request goes
+to a random engine; the four questions about a document are some documents apart. Each of `--windows` is a number of
+requests that run at a time on each engine; the result is how soon all are done.
 
-Modes: "hook on"; "hook off", no connector; "host offload", vLLM's OffloadingConnector (chat alone). Those that TOGETHER
-names together have their engines up at the same time, which share each GPU's memory, and take turns run by run; the
-others follow. Every run begins with empty caches, and the same requests come at the same moments in every mode.
+Modes: "hook on"; "hook off", no connector; "host offload", vLLM's OffloadingConnector (chat only). The modes of one
+tuple in TOGETHER run side by side: their engines are up at the same time, share each GPU's memory, and take turns run
+by run. Every run begins with empty caches, and every mode gets the same requests at the same moments.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ MODES: dict[str, dict[str, Any]] = {
     "host offload": {"llm": {"kv_offloading_size": 24}},
 }
 TOGETHER = (("hook on", "hook off"), ("host offload",))
-TURNS, ASKS = 4, 4  # of each user, about each document
-APART = 2.5  # documents between two questions about one
+TURNS, ASKS = 4, 4  # turns of each user, questions about each document
+APART = 2.5  # documents between two questions about the same one
 Plans = list[load.Requests]
 
 
 def chat(options: argparse.Namespace, engines: int, rate: float) -> Plans:
-    """Each engine's requests: users' turns one round after the other, in each round the users in another order."""
+    """Each engine's requests for chat: one round of turns after the other, each in a new random order of users."""
     chance, system = random.Random(1), [load.fresh(), options.system]
     users: list[list[list[int]]] = [[system] for _ in range(max(1, options.turns // TURNS))]
     plans: Plans = [[] for _ in range(engines)]
@@ -57,7 +58,7 @@ def chat(options: argparse.Namespace, engines: int, rate: float) -> Plans:
 
 
 def retrieval(options: argparse.Namespace, engines: int) -> Plans:
-    """Each engine's requests, in order: questions about a document are some documents apart."""
+    """Each engine's requests for retrieval, in order; questions about a document are some documents apart."""
     chance = random.Random(1)
     documents = [[load.fresh(), options.document] for _ in range(options.documents)]
     order = [(at + ask * APART + chance.random(), at) for at in range(len(documents)) for ask in range(ASKS)]
@@ -70,7 +71,7 @@ def retrieval(options: argparse.Namespace, engines: int) -> Plans:
 
 
 def summary(name: str, plans: Plans, done: Plans, **more: Any) -> dict[str, Any]:
-    """The row of one run: milliseconds to the first token, and what was done in a second."""
+    """The row of one run: milliseconds to the first token, rates, the computed share of prompt tokens, and TPOT."""
     asked = [request for plan in plans for request in plan]
     answered = [one for each in done for one in each]
     prompts, seconds = sum(count for one in asked for _, count in one["parts"]), load.span(answered)
@@ -88,7 +89,7 @@ def summary(name: str, plans: Plans, done: Plans, **more: Any) -> dict[str, Any]
 def start(
     options: argparse.Namespace, engines: Engines, modes: list[str], stack: ExitStack
 ) -> dict[str, list[EngineProcess]]:
-    """Start an engine of each of these modes on every GPU."""
+    """Start an engine of each of these modes on every GPU, or two of each on the CPU."""
     longest = max(options.system + TURNS * (options.say + options.answer), options.document + options.question)
     more: dict[str, Any] = {"share": 0.95 / len(modes), "longest": longest + options.answer + 64, "seqs": 128}
     made: dict[str, list[EngineProcess]] = {}
@@ -104,7 +105,7 @@ def start(
 
 
 def run(group: list[EngineProcess], plans: Plans, window: int = 0) -> Plans:
-    """One run on engines with empty caches."""
+    """Empty the engines' caches and replay `plans` on them."""
     for engine in group:
         engine.ask("reset")
     return load.replay(group, plans, window)
@@ -155,7 +156,7 @@ def main() -> None:
                 groups = start(options, engines, modes, stack)
                 for group in groups.values():
                     warm = {"at": 0.0, "parts": [[load.fresh(), options.system]], "tokens": 8}
-                    for requests in ([warm], [warm] * 8):  # compile and capture what the first ones would pay for
+                    for requests in ([warm], [warm] * 8):  # compile kernels and capture graphs before the timed runs
                         run(group, [requests] * count)
                 for rate, plans in chats.items():
                     for mode in modes:

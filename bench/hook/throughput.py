@@ -1,16 +1,17 @@
-"""What the hook costs an engine that gets nothing from it, and what fetches cost the requests that run meanwhile.
+"""What the hook costs an engine without hits, and what fetches cost the requests that run at the same time.
 
     python -m bench.hook.throughput --write h200x2      two GPUs, some three minutes
     python -m bench.hook.throughput --cpu               a tiny model: shows that it runs, its times mean nothing
 
-1. Throughput with no hits: an engine with the hook and one without share the first GPU and take turns, `--pairs` of
-runs of fresh random prompts, once their caches are full; tokens of prompts and answers per second, and hook on over
-hook off, pair by pair. `blocks_retired`: by the engine with the hook meanwhile.
-2. Time per output token (TPOT) of running requests on the engine with the hook, while every `--every` seconds a prefix
-of `--prefix` tokens is fetched by it from an engine on the second GPU, or from it by that engine; against no fetch, and
-against the same requests with the prefix in its own cache, which also compute their last tokens in its steps.
-`meanwhile`: gaps between tokens that touch the time from such a request's arrival to its first token; with no fetch,
-the time in which they would have come. Few of them are long: their mean says more than their median.
+1. Throughput without hits: an engine with the hook and one without share the first GPU. When their caches are full,
+they take turns for `--pairs` pairs of runs of fresh random prompts. Rows: tokens of prompts and answers per second, and
+hook on over hook off by pair. `blocks_retired`: how many the engine with the hook retired in these runs.
+2. Time per output token (TPOT) of requests that run on the engine with the hook, while every `--every` seconds a prefix
+of `--prefix` tokens is fetched: by this engine from one on the second GPU, or by that one from this engine. It is
+compared with no fetch, and with the same prefixes in the engine's own cache: these requests, too, compute their last
+tokens in the engine's steps. `meanwhile`: gaps between tokens that overlap the time from a fetching request's arrival
+to its first token; with no fetch, the time in which such requests would have come. Few gaps are long, so their mean
+says more than their median.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from bench.engines import load
 from bench.engines.process import EngineProcess
 from bench.engines.shapes import Engines, await_up
 
-WARM_UP = 20  # runs at most
+WARM_UP = 20  # runs to fill the caches, at most
 PACKAGES = ("torch", "triton", "vllm", "kvmarket")
 Rows = list[dict[str, Any]]
 
 
 def batch(options: argparse.Namespace) -> load.Requests:
-    """Requests that all come at once and share nothing."""
+    """Requests that all come at once, with prompts that share no prefix."""
     one = {"at": 0.0, "tokens": options.output}
     return [{**one, "parts": [[load.fresh(), options.prompt]]} for _ in range(options.requests)]
 
 
 def rate(engine: EngineProcess, requests: load.Requests, wrong: list[str]) -> float:
-    """Tokens per second of one run; a hit is wrong."""
+    """Tokens per second of one run; a hit is noted in `wrong`."""
     (done,) = load.replay([engine], [requests])
     if hits := sum(one["cached"] for one in done):
         wrong.append(f"{hits} tokens were hits in a run without any")
@@ -48,12 +49,12 @@ def rate(engine: EngineProcess, requests: load.Requests, wrong: list[str]) -> fl
 
 
 def retired(hook: EngineProcess) -> int:
-    """How many blocks on offer this engine has taken down, because their pages were given to other requests."""
+    """How many offered blocks this engine has retired because their pages were reused."""
     return int(hook.ask("counters").get("blocks_retired", 0))
 
 
 def warm_up(hook: EngineProcess, plain: EngineProcess, options: argparse.Namespace, wrong: list[str]) -> int:
-    """Run until the caches are full, as they are in an engine that has run for long; returns what is `retired` then."""
+    """Run until the caches are full, as in an engine that has run for long; returns `retired(hook)` then."""
     for _ in range(WARM_UP):
         for engine in (hook, plain):
             rate(engine, batch(options), wrong)
@@ -63,7 +64,7 @@ def warm_up(hook: EngineProcess, plain: EngineProcess, options: argparse.Namespa
 
 
 def no_hits(hook: EngineProcess, plain: EngineProcess, options: argparse.Namespace, wrong: list[str]) -> Rows:
-    """Runs in turns, which of the two begins alternates."""
+    """The rows of runs without hits; which engine begins a pair alternates."""
     sides: dict[str, tuple[EngineProcess, list[float]]] = {"on": (hook, []), "off": (plain, [])}
     before = warm_up(hook, plain, options, wrong)
     for pair in range(options.pairs):
@@ -83,7 +84,7 @@ def no_hits(hook: EngineProcess, plain: EngineProcess, options: argparse.Namespa
 
 
 class Fetches:
-    """Requests that decode on `hook`, and fetches of prefixes meanwhile, by it and from it."""
+    """Requests that decode on `hook`, while prefixes are fetched by it and from it."""
 
     def __init__(self, hook: EngineProcess, other: EngineProcess, size: int, options: argparse.Namespace) -> None:
         self.hook, self.other, self.size, self.options = hook, other, size, options
@@ -96,7 +97,7 @@ class Fetches:
         return batch(argparse.Namespace(**{**vars(self.options), "output": self.options.running_output}))
 
     def askers(self) -> load.Requests:
-        """One request for each prefix, in turn, each with an end of its own."""
+        """One request for each prefix, one after the other, each with its own last 16 tokens."""
         every, long = self.options.every, self.options.prefix
         return [
             {"at": self.options.settle + every * i, "parts": [[seed, long], [load.fresh(), 16]], "tokens": 1}
@@ -104,7 +105,7 @@ class Fetches:
         ]
 
     def note(self, mode: str, running: load.Requests, askers: load.Requests) -> None:
-        """Keep the times of `running`; and what `askers` should have found."""
+        """Keep the times of both; note in `wrong` each of `askers` whose cached tokens are not the whole prefix."""
         kept = self.samples.setdefault(mode, {"tpot": [], "gaps": [], "meanwhile": [], "first": []})
         begin = min(one["at"] for one in running) + self.options.settle
         windows = [(one["at"], one["first"]) for one in askers] or [
@@ -121,18 +122,18 @@ class Fetches:
             self.wrong.append(f"{mode}: {odd} cached tokens instead of {whole}")
 
     def here(self, mode: str, with_askers: bool) -> None:
-        """One run on `hook` alone."""
+        """One run in which all requests go to `hook`."""
         running, askers = self.running(), self.askers() if with_askers else []
         (done,) = load.replay([self.hook], [running + askers], times=True)
         ends = [one for one in done if one["count"] == 1]
         self.note(mode, [one for one in done if one["count"] > 1], ends)
 
     def fill(self, engine: EngineProcess) -> None:
-        """Have the prefixes computed and offered by `engine`."""
+        """Have `engine` compute and offer all prefixes."""
         load.replay([engine], [[{**one, "at": 0.0} for one in self.askers()]], window=1)
 
     def measure(self, rounds: int) -> None:
-        """All modes, `rounds` times: what the engines hold at the end of one round suits the next."""
+        """Measure all modes, `rounds` times: after a round the engines hold what the next one needs."""
         self.fill(self.other)
         for _ in range(rounds):
             self.hook.ask("reset")
@@ -144,7 +145,7 @@ class Fetches:
             self.note("fetched from this engine", done[0], done[1])
 
     def rows(self) -> Rows:
-        """TPOT per request, and the gaps between tokens while a fetch is under way."""
+        """The rows: TPOT per request, and the gaps between tokens, in all and during fetches."""
         found = []
         base, usual = (report.percentiles(self.samples["no fetch"][kind])["p50"] for kind in ("tpot", "meanwhile"))
         for mode, kept in self.samples.items():
@@ -162,7 +163,7 @@ class Fetches:
 
 
 def main() -> None:
-    """Measure, print, and write if asked. Exits 1 when there was a hit where none may be, or none where one must be."""
+    """Measure, print, and write if asked. Exits with 1 for a hit where none may be, or a missing one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-throughput.json")
     parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1])
@@ -212,7 +213,7 @@ def main() -> None:
 
 
 def write(options: argparse.Namespace, rows: Rows, wrong: list[str]) -> None:
-    """Write what there is, if asked."""
+    """Write the rows so far, if asked."""
     if options.write:
         settings = {name: value for name, value in vars(options).items() if name != "write"}
         facts = report.facts([] if options.cpu else options.gpus)

@@ -1,25 +1,23 @@
-"""Time to the first token of a prompt whose prefix lies.
-
-Nowhere, in the engine's own cache, in a peer's pool, in host memory.
+"""Time to the first token, by where the KV of the prompt's prefix is: nowhere, own cache, a peer's pool, host memory.
 
     python -m bench.hook.ttft --write h200x2    two GPUs, five engines with dummy weights at once, some four minutes
     python -m bench.hook.ttft --cpu             a tiny model: shows that it runs, its times mean nothing
 
-One request at a time, until the first of the few tokens of its answer; Llama-3.1-8B shape, bf16, CUDA graphs.
-`--prompts` fresh random prompts of each length; each is prefilled once and then asked for `--again` times from every
-other place, the asking engine's own cache emptied before.
-On the first GPU: the owner, the engine without a connector, and the one with LMCache, where that is installed. On the
-second: the reader, and the engine with vLLM's OffloadingConnector. Only one of them works at a time. Cores of rented
-machines differ by half, as their neighbours work: before each request, its engine's scheduling thread moves to some
-that are fastest at that moment; while hardly one is fast the request waits (`waited_s`: PATIENCE in all at most). Its
-other threads run where they like. They launch what is left of a prompt behind a hit piece by piece, as vLLM does unless
-told otherwise; with `--graphs FULL` as one graph, so that less of a time is the cores'. LMCache keeps vLLM's default:
-before a step that is one graph vLLM 0.26 shows a connector no attention metadata, and LMCache 0.5.2 then loads nothing.
+Requests run one at a time, and each is timed until its answer's first token; Llama-3.1-8B shape, bf16, CUDA graphs.
+`--prompts` is the number of fresh random prompts per length. Each is prefilled once, and then asked for `--again` times
+from every other place. Before a read from a peer or from host memory, that engine's own cache is emptied.
+On the first GPU run the owner, the engine without a connector, and the one with LMCache, if that is installed; on the
+second the reader, and the engine with vLLM's OffloadingConnector. Only one engine works at a time. On rented machines
+cores differ by half, as other tenants use them. So before each request its engine's scheduling thread moves to cores
+that are fast then; if too few are, the request waits (`waited_s`; PATIENCE in all at most). Other threads are not
+moved. By default vLLM launches the rest of a prompt after a hit as several graphs; with `--graphs FULL` as one, so that
+the times depend less on the cores. LMCache always keeps the default: before a step of one graph vLLM 0.26 gives a
+connector no attention metadata, and then LMCache 0.5.2 loads nothing.
 
-`bytes`: KV of the prompt, 131,072 a token. The ceiling is the time that cannot be beaten: the own cache's, plus for a
-peer those bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is that ceiling over the
-median, `goal` what the hook is to reach: the own cache's time, 1.15 times that of the bytes, and 2 ms. `extra`: the
-median of what the peer's prefix took longer than the own one in the same round.
+`bytes`: KV of the prompt, 131,072 a token. The ceiling is a lower bound of the time: that of the own cache, plus, for a
+peer, the bytes at the rate of a contiguous peer copy, measured in the same run. `ratio` is ceiling over median. `goal`
+is what the hook should reach: the own cache's time, plus 1.15 times the copy's, plus 2 ms. `extra`: the median, over
+rounds, of the time from the peer's pool minus the time from the own cache.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ from bench.engines.process import EngineProcess
 from bench.engines.shapes import Engines, await_up
 from bench.hook.cores import Cores
 
-HOST_GIB = 24  # of pinned memory for each engine that keeps prefixes there: a prompt at a time
+HOST_GIB = 24  # pinned memory of each engine with a host cache: room for one prompt at a time
 LMCACHE = {"LMCACHE_LOCAL_CPU": "True", "LMCACHE_MAX_LOCAL_CPU_SIZE": str(HOST_GIB), "LMCACHE_CHUNK_SIZE": "256"}
 PATIENCE = 60  # seconds
 GRAPHS = "FULL_AND_PIECEWISE"  # vLLM's default
@@ -54,7 +52,7 @@ Samples = dict[tuple[str, int], list[float]]
 
 
 def copy_rate(source: int, destination: int, repeats: int = 20) -> float:
-    """GB/s of one contiguous copy of 1 GiB by the copy engine from one GPU to the other: the ceiling. Median."""
+    """Median GB/s of a contiguous copy of 1 GiB by the copy engine from one GPU to the other: the ceiling."""
     there, here = (torch.empty(1 << 30, dtype=torch.uint8, device=f"cuda:{index}") for index in (source, destination))
     rates = []
     for _ in range(repeats + 3):
@@ -67,7 +65,7 @@ def copy_rate(source: int, destination: int, repeats: int = 20) -> float:
 
 
 class Bench:
-    """The engines, by name, and what was measured on them."""
+    """The engines by name, the `samples` measured on them, and in `wrong` what must not happen."""
 
     def __init__(
         self, engines: dict[str, EngineProcess], block_size: int, prompts: int, again: int, patience: float = 0
@@ -78,7 +76,7 @@ class Bench:
         self.cores = Cores(patience)
 
     def ask(self, engine: str, parts: list[list[int]], column: str = "", cached: int | None = None) -> int:
-        """Time the first token of an answer and return it; vLLM must say that `cached` tokens were not computed."""
+        """Time the first token of an answer and return it. vLLM must report `cached` cached tokens, if given."""
         answer = self.engines[engine].ask("ask", load.SECONDS, parts=parts)
         tokens = parts[0][1]
         if column and cached is not None and answer["cached"] != cached:
@@ -88,13 +86,13 @@ class Bench:
         return int(answer["first"])
 
     def measure(self, tokens: int, *, warm: bool = False) -> None:
-        """All columns of one length; to `warm` up, once and without keeping any."""
+        """Measure all columns of one length; with `warm` once, to warm up, without keeping any time."""
         whole = (tokens - 1) // self.block_size * self.block_size
         for _ in range(1 if warm else self.prompts):
             parts = [[load.fresh(), tokens]]
 
             def ask(engine: str, column: str, cached: int | None = None, parts: list[list[int]] = parts) -> int:
-                if not warm:  # threads that are made now would stay there too
+                if not warm:  # not while warming up: threads made then would inherit the affinity
                     os.sched_setaffinity(self.engines[engine].pid, self.cores.fastest())
                 return self.ask(engine, parts, "" if warm else column, cached)
 
@@ -110,24 +108,24 @@ class Bench:
             for engine in [name for name in HOSTS if name in self.engines]:
                 firsts[f"prefill, {engine} on"] = ask(engine, f"prefill, {engine} on")
                 for _ in range(again):
-                    self.ask(engine, [[load.fresh(), 64]])  # a step more, so that the stores are done
+                    self.ask(engine, [[load.fresh(), 64]])  # one more step, so that the stores are complete
                     time.sleep(0.1)
                     self.reset(engine)
                     firsts[HOSTS[engine]] = ask(engine, HOSTS[engine])
                     self.compare(tokens, firsts)
 
     def reset(self, engine: str) -> None:
-        """Empty an engine's own prefix cache; note where vLLM refuses: the next hit would be there."""
+        """Empty an engine's own prefix cache; if vLLM refuses, note it: the next hit would be in that cache."""
         if not self.engines[engine].ask("reset")["reset"]:
             self.wrong.append(f"{engine}: the prefix cache was not reset")
 
     def compare(self, tokens: int, firsts: dict[str, int]) -> None:
-        """Note where the same prompt had another first token."""
+        """Note if the same prompt had different first tokens."""
         if len(set(firsts.values())) > 1:
             self.wrong.append(f"{tokens} tokens: first tokens differ: {firsts}")
 
     def rows(self, rate: float, token_bytes: int) -> list[dict[str, Any]]:
-        """The rows of the result file so far; `rate` in GB/s."""
+        """The rows of the result file so far; `rate` of the contiguous copy in GB/s."""
         found = []
         for (column, tokens), times in self.samples.items():
             own = report.percentiles(self.samples[OWN, tokens])["p50"]
@@ -144,7 +142,7 @@ class Bench:
 
 
 def start(engines: Engines, stack: ExitStack, longest: int, graphs: str) -> dict[str, EngineProcess]:
-    """Start all engines; one whose connector is not installed is left out."""
+    """Start all engines: without LMCache if it is not installed, and on a CPU without both host caches."""
     few = {"num_gpu_blocks_override": 3 * longest // engines.block_size}
     llm, default = ({"compilation_config": {"cudagraph_mode": mode}} for mode in (graphs, GRAPHS))
     share = 0.3 if len(set(engines.gpus)) > 1 else 0.19

@@ -3,10 +3,10 @@
     python -m bench.hook.ttft_trace --write h200x2      two GPUs, some two minutes
     python -m bench.hook.ttft_trace --cpu               a tiny model: the scheduler's share is real, the model's is not
 
-The calls that matter are timed inside the engine (bench/engines/spans.py), each less the ones within it. A request
-whose prefix a peer holds has three phases: until its load is launched, until the end of the load is seen, and after.
-Medians; `extra` is what the peer's prefix costs over one's own, span by span; "load under way" cannot fall below the
-copy of its bytes.
+Calls of vLLM and of the hook are timed inside the engine (bench/engines/spans.py); a span excludes its inner spans. A
+request whose prefix a peer holds has three phases: until its load is launched, until the engine sees the load's end,
+and after that. All times are medians. `extra` is, span by span, the time with the peer's prefix minus the time with the
+engine's own; "load under way" cannot be shorter than the copy of the load's bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Samples = dict[str, dict[tuple[str, str], list[float]]]
 
 
 def measure(owner: EngineProcess, reader: EngineProcess, tokens: int, repeats: int) -> tuple[Samples, dict[str, Any]]:
-    """Milliseconds by column, phase and span; and by column the whole times, as the caller sees them."""
+    """Milliseconds by column, phase and span; and by column the whole time to the first token, as the caller sees."""
     samples: Samples = {PEER: defaultdict(list), OWN: defaultdict(list)}
     whole: dict[str, list[float]] = {PEER: [], OWN: []}
     for repeat in range(-2, repeats):  # the first two warm up
@@ -52,7 +52,7 @@ def measure(owner: EngineProcess, reader: EngineProcess, tokens: int, repeats: i
 
 
 def medians(samples: Samples, repeats: int) -> dict[str, dict[tuple[str, str], float]]:
-    """The median of every span; a request that did not have it had 0 ms of it."""
+    """The median of every span; a request without the span counts as 0 ms."""
     return {
         column: {key: statistics.median(times + [0.0] * (repeats - len(times))) for key, times in spans.items()}
         for column, spans in samples.items()
@@ -60,7 +60,7 @@ def medians(samples: Samples, repeats: int) -> dict[str, dict[tuple[str, str], f
 
 
 def lines(found: dict[str, dict[tuple[str, str], float]]) -> list[str]:
-    """A table of spans, by what the peer's prefix costs more, and the sums of the phases."""
+    """The lines of a table of spans, the largest `extra` first, with the sums of the phases at the end."""
     own: dict[str, float] = defaultdict(float)
     for (_, span), ms in found[OWN].items():
         own[span] += ms

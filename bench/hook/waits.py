@@ -1,12 +1,13 @@
-"""What it is worth to wait for a prompt that another engine computes already: the default of ``wait_tokens``.
+"""What a request gains when it waits for a prompt that a peer is computing: basis of the default ``wait_tokens``.
 
     python -m bench.hook.waits --write h200x2       two GPUs, some two minutes
     python -m bench.hook.waits --cpu                a tiny model: shows that it runs, its times mean nothing
 
-The same fresh prompts come to two engines, in nearly the same order, so many of `--windows` at a time on each, with
-short answers. "waits": a request waits wherever a peer has begun its prompt. "does not": it computes it too. Both
-pairs of engines are up at the same time, share each GPU's memory and take turns; every run begins with empty caches. A
-row has the times to the first token, and what both engines did in a second.
+Two engines get the same fresh prompts in nearly the same order, with short answers; each of `--windows` is a number of
+requests that run at a time on each engine. "waits": a request waits if a peer has begun its prompt. "does not": the
+request's engine computes the prompt too. Both pairs of engines are up at the same time, share each GPU's memory and
+take turns; every run begins with empty caches. A row has the times to the first token, and the rates of both engines
+together.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from bench.engines.process import EngineProcess
 from bench.engines.shapes import Engines, await_up
 from bench.hook.serving import run, summary
 
-MODES = {"waits": 1, "does not": 0}  # wait_tokens: any prompt of a block, never
+MODES = {"waits": 1, "does not": 0}  # wait_tokens: from one block on; never
 ANSWER = 4
-APART = 3.0  # prompts: so far one may come earlier at one engine than at the other
+APART = 3.0  # prompts: how far a prompt's places in the two orders may differ
 
 
 def start(engines: Engines, longest: int, stack: ExitStack) -> dict[str, list[EngineProcess]]:
-    """Two engines of each mode, in a market of their own."""
+    """Start two engines of each mode; each mode has a market of its own."""
     more: dict[str, Any] = {"share": 0.45, "longest": longest + ANSWER + 64}
     if not engines.gpus:
         more["llm"] = {"num_gpu_blocks_override": 8 * longest // engines.block_size}
@@ -44,7 +45,7 @@ def start(engines: Engines, longest: int, stack: ExitStack) -> dict[str, list[En
 
 
 def prompts(tokens: int, count: int) -> list[load.Requests]:
-    """The same requests for both engines, all there from the start; each engine has its own near-by ones exchanged."""
+    """The same requests for both engines, all at time 0; each engine's order is shuffled among near neighbours."""
     chance, made = random.Random(count), [[load.fresh(), tokens] for _ in range(count)]
     orders = [sorted(range(count), key=lambda at: at + APART * chance.random()) for _ in range(2)]
     return [[{"at": 0.0, "parts": [made[at]], "tokens": ANSWER} for at in order] for order in orders]

@@ -1,11 +1,12 @@
-"""What it costs to name an engine's weights by what they hold, beside a plain reduction that reads the same bytes.
+"""What it costs to name an engine's weights by their content, beside a plain reduction that reads the same bytes.
 
     python -m bench.hook.weights_name --write h200x1   on the first GPU, 16 GB: the tensors of Llama-3.1-8B in bf16
     python -m bench.hook.weights_name --cpu            small ones on the CPU: shows that it runs, its times mean nothing
 
-`first` is the first checksum of a process: it loads the kernel, and compiles it if that was never done here. `ceiling`
-of the checksums is a sum over as many bytes by torch. The digest of files is taken of files that were just written, so
-they are in memory: `read` the first time, `kept` once it is known. Its ceiling is reading them. Milliseconds.
+`first` is the first checksum of a process: it loads the kernel, and compiles it if Triton's cache does not have it. The
+ceiling of the checksums is torch's sum over as many bytes. The digest is taken of files that were just written, so they
+are in the page cache: `read` is the first time, `kept` a later one, with cached digests. Its ceiling is a read of the
+files. Times are in milliseconds.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vllm_hook.identity.files import WeightFile, digest_of
 from vllm_hook.identity.tensors import checksum_of
 
 FILES = 4
-FILE_BYTES, SMALL = 1 << 30, 16 << 20  # of each; on the CPU
+FILE_BYTES, SMALL = 1 << 30, 16 << 20  # bytes of each file; the same with --cpu
 
 
 def shapes(scale: int) -> Iterable[tuple[str, tuple[int, ...]]]:
@@ -44,7 +45,7 @@ def shapes(scale: int) -> Iterable[tuple[str, tuple[int, ...]]]:
 
 
 def model(device: str, scale: int, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.nn.Module:
-    """A module with these tensors, whose values do not matter."""
+    """A module with these tensors, random values in them, each passed through `change`."""
     made = torch.nn.Module()
     for name, shape in shapes(scale):
         tensor = torch.empty(shape, dtype=torch.bfloat16, device=device).uniform_(-1, 1)
@@ -53,19 +54,19 @@ def model(device: str, scale: int, change: Callable[[torch.Tensor], torch.Tensor
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
-    """The same, contiguous."""
+    """The tensor as it is, contiguous."""
     return tensor
 
 
 def odd(tensor: torch.Tensor) -> torch.Tensor:
-    """The same at an address that 4 does not divide."""
+    """A copy of the (bf16) tensor at an address that is not a multiple of 4."""
     room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
     room[1:] = tensor.view(-1)
     return room[1:].view(tensor.shape)
 
 
 def gaps(tensor: torch.Tensor) -> torch.Tensor:
-    """The same with room behind each row."""
+    """A copy of the tensor with unused elements after each row."""
     return torch.nn.functional.pad(tensor, (0, 8))[..., : tensor.shape[-1]]
 
 
@@ -86,7 +87,7 @@ def row(name: str, samples: list[float], size: int, ceiling: float) -> dict[str,
 
 
 def checksums(repeats: int, cpu: bool) -> Iterable[dict[str, Any]]:
-    """Rows of models in the memory of the first GPU, or of small ones."""
+    """The rows for checksums of models on the first GPU, or of small ones on the CPU."""
     for name, change, scale in (("plain", plain, 1), ("odd addresses", odd, 4), ("rows with gaps", gaps, 4)):
         made = model("cpu", 16, change) if cpu else model("cuda", scale, change)
         tensors = list(made.parameters())
@@ -100,7 +101,7 @@ def checksums(repeats: int, cpu: bool) -> Iterable[dict[str, Any]]:
 
 
 def digests(repeats: int, file_bytes: int) -> Iterable[dict[str, Any]]:
-    """Rows of files of so many bytes each."""
+    """The rows for digests of FILES files of so many bytes each."""
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as folder:
         os.environ["XDG_RUNTIME_DIR"] = folder
         paths = [Path(folder) / f"model-{number}.safetensors" for number in range(FILES)]

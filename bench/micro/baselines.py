@@ -1,4 +1,4 @@
-"""What one would write without kvmarket."""
+"""Copies of blocks that one would write without kvmarket: torch indexing, one copy per page, a batch of copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvmarket.ways.gpu import copy_engine
 
 
 def baselines(suite: Suite) -> Iterator[Row]:
-    """What one would write without us, a window of blocks from pages in place."""
+    """Rows of the baselines: each copies a window of blocks from pages in place, one call at a time."""
     blocks, engine = suite.window, suite.engines["paged"]
     source = engine.source(suite.hits["in_place"])
     sources, places = (torch.tensor(ids[:blocks], device=HERE) for ids in (suite.sources, suite.places))

@@ -1,4 +1,4 @@
-"""Both processes fetch from each other at once."""
+"""Two processes fetch from each other at the same time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bench.micro.suite import Row, Suite
 
 
 def both_ways(suite: Suite, seconds: float) -> Iterator[Row]:
-    """Both processes fetch from each other at once, a window of blocks at a time; sums of both rates."""
+    """Rows of the sum of both rates, while the processes fetch a window of blocks from each other, again and again."""
     window = suite.window
     nbytes, ceiling = window * SLOT, 0.0
     for kind in ("contiguous", "paged"):
         engine, peer = suite.engines[kind], suite.peers[kind]
         theirs = suite.offered["in_place" if kind == "paged" else kind][: window * BLOCK * 4]
         ours = suite.new_tokens(window)
-        engine.market.retire(suite.sources[-window:])  # a fetch has brought something else there
+        engine.market.retire(suite.sources[-window:])  # a fetch has overwritten these slots
         engine.market.publish(np.frombuffer(ours, np.int32), suite.sources[-window:])
         ids = suite.sources[-2 * window : -window]
         rates: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What a model on the reader's or the owner's GPU loses while fetches run without a pause."""
+"""By how much a model on the reader's or the owner's GPU gets slower while fetches run without a pause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.micro.timing import new_stream
 
 
 def co_runners(suite: Suite, seconds: float) -> Iterator[Row]:
-    """What a model on the reader, or on the owner, loses while fetches of a window of blocks run without a pause."""
+    """Rows of step times of a model on the reader or the owner, alone and beside each kind of fetch of a window."""
     kinds: list[tuple[str, str, str | None, int | None]] = [
         ("nothing", "paged", None, None), ("contiguous_copy", "contiguous", None, None),
         ("contiguous", "contiguous", "copy", None), ("packed_staged", "packed", "staged", None),
@@ -51,7 +51,7 @@ def _co_run(
 
     def traffic() -> None:
         places = suite.places[: suite.window]
-        stream = new_stream()  # this thread's: a fetch waits for the stream of whoever asks
+        stream = new_stream()  # of this thread: a fetch waits for its caller's stream
         time.sleep(max(0.0, start_at - time.monotonic()))
         with torch.cuda.stream(stream):
             while not stop.is_set():

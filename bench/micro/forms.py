@@ -1,7 +1,7 @@
-"""One list of cases for tests and benches: shapes of a layer's blocks, and the forms in which engines lay them out.
+"""The list of cases that tests and benchmarks share: shapes of blocks, and the forms in which engines lay them out.
 
-A *shape* says what a block is; a *form* says how the blocks of all layers lie in memory. Forms of one family hold the
-same logical content, so any of them can be copied to any other. ``CASES`` names pairs that engines really have.
+A *shape* describes one layer's block; a *form* says how the blocks of all layers lie in memory. Forms of one family
+hold the same logical content, so blocks can be copied between any two. ``CASES`` are pairs that occur in real engines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvmarket.layout.paged import PagedCache, SlotArray
 
 @dataclass(frozen=True)
 class Shape:
-    """One layer's block: "kv" is K and V of (tokens, heads, dim), "fused" (heads, tokens, dim), "mla" (tokens, dim)."""
+    """One layer's block by family: "kv" (2, tokens, heads, dim), "fused" (heads, tokens, dim), "mla" (tokens, dim)."""
 
     family: str
     block_size: int
@@ -39,7 +39,7 @@ FORMS: dict[str, dict[str, Form]] = {"kv": {}, "fused": {}, "mla": {}}
 
 
 def form(family: str) -> Callable[[Form], Form]:
-    """Register a form under its function's name."""
+    """Decorate a function: register it as a form of this family, under its name."""
 
     def register(function: Form) -> Form:
         FORMS[family][function.__name__] = function
@@ -83,7 +83,7 @@ def side_by_side(s: Shape, layers: int, slots: int, alloc: Alloc) -> tuple[Layer
 
 @form("kv")
 def interleaved(s: Shape, layers: int, slots: int, alloc: Alloc) -> tuple[Layers, int]:
-    """Element by element: the worst there can be."""
+    """K and V alternate element by element: the slowest form to copy."""
     both = [alloc(slots, s.block_size, s.heads, s.dim, 2) for _ in range(layers)]
     return [(t[..., 0], t[..., 1]) for t in both], 0
 
@@ -100,7 +100,7 @@ def block_outermost(s: Shape, layers: int, slots: int, alloc: Alloc) -> tuple[La
 
 @form("kv")
 def padded(s: Shape, layers: int, slots: int, alloc: Alloc) -> tuple[Layers, int]:
-    """Gaps in front, between rows and between slots."""
+    """Unused elements before the first slot, between rows and between slots."""
     rows = [alloc(1 + slots, 2, s.block_size + 1, s.heads, s.dim + 3) for _ in range(layers)]
     return [t[1:, :, : s.block_size, :, 1 : 1 + s.dim] for t in rows], 0
 
@@ -149,7 +149,7 @@ def latent_block_outermost(s: Shape, layers: int, slots: int, alloc: Alloc) -> t
 
 @dataclass(frozen=True, eq=False)
 class Made:
-    """A cache and the tensors it was made of."""
+    """A cache, and the tensors from which it was made."""
 
     cache: PagedCache
     tensors: Layers
@@ -161,7 +161,7 @@ class Made:
         return self.cache.slot_array()
 
     def fill(self, content: torch.Tensor) -> None:
-        """Write content of shape (layers, slots, *logical), integers of the item's size, through the tensors."""
+        """Write `content`, (layers, slots, *logical) integers of the dtype's item size, into the tensors."""
         for tensor, values in zip(self.tensors, content, strict=True):
             halves = zip(tensor, values.unbind(1), strict=True) if isinstance(tensor, tuple) else [(tensor, values)]
             for part, value in halves:
@@ -170,7 +170,7 @@ class Made:
 
 
 def make(name: str, shape: Shape, layers: int, slots: int, device: str = "cpu", seed: int = 0) -> Made:
-    """A cache in one form, all of its memory (gaps too) filled with random bits."""
+    """Make a cache in one form, with random bits in all of its memory, gaps included."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def alloc(*sizes: int) -> torch.Tensor:
@@ -183,7 +183,7 @@ def make(name: str, shape: Shape, layers: int, slots: int, device: str = "cpu", 
 
 
 def packed(layout: Layout, slots: int, device: str = "cpu", seed: int = 0) -> SlotArray:
-    """A packed array of the same geometry, filled with random bits."""
+    """Make a packed array of `slots` slots for this layout, with random bits."""
     size = slots * layout.slot_bytes
     generator = torch.Generator(device).manual_seed(seed)
     bits = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device, generator=generator)
@@ -191,13 +191,13 @@ def packed(layout: Layout, slots: int, device: str = "cpu", seed: int = 0) -> Sl
 
 
 def clone(array: SlotArray) -> SlotArray:
-    """Equal bytes at other addresses."""
+    """A copy of the array: equal bytes at other addresses."""
     return SlotArray(array.layout, [segment.clone() for segment in array.segments])
 
 
 @dataclass(frozen=True)
 class Case:
-    """A pair of forms that engines really have; ``source`` or ``destination`` may be "packed"."""
+    """A pair of forms that occurs in real engines; ``source`` or ``destination`` may be "packed"."""
 
     name: str
     shape: Shape
@@ -205,7 +205,7 @@ class Case:
     destination: str
 
     def arrays(self, layers: int, slots: int, device: str = "cpu", seed: int = 0) -> tuple[SlotArray, SlotArray]:
-        """Source and destination, random bits in both, different ones."""
+        """Make source and destination, with different random bits."""
         some = next(iter(FORMS[self.shape.family]))
         layout = make(some, self.shape, layers, 1, device).cache.layout
         sides = []

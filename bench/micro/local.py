@@ -17,12 +17,12 @@ from kvmarket.layout.paged import SlotArray
 
 
 def on_device(call: Callable[[], object], count: int) -> list[float]:
-    """Microseconds that the device takes for a call, by events."""
+    """Microseconds of each call on the device, measured by events."""
     times = []
     for _ in range(count + 3):
         start, end = Mark(), Mark()
         if GPUS:
-            torch.cuda._sleep(200_000)  # the device is busy until all is launched
+            torch.cuda._sleep(200_000)  # keeps the device busy until everything is launched
         start.record()
         call()
         end.record()
@@ -32,7 +32,7 @@ def on_device(call: Callable[[], object], count: int) -> list[float]:
 
 
 def local_rows(repeats: int, blocks: tuple[int, ...]) -> Iterator[Row]:
-    """Both kernels, with and without checksums, random slots; bytes moved are twice the payload on both sides."""
+    """Rows of pack and scatter, with and without checksums, random slots. `bytes` is payload, counted once."""
     slots = 2 * max(blocks)
     paged = PagedCache(layers_of("paged", slots, HERE), block_size=16).slot_array()
     layout = paged.layout.as_packed(slots)

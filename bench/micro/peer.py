@@ -1,7 +1,7 @@
-"""An engine in a process of its own, for benchmarks: pools of random bytes, a market, and a co-runner.
+"""Engines for the transfer benchmarks: a cache of random bytes, a market, and a model-like co-runner.
 
-`Engine` is driven in this process, `Peer` in another one. Both fill pools of one kind with equal bytes, so whoever
-fetched knows what he must have.
+An `Engine` runs in this process, a `Peer` runs one in another process. The bytes depend only on kind and seed, so a
+reader can regenerate what it must have fetched.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SLOT = LAYERS * PAGE
 
 
 def layers_of(kind: str, slots: int, device: str) -> list[torch.Tensor]:
-    """Layers of an engine: "paged" (each layer apart) or "contiguous" (a block in one piece)."""
+    """An engine's layers, int16 (slots, PAGE // 2) each: "paged", or "contiguous": all layers of a slot together."""
     if kind == "paged":
         return [torch.empty((slots, PAGE // 2), dtype=torch.int16, device=device) for _ in range(LAYERS)]
     return list(torch.empty((slots, LAYERS, PAGE // 2), dtype=torch.int16, device=device).unbind(1))
 
 
 def fill(layers: list[torch.Tensor], seed: int) -> None:
-    """Random bytes, the same for the same seed."""
+    """Fill the layers with random bytes that depend on the seed only."""
     for number, layer in enumerate(layers):
         generator = torch.Generator(layer.device).manual_seed(1000 * seed + number)
         bits = torch.randint(-(2**15), 2**15, layer.shape, dtype=torch.int16, device=layer.device, generator=generator)
@@ -53,11 +53,11 @@ class Engine:
         self.market = kvmarket.connect(cache, facts, address=address, staging_bytes=staging * SLOT)
 
     def publish(self, tokens: bytes, ids: list[int], staged: bool) -> int:
-        """Offer blocks that lie there already."""
+        """Offer the blocks in slots `ids` as these tokens; returns how many."""
         return self.market.publish(np.frombuffer(tokens, np.int32), ids, staged=staged)
 
     def matched(self, tokens: bytes, blocks: int) -> kvmarket.Hit:
-        """The hit, once all of it is visible."""
+        """Wait until `blocks` blocks of these tokens are visible; returns the hit."""
         array = np.frombuffer(tokens, np.int32)
         while (hit := self.market.match(array)).blocks < blocks:
             time.sleep(0.002)
@@ -69,25 +69,25 @@ class Engine:
         mover.ways.choice, mover.means.programs = Forced(way) if way else None, programs
 
     def contiguous(self, hit: kvmarket.Hit) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest segment of the pool of `hit`, mapped here, and own memory of its size: for the ceiling."""
+        """The first segment of the pool of `hit`, mapped here, and own memory of its size: for the ceiling."""
         segment = self.source(hit).segments[0]
         return segment, torch.empty_like(segment)
 
     def source(self, hit: kvmarket.Hit) -> SlotArray:
-        """The pool of `hit`, mapped."""
+        """The slots of the pool of `hit`, mapped into this process."""
         mapped = self.market._data._map(hit.pools[hit.runs[0].pool])
         assert mapped is not None
         return mapped.slots
 
     def fetch_for(self, seconds: float, tokens: bytes, ids: list[int], start: float) -> list[float]:
-        """Fetch the same hit over and over from monotonic time `start` on; seconds of each fetch."""
+        """Fetch the same hit for `seconds`, from ``time.monotonic()`` `start` on; seconds of each fetch."""
         hit = self.matched(tokens, len(ids))
         self.market.fetch(hit, ids).wait()
         time.sleep(max(0.0, start - time.monotonic()))
         return repeat(seconds, lambda: self.market.fetch(hit, ids))
 
     def copy_for(self, seconds: float, tokens: bytes, blocks: int, start: float) -> list[float]:
-        """Copy contiguous bytes of the hit's pool over and over; seconds of each copy."""
+        """Copy contiguous bytes of the hit's pool for `seconds`, from `start` on; seconds of each copy."""
         source, target = self.contiguous(self.matched(tokens, 1))
         size = blocks * SLOT
 
@@ -101,7 +101,7 @@ class Engine:
             return repeat(seconds, copy)
 
     def co_run(self, kind: str, seconds: float, start: float) -> list[float]:
-        """Run a step like a model's over and over; milliseconds of each."""
+        """Run the steps of `model_like` for `seconds`, from `start` on; milliseconds of each step."""
         with on(self.device):
             replay = model_like(kind, self.device)
             time.sleep(max(0.0, start - time.monotonic()))
@@ -117,12 +117,12 @@ class Engine:
         return steps
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the market."""
         self.market.close()
 
 
 def repeat(seconds: float, start: Callable[[], Any]) -> list[float]:
-    """Seconds per copy, for so long, two under way all the time."""
+    """Run copies for so long, always two at a time; seconds of each copy."""
     times, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         times += [us / 1e6 for us in sustained(start, 10)]
@@ -134,9 +134,9 @@ SHAPES = [(4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)] if GPUS else
 
 @functools.cache
 def model_like(kind: str, device: torch.device) -> Callable[[], None]:
-    """Products in bf16 of Llama-8B shapes: "decode" (batch 32, memory-bound), "prefill" (2,048 tokens).
+    """A step of bf16 matrix products with Llama-8B shapes: "decode" (batch 32, memory-bound), "prefill" (2,048 tokens).
 
-    One CUDA graph; on a CPU, small products as they come.
+    It is one CUDA graph; on a CPU it is a few small products. The step is made once per kind and device.
     """
     batch, layers = (32, 14) if kind == "decode" else (2048, 2)
     weights = [[torch.randn(s, dtype=torch.bfloat16, device=device) for s in SHAPES] for _ in range(layers)]
@@ -185,19 +185,19 @@ class Peer:
         self._pipe.recv()
 
     def tell(self, method: str, *given: Any) -> None:
-        """Have it done; fetch the result with `answer`."""
+        """Have the engine run a method; `answer` returns the result."""
         self._pipe.send((method, given))
 
     def answer(self) -> Any:
-        """The result of what was told."""
+        """Wait for the result of the oldest `tell`."""
         return self._pipe.recv()
 
     def ask(self, method: str, *given: Any) -> Any:
-        """Have it done and return the result."""
+        """Have the engine run a method, and return the result."""
         self.tell(method, *given)
         return self.answer()
 
     def close(self) -> None:
-        """End the process."""
+        """End the engine and its process."""
         self.tell("exit")
         self._process.join()

@@ -1,4 +1,4 @@
-"""What all parts of the benchmark of transfers share: two pairs of engines, their hits, and how a fetch is measured."""
+"""The shared part of the transfer benchmark: two pairs of engines, their hits, and the measurement of a fetch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HERE, THERE = ("cuda:0", f"cuda:{GPUS - 1}") if GPUS else ("cpu", "cpu")
 
 
 class Suite:
-    """Two pairs of engines, of paged and of contiguous slots; the first of each is ours and reads."""
+    """A pair of engines with paged slots, and one with contiguous slots: `engines` read here from `peers`."""
 
     def __init__(self, repeats: int, sizes: tuple[int, ...], slots: int, staging: int) -> None:
-        """`sizes` in blocks, the largest first; `slots` of each cache, and of each staging pool."""
+        """`sizes` in blocks, the largest first; `slots` of each cache, `staging` slots of each peer's staging pool."""
         self.repeats, self.sizes, self.slots = repeats, sizes, slots
-        self.window = sizes[1]  # blocks of whatever is measured at one size
+        self.window = sizes[1]  # blocks of a fetch, for parts that measure one size
         self._folder = tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp")
         address = str(Path(self._folder.name) / "s")
         self.peers = {kind: Peer(kind, slots, THERE, address, staging, 1) for kind in ("paged", "contiguous")}
@@ -49,12 +49,12 @@ class Suite:
         self._stream = new_stream()
 
     def new_tokens(self, blocks: int) -> bytes:
-        """Tokens that nobody has used."""
+        """The int32 bytes of tokens that no other call has returned."""
         self._tokens += blocks * BLOCK
         return np.arange(self._tokens - blocks * BLOCK, self._tokens, dtype=np.int32).tobytes()
 
     def hit(self, kind: str, count: int, staged: bool) -> Hit:
-        """`count` blocks of the peer's, in random slots or packed in a run."""
+        """Have the peer publish `count` blocks, in random slots or staged; returns the hit once all are visible."""
         tokens = self.offered[kind if kind == "contiguous" else "packed" if staged else "in_place"] = self.new_tokens(
             count
         )
@@ -62,13 +62,13 @@ class Suite:
         return self.engines[kind].matched(tokens, count)
 
     def ceiling(self, nbytes: int) -> Mark:
-        """Start one contiguous copy."""
+        """Start one contiguous copy of so many bytes from the peer's memory."""
         with torch.cuda.stream(self._stream):
             self._target[:nbytes].copy_(self._source[:nbytes], non_blocking=True)
             return handle()
 
     def row(self, name: str, kind: str, hit: Hit, blocks: int, way: str | None, programs: int | None = None) -> Row:
-        """Measure one fetch of the leading `blocks` of a hit."""
+        """Measure fetches of the leading `blocks` of a hit, after a comparison of all bytes of one; returns the row."""
         engine = self.engines[kind]
         engine.force(way, programs)
         places = self.places[:blocks]
@@ -110,7 +110,7 @@ class Suite:
             assert torch.equal(layer[places], bits[sources]), f"wrong bytes in layer {number}"
 
     def unsummed(self, name: str) -> Hit:
-        """A hit whose blocks are not checked against their checksums."""
+        """The named hit without checksums, so that fetches do not check them."""
         runs = tuple(msgspec.structs.replace(run, checksums=None) for run in self.hits[name].runs)
         return msgspec.structs.replace(self.hits[name], runs=runs)
 
@@ -118,7 +118,7 @@ class Suite:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the processes."""
+        """Leave the market and end the peers' processes."""
         for engine in self.engines.values():
             engine.close()
         for peer in self.peers.values():

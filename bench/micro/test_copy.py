@@ -1,7 +1,7 @@
-"""``make bench``: what copying blocks between two arrays costs, beside one contiguous copy of as many bytes.
+"""``make bench``: what a copy of blocks between two arrays costs, beside one contiguous copy of as many bytes.
 
-Within one device: on a GPU the kernels, on a CPU the torch reference. The same cases as the tests have. `extra_info`
-has the payload in bytes, counted once.
+Both arrays are on one device: a GPU runs the kernels, a CPU the torch reference. The cases are those of the tests.
+`extra_info` has the payload in bytes, counted once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAYERS, BLOCKS = (32, 256) if DEVICE == "cuda" else (4, 16)
 
 
 def timed(benchmark: BenchmarkFixture, copy: Callable[[], None], nbytes: int) -> None:
-    """Time `copy`, until the device has done it."""
+    """Time `copy` until the device has finished it."""
 
     def run() -> None:
         copy()

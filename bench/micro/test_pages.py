@@ -1,7 +1,7 @@
-"""``make bench``: pages of every size, 64 MiB of them, beside one contiguous copy and what one would write alone.
+"""``make bench``: copies of 64 MiB of pages of every size, beside one contiguous copy and two baselines.
 
-Two layers, a page of each for a block: the sizes of tensor-parallel shards, fp8 and MLA caches up to large blocks.
-Within a GPU, and from a peer where there are two (few bytes on a CPU, where the torch reference runs).
+A block has two layers with a page each; sizes go from those of tensor-parallel shards, fp8 and MLA caches to those of
+large blocks. Copies are within a GPU, and from a peer if there are two GPUs; a CPU runs the torch reference on 1 MiB.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pair = tuple[SlotArray, SlotArray, torch.Tensor, torch.Tensor]
 
 
 def pair(page: int, owner: str) -> Pair:
-    """Source, destination, slots of both in random order."""
+    """Make source and destination, and random slots of each."""
     reader = "cuda:0" if DEVICE == "cuda" else "cpu"
     blocks = TOTAL // page // 2
     arrays = []
@@ -44,7 +44,7 @@ def pair(page: int, owner: str) -> Pair:
 @pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("page", PAGES)
 def test_pull(benchmark: BenchmarkFixture, page: int, owner: str) -> None:
-    """The kernel, as a fetch runs it."""
+    """The kernel that a fetch by `pull` runs."""
     source, destination, slots, places = pair(page, owner)
     timed(benchmark, lambda: copy_blocks(source, slots, destination, places), TOTAL)
 
@@ -52,7 +52,7 @@ def test_pull(benchmark: BenchmarkFixture, page: int, owner: str) -> None:
 @pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("page", PAGES)
 def test_baseline_index_select(benchmark: BenchmarkFixture, page: int, owner: str) -> None:
-    """Gather and scatter by torch, layer by layer; from a peer through a buffer on its side."""
+    """Gather and scatter by torch, layer by layer; from a peer through a buffer on the peer."""
     source, destination, slots, places = pair(page, owner)
     theirs = slots.to(owner)
 
@@ -67,7 +67,7 @@ def test_baseline_index_select(benchmark: BenchmarkFixture, page: int, owner: st
 @pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("page", PAGES)
 def test_baseline_memcpy_batch(benchmark: BenchmarkFixture, page: int, owner: str) -> None:
-    """One call of the driver for all pages."""
+    """One call of ``cudaMemcpyBatchAsync`` for all pages."""
     source, destination, slots, places = pair(page, owner)
     addresses = [
         np.concatenate([view.data_ptr() + ids.cpu().numpy() * page for view in array.part_views()]).astype(np.uint64)
@@ -80,7 +80,7 @@ def test_baseline_memcpy_batch(benchmark: BenchmarkFixture, page: int, owner: st
 
 @pytest.mark.parametrize("owner", OWNERS)
 def test_contiguous(benchmark: BenchmarkFixture, owner: str) -> None:
-    """The ceiling."""
+    """The ceiling: one contiguous copy of as many bytes."""
     payload = torch.randint(0, 256, (TOTAL,), dtype=torch.uint8, device=owner)
     target = torch.empty_like(payload, device="cuda:0" if DEVICE == "cuda" else "cpu")
     timed(benchmark, lambda: target.copy_(payload), TOTAL)

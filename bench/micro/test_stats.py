@@ -1,4 +1,4 @@
-"""What statistics cost each step of a vLLM engine: both sides are asked, nearly always in vain."""
+"""What the hook's statistics cost in each step of a vLLM engine: vLLM asks both sides, mostly without news."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REASONS = ("fetch_stale", "vllm_blocks_lost", "vllm_import_refused", "offer_drop
 
 @pytest.fixture
 def interval() -> Interval:
-    """Of a process that has counted all kinds of things."""
+    """An Interval of a process whose counters have many kinds of keys."""
     for name in NAMES:
         counters.add(name)
     for name in REASONS:

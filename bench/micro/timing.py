@@ -1,4 +1,4 @@
-"""How a copy is timed: one at a time, or two under way all the time. On a CPU copies are done when they return."""
+"""Times copies: one at a time, or always two at a time. On a CPU a copy is done when its call returns."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ class Mark:
         self._moment = 0.0
 
     def record(self) -> None:
-        """It is reached when all that was launched so far is done."""
+        """Set the mark: it is reached when everything launched so far is done."""
         self._moment = time.perf_counter()
         if self._event is not None:
             self._event.record()
 
     def wait(self) -> None:
-        """Until it is reached."""
+        """Wait until the mark is reached."""
         if self._event is not None:
             self._event.synchronize()
 
     def done(self) -> bool:
-        """Whether it is reached."""
+        """Whether the mark is reached."""
         return self._event is None or self._event.query()
 
     def until(self, later: Mark) -> float:
-        """Milliseconds from this mark to another one; both are reached."""
+        """Milliseconds from this mark to `later`; both must be reached."""
         if self._event is not None:
             return float(self._event.elapsed_time(later._event))
         return 1e3 * (later._moment - self._moment)
 
 
 def handle() -> Mark:
-    """What was launched so far, with the `done` and `wait` of a fetch."""
+    """A mark for everything launched so far; it has `done` and `wait`, as a fetch has."""
     mark = Mark()
     mark.record()
     return mark
 
 
 def new_stream() -> torch.cuda.Stream | None:
-    """For ``torch.cuda.stream``, which does nothing with None, the stream of a CPU."""
+    """A new CUDA stream; None on a CPU, with which ``torch.cuda.stream`` does nothing."""
     return torch.cuda.Stream() if GPUS else None
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
-    """What is launched here goes to this device."""
+    """A context in which launches go to this device; it does nothing on a CPU."""
     return nullcontext() if device.type == "cpu" else torch.cuda.device(device)
 
 
 def sustained(start: Callable[[], Any], count: int) -> list[float]:
-    """Microseconds per copy, two under way all the time."""
+    """Microseconds of each of `count` copies, with two in flight all the time."""
     flying = [start(), start()]
     times, last = [], 0.0
     for _ in range(count + 2):
@@ -74,9 +74,10 @@ def sustained(start: Callable[[], Any], count: int) -> list[float]:
 
 
 def single(start: Callable[[], Any], count: int, spin: bool = True) -> list[float]:
-    """Microseconds from the call until `done()` is true, one at a time; until `wait()` returns unless `spin`.
+    """Microseconds of each of `count` copies, one at a time, from the call until the copy is done.
 
-    Whoever spins keeps the interpreter from a thread that launches. On a CPU that one copies, and nobody spins.
+    With `spin`, on a GPU, `done()` is asked in a loop; else `wait()` is called. A loop takes the interpreter lock from
+    other threads: use none where a thread launches the copy. On a CPU, where a thread may copy, none is used.
     """
     times = []
     for _ in range(count + 2):

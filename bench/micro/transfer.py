@@ -1,11 +1,12 @@
-"""Whole fetches between two processes, and what they cost their neighbours, beside the contiguous copy of the same run.
+"""Whole fetches between two processes, and what they cost a model that runs, beside a contiguous copy of the same run.
 
     python -m bench.micro.transfer --write h200x2     two GPUs with peer access; some three minutes (40 repeats: 100 s)
 
-Blocks of a Llama-3.1-8B shape: 32 layers x 64 KiB, 2 MiB. Slots are random on both sides. `bytes` is payload, counted
-once. p10, p50, p90 are of the time per fetch while two are under way all the time, in us; `call_p50` is a single fetch
-from the call until `done()` is true. `ceiling` is one contiguous copy of as many bytes by the copy engine, timed the
-same way in between (`call_ceiling` likewise), and `ratio` is ceiling over p50. Every row's bytes are compared once.
+Blocks have the shape of Llama-3.1-8B: 32 layers x 64 KiB, 2 MiB. Slots are random on both sides. `bytes` is payload,
+counted once. p10, p50 and p90 are the time per fetch in us, with two in flight all the time; `call_p50` is a single
+fetch, from the call until it is done. `ceiling` is one contiguous copy of as many bytes by the copy engine, timed the
+same way between the fetches (`call_ceiling` likewise), and `ratio` is ceiling over p50. Before a fetch is timed, all
+bytes of one are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SLOTS, STAGING = (2048, 512) if GPUS else (8, 4)
 
 
 def transfers(suite: Suite) -> Iterator[Row]:
-    """Every way over every size."""
+    """Rows of every way and every size, and of checksums on and off."""
     hits = suite.hits
     for blocks in suite.sizes:
         yield suite.row("packed", "paged", hits["packed"], blocks, None)
@@ -47,7 +48,7 @@ def transfers(suite: Suite) -> Iterator[Row]:
 
 
 def latencies(suite: Suite) -> Iterator[Row]:
-    """One block, and what a fetch of all blocks costs its caller."""
+    """Rows of the time to fetch one block, and of the caller's CPU time to start a fetch of all blocks."""
     for name, kind in (("one_block", "paged"), ("one_block_contiguous", "contiguous")):
         market, hit = suite.engines[kind].market, suite.hits["in_place" if kind == "paged" else kind]
         times = single(lambda market=market, hit=hit: market.fetch(hit, suite.places[:1]), 5 * suite.repeats)
@@ -71,7 +72,7 @@ def latencies(suite: Suite) -> Iterator[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
+    """Measure, print, and write if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="write bench/results/MACHINE-transfer.json")
     parser.add_argument("--commit", help="what is measured, where the history did not come along with the sources")
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measured(suite: Suite, only: str, seconds: float) -> list[Row]:
-    """The rows of all parts, or of those that `only` names."""
+    """Run all parts, or those that `only` names with commas; prints and returns their rows."""
     parts = {
         "local": lambda: local_rows(suite.repeats, LOCAL), "transfers": lambda: transfers(suite),
         "latencies": lambda: latencies(suite), "both_ways": lambda: both_ways(suite, seconds),

@@ -1,4 +1,4 @@
-"""The obvious trie, a dict for each token: the oracle of the tests and the baseline of the benchmark."""
+"""The simplest trie, with a dict for each token: the reference of the tests and the baseline of the benchmark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
 
 
 class Entry:
-    """What lies behind a token: the next tokens; where a block ends, its offers, newest first, and its last match."""
+    """The node of a token: children; if a block ends here, its offers, newest first, and its last use as `stamp`."""
 
     __slots__ = ("children", "offers", "stamp")
 
@@ -19,7 +19,7 @@ class Entry:
 
 
 class DictTrie:
-    """Same contract as PrefixTrie, as plainly as it can be written. Removing and evicting walk over everything."""
+    """The contract of PrefixTrie in simple code. `remove` and eviction walk over the whole trie."""
 
     def __init__(self, block_size: int, max_blocks: int | None = None) -> None:
         self.block_size = block_size
@@ -28,7 +28,7 @@ class DictTrie:
         self.clock = 0
 
     def insert(self, tokens: Sequence[int], offers: Sequence[int], first: int = 0) -> None:
-        """Put one offer on each whole block from block `first` on."""
+        """Add one offer to each whole block from block `first` on."""
         if not len(offers):
             return
         self.clock += 1
@@ -75,7 +75,7 @@ class DictTrie:
         return [tuple(held[tuple(tokens[: (block + 1) * size])].offers) for block in range(blocks)]
 
     def remove(self, offers: Iterable[int]) -> int:
-        """Take these offers down everywhere."""
+        """Remove these offers from all blocks; returns how many were removed."""
         gone, removed = set(offers), 0
         for entry in self.blocks().values():
             kept = [offer for offer in entry.offers if offer not in gone]
@@ -85,7 +85,7 @@ class DictTrie:
         return removed
 
     def blocks(self) -> dict[tuple[int, ...], Entry]:
-        """Return every block, holes included, by its prefix."""
+        """Return every block by its prefix, blocks without offers included."""
         size = self.block_size
         return {prefix: entry for prefix, entry in self._walk((), self.root) if prefix and len(prefix) % size == 0}
 
@@ -98,7 +98,7 @@ class DictTrie:
             yield from self._walk((*prefix, token), below)
 
     def _prune(self, entry: Entry, depth: int) -> bool:
-        """Drop what has no offer in or below it; true if nothing is left of `entry` itself."""
+        """Remove all nodes without an offer in or below them; True if `entry` itself is such a node."""
         entry.children = {token: below for token, below in entry.children.items() if not self._prune(below, depth + 1)}
         return not entry.children and not entry.offers
 

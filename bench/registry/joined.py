@@ -1,4 +1,4 @@
-"""Engine processes for benchmarks of the control plane: caches of little memory, prompts that all can make."""
+"""Engine processes for benchmarks of the control plane: tiny caches, and prompts that every process can make."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def join(address: str, slots: int) -> kvmarket.Market:
 
 
 def join_as_scheduler(address: str, slots: int) -> ControlHalf:
-    """The half of such an engine that the scheduling thread of vLLM has: it does not match what it offers itself."""
+    """Make such an engine's control half, as vLLM's scheduler has it: it does not match its own offers."""
     cache = _cache(slots)
     stage = Stage(cache.layout, (export(cache.storages()),))
     return ControlHalf([stage], FINGERPRINT, address=address, finds_own=False)
@@ -49,12 +49,12 @@ def prompt(blocks: int, *seed: int) -> NDArray[np.int32]:
 
 
 def wait_until(moment: float) -> None:
-    """Sleep until `time.monotonic()` is `moment`; at once if it is past."""
+    """Sleep until `time.monotonic()` is `moment`; return at once if that is past."""
     time.sleep(max(0.0, moment - time.monotonic()))
 
 
 class Child:
-    """A process that runs `target(pipe, *arguments)`, forked of a server that has all imports."""
+    """A process that runs `target(pipe, *arguments)`, forked from a server that has imported everything."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -65,18 +65,18 @@ class Child:
         theirs.close()
 
     def kill(self) -> None:
-        """SIGKILL, without waiting."""
+        """Kill the process with SIGKILL, without waiting for its end."""
         self.process.kill()
 
 
 def await_all(children: list[Child]) -> list[Any]:
-    """The next message of each."""
+    """Wait for the next message of each child."""
     return [child.pipe.recv() for child in children]
 
 
 @contextmanager
 def market_address() -> Iterator[str]:
-    """An address of its own; afterwards its folder is gone."""
+    """A new market's address in a folder of its own, which is removed afterwards."""
     folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
     try:
         yield str(Path(folder) / "s")

@@ -1,4 +1,4 @@
-"""Memory of processes."""
+"""The resident memory of processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvmarket.registry.protocol.address import Address
 
 
 def service_memory(address: str) -> int:
-    """Bytes that the service holds."""
+    """The service's resident memory in bytes; 0 if the service does not answer."""
     try:
         return memory_of(ask_status(Address(address)).service.pid)
     except RegistryError:
@@ -18,7 +18,7 @@ def service_memory(address: str) -> int:
 
 
 def memory_of(pid: int | None) -> int:
-    """Bytes that a process holds, 0 where it has gone."""
+    """The resident memory of a process in bytes; 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
     except OSError:

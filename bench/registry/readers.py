@@ -1,4 +1,4 @@
-"""Engines of the benchmarks of scale, in own processes: some that offer nothing, and one with many branches."""
+"""Engine processes for `bench.registry.scale`: readers, which offer nothing, and an owner of many branches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIVE_UP = 300.0
 
 
 class Reader:
-    """An engine that offers nothing, and says when it knows so many blocks."""
+    """An engine that offers nothing. It runs its methods on request over the pipe and sends their results."""
 
     def __init__(self, pipe: Connection, address: str) -> None:
         start = time.monotonic()
@@ -27,14 +27,14 @@ class Reader:
         self.control.close()
 
     def know(self, blocks: int) -> float:
-        """When all that many blocks were known."""
+        """The moment when this engine's replica had `blocks` blocks, or GIVE_UP s had passed."""
         space, end = self.control._client._replica.space, time.monotonic() + GIVE_UP
         while space.blocks < blocks and time.monotonic() < end:
             time.sleep(0.01)
         return time.monotonic()
 
     def told(self, lost: int) -> tuple[float, list[float]]:
-        """When so many services were lost, and the next one had told all; what each step until then waited, in us."""
+        """Step until `lost` services were lost and the next one sent all offers: that moment, and each step's us."""
         client, end, head, waits = self.control._client, time.monotonic() + GIVE_UP, prompt(HEAD, 0), []
         while time.monotonic() < end:
             losses = sum(n for name, n in counters.snapshot().items() if name.startswith("service_lost"))
@@ -49,11 +49,11 @@ class Reader:
         return time.monotonic(), waits
 
     def memory(self) -> int:
-        """Bytes that this process holds."""
+        """Resident memory of this process, in bytes."""
         return resident()
 
     def match(self, seeds: list[tuple[int, ...]]) -> list[float]:
-        """Microseconds that each of these prompts takes to match."""
+        """The microseconds of a match of each of these prompts; all of its blocks must be found."""
         prompts, spent = [prompt(PROMPT, *seed) for seed in seeds], []
         for tokens in prompts:
             start = time.perf_counter_ns()
@@ -64,7 +64,7 @@ class Reader:
 
 
 def branch_owner(pipe: Connection, address: str, branches: int) -> None:
-    """The engine with the branches; on demand it steps, and tells what each step's calls took, in us."""
+    """The engine with the branches: it offers them, then steps, and sends each step's us, or its memory, on request."""
     control, head = join_as_scheduler(address, HEAD + branches + 1), prompt(HEAD, 0)
     control.offer(head, range(HEAD), control.generations(range(HEAD)))
     for branch in range(branches):

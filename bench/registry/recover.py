@@ -1,12 +1,12 @@
-"""How soon matches are right again after somebody was killed.
+"""How soon all matches are right again after an engine, or the service, was killed.
 
     python -m bench.registry.recover --kills 20                      prints a table
     python -m bench.registry.recover --kills 100 --write laptop      also writes bench/results/laptop-recover.json
 
-`engine killed`: until no other engine matches a block of it any more. `service killed`: each engine publishes a new
-prompt and retires another at once; until every engine matches, in one step, all of each other's new prompts and of
-those that stand, and nothing of the retired ones. Times are those of the slowest engine, over all kills. Meanwhile
-every engine goes on publishing, retiring and matching once a millisecond. The ceiling is a step.
+`engine killed`: the time until no other engine matches a block of the dead one. `service killed`: right after the kill
+each engine publishes a new prompt and retires an old one; the time until every engine matches, in one step, all new and
+kept prompts of all engines, and nothing of the retired ones. Each time is that of the slowest engine. Engines match
+once a step, a millisecond, and publish and retire every `LOAD_EVERY` steps. The ceiling is one step.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from kvmarket.registry.protocol.address import Address
 BLOCKS, STEP, GIVE_UP = 64, 0.001, 60.0
 LOAD_EVERY = 8  # steps
 GOALS = {"engine": 1000.0, "service": 2000.0}  # ms
-VICTIM = 1 << 20  # its prompts' number, beyond those of engines
+VICTIM = 1 << 20  # seed of its prompts: larger than those of the engines
 
 
 class Engine:
-    """Publishes, retires and matches all the time; on demand it looks until certain prompts are as they should be."""
+    """Publishes, retires and matches in a loop; on request it reports when certain prompts match as they should."""
 
     def __init__(self, pipe: Connection, who: int, address: str) -> None:
         self.who, self.pipe = who, pipe
         self.market = join(address, 3 * BLOCKS)
         self.steps = 0
-        self.wanted: list[tuple[NDArray[np.int32], int]] = []  # prompts that must be matched, by how many blocks
+        self.wanted: list[tuple[NDArray[np.int32], int]] = []  # prompts, and how many blocks of each must match
         pipe.send("ready")
         while self._step():
             time.sleep(STEP)
@@ -63,11 +63,11 @@ class Engine:
         return True
 
     def expect(self, wanted: list[tuple[tuple[int, ...], int]]) -> None:
-        """Look for these prompts until they are matched with so many blocks, then say when that was."""
+        """Match these prompts until each has so many blocks; then send the moment (``time.monotonic``)."""
         self.wanted = [(prompt(BLOCKS, *seed), blocks) for seed, blocks in wanted]
 
     def turn(self, number: int) -> None:
-        """Publish prompt `number` in place of the one before the last, which stays until then."""
+        """Publish prompt `number` into the slots of prompt `number - 2`, which is retired."""
         self._publish(prompt(BLOCKS, self.who, number), number % 2)
 
     def _publish(self, tokens: NDArray[np.int32], part: int) -> None:
@@ -82,7 +82,7 @@ class Engine:
 
 
 def publish_and_wait(pipe: Connection, who: int, address: str) -> None:
-    """The engine that is killed: all it does is to hold what it offers."""
+    """The engine that is killed: it publishes one prompt and waits."""
     market = join(address, BLOCKS)
     market.publish(prompt(BLOCKS, VICTIM, who), list(range(BLOCKS)))
     pipe.send("ready")
@@ -90,7 +90,7 @@ def publish_and_wait(pipe: Connection, who: int, address: str) -> None:
 
 
 def slowest(children: list[Child], since: float) -> float:
-    """Milliseconds until the last of them had what it was told to expect."""
+    """Milliseconds from `since` until the last child found what it expects. Raises TimeoutError after GIVE_UP s."""
     for child in children:
         if not child.pipe.poll(GIVE_UP):
             raise TimeoutError(f"matches are still wrong {GIVE_UP:.0f} s after the kill")
@@ -98,13 +98,13 @@ def slowest(children: list[Child], since: float) -> float:
 
 
 def tell(children: list[Child], *message: Any) -> None:
-    """The same to all."""
+    """Send the same message to all."""
     for child in children:
         child.pipe.send(message)
 
 
 def kill_engines(children: list[Child], address: str, kills: int) -> list[float]:
-    """Milliseconds, of each kill."""
+    """Kill engines, one after the other; milliseconds for each kill."""
     found = []
     for number in range(kills):
         victim = Child(publish_and_wait, number, address)
@@ -121,7 +121,7 @@ def kill_engines(children: list[Child], address: str, kills: int) -> list[float]
 
 
 def kill_services(children: list[Child], address: str, kills: int) -> list[float]:
-    """Milliseconds, of each kill."""
+    """Kill the service again and again; milliseconds for each kill."""
     found = []
     everybody = range(len(children))
     for number in range(1, kills + 1):
@@ -141,7 +141,7 @@ def kill_services(children: list[Child], address: str, kills: int) -> list[float
 
 
 def service_of(place: Address) -> int:
-    """The service's process, once it answers."""
+    """The process number of the service, once it answers. Raises RegistryError after GIVE_UP s."""
     deadline = time.monotonic() + GIVE_UP
     while True:
         try:
@@ -162,7 +162,7 @@ def row(what: str, times: list[float]) -> dict[str, Any]:
 
 
 def measure(engines: int, kills: int) -> list[dict[str, Any]]:
-    """Both kinds of kills."""
+    """Measure both kinds of kills; returns their rows."""
     with market_address() as address:
         children = [Child(Engine, who, address) for who in range(engines)]
         await_all(children)
@@ -171,7 +171,7 @@ def measure(engines: int, kills: int) -> list[dict[str, Any]]:
         for child in children:
             child.pipe.send(None)
             child.process.join()
-        while Path(address).exists():  # the service goes by itself
+        while Path(address).exists():  # the service ends by itself
             time.sleep(0.1)
     return rows
 

@@ -1,14 +1,14 @@
-"""A market as large as a busy node makes it: many branches behind a long prompt, many blocks, many tenants.
+"""Markets as large as on a busy node: many branches behind a long prompt, many blocks, many tenants.
 
     python -m bench.registry.scale branches --branches 200000  one engine with branches behind 16K tokens, eight others
     python -m bench.registry.scale blocks --blocks 10000000    32 engines with so many blocks in all, and with a million
     python -m bench.registry.scale tenants --tenants 50000     as many tenants of one engine
-    ... --write MACHINE                                      also writes bench/results/MACHINE-scale-branches.json
+    ... --write MACHINE                                      also writes bench/results/MACHINE-scale-SUITE.json
 
-`branches`: the service is killed, until it and every engine have all on offer again; and again; then one more joins.
-Meanwhile the owner steps once in 5 ms, and each step's calls of kvmarket are timed: that is what a scheduling thread
-would wait. `blocks`: what a match of 8,192 tokens takes, how long joining does, and what a process holds for it.
-`tenants`: memory of each, and in what pieces the death of their engine is put in.
+`branches`: kills the service several times, and times how long it takes until the service and every engine know all
+offers again; then one more engine joins. Meanwhile the owner steps every 5 ms, and kvmarket's calls in each step are
+timed: so long a scheduling thread would wait. `blocks`: the times of a match of 8,192 tokens and of joining, and the
+memory of a process. `tenants`: memory per tenant, and the pieces of work in which the service drops a dead engine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ KILLS = 5
 
 
 def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One engine with many branches, `options.engines` others, kills of the service, one more engine."""
+    """Rows for one engine with many branches and `options.engines` others: KILLS kills, then one more engine."""
     total = HEAD + options.branches
     with market_address() as address:
         readers = [Child(Reader, address) for _ in range(options.engines)]
@@ -89,7 +89,7 @@ def branches(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def block_owner(pipe: Connection, address: str, who: int, prompts: int) -> None:
-    """An engine with so many prompts of `PROMPT` blocks, which stays until it is told to go."""
+    """An engine that offers so many prompts of `PROMPT` blocks, and stays until it is told to leave."""
     control = join_as_scheduler(address, prompts * PROMPT)
     for each in range(prompts):
         slots = range(each * PROMPT, (each + 1) * PROMPT)
@@ -100,7 +100,7 @@ def block_owner(pipe: Connection, address: str, who: int, prompts: int) -> None:
 
 
 def blocks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Engines with a million blocks in all, then with `options.blocks`."""
+    """Rows for `options.owners` engines with a million blocks in all, then with `options.blocks`."""
     for total in (1_000_000, options.blocks):
         prompts = total // options.owners // PROMPT
         held = prompts * options.owners * PROMPT
@@ -131,7 +131,7 @@ def blocks(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def tenants(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One block each for `options.tenants` tenants; then their engine dies."""
+    """Rows for one block of each of `options.tenants` tenants, and for the death of their engine."""
     space, count = Space(BLOCK), options.tenants
     pool = PoolRecord("p", count, (Process.current(),), b"")
     space.add_pool(pool)
@@ -152,7 +152,7 @@ def tenants(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 class Peak:
-    """The most memory that the service and engines held at any look."""
+    """The largest memory of the service and of the engines at any call of `look`."""
 
     def __init__(self, address: str, engines: list[Child]) -> None:
         self._address, (self._owner, *self._readers) = address, engines
@@ -168,26 +168,26 @@ class Peak:
 
 
 def take_waits(owner: Child) -> list[float]:
-    """What each step has waited since the last call, in us."""
+    """Each step's time in kvmarket since the last call, in us."""
     owner.pipe.send("waits")
     waits: list[float] = owner.pipe.recv()
     return waits
 
 
 def tell(children: list[Child], *request: Any) -> None:
-    """Have each do the same request; their answers are awaited with `await_all`."""
+    """Send the same request to all; `await_all` takes the answers."""
     for child in children:
         child.pipe.send(request)
 
 
 def ask(children: list[Child], *request: Any) -> list[Any]:
-    """The answers of each to the same request."""
+    """Send the same request to all; returns their answers."""
     tell(children, *request)
     return await_all(children)
 
 
 def end(children: list[Child]) -> None:
-    """Have all leave."""
+    """Have all leave, and wait for the end of their processes."""
     for child in children:
         child.pipe.send(None)
     for child in children:
@@ -195,7 +195,7 @@ def end(children: list[Child]) -> None:
 
 
 def blocks_of(place: Address) -> int:
-    """How many blocks the service has; none where it does not answer."""
+    """How many blocks the service has; 0 if it does not answer."""
     try:
         return ask_status(place).blocks
     except RegistryError:
@@ -203,7 +203,7 @@ def blocks_of(place: Address) -> int:
 
 
 def number(name: str, value: float, unit: str) -> dict[str, Any]:
-    """A row of one value, which has no ceiling."""
+    """A row for one value, without a ceiling."""
     once = round(value, 3)
     found = {"name": name, "bytes": 0, "p10": once, "p50": once, "p90": once, "unit": unit}
     return found | {"ceiling": 0.0, "ratio": 0.0}

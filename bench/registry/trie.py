@@ -1,10 +1,10 @@
-"""How long the prefix trie takes, and how much memory, beside a dict for each token and beside the bare copying.
+"""Time and memory of the prefix trie, beside a trie with a dict for each token, and beside a bare copy.
 
     python -m bench.registry.trie                      prints a table
     python -m bench.registry.trie --write laptop       also writes bench/results/laptop-trie.json
 
-10,000 prompts of 8192 tokens that share 100 heads: a million blocks of 16 tokens. `bytes`: the tokens of a prompt. The
-ceiling of a call is what it cannot do without: copying or comparing those bytes, and making the ints of the answer.
+10,000 prompts of 8,192 tokens that share 100 heads: a million blocks of 16 tokens. `bytes`: the tokens of a prompt. The
+ceiling of a call is its least work: to copy or compare those bytes, and to make the ints of the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VOCABULARY = 128_000
 
 
 class Prompts:
-    """The tokens of all prompts, made from a seed; `fresh` ones share nothing with them."""
+    """The tokens of all prompts, made from a seed; `fresh` prompts share no prefix with them."""
 
     def __init__(self, seed: int = 0) -> None:
         self._chance = np.random.default_rng(seed)
@@ -47,13 +47,13 @@ class Prompts:
 
 
 def resident() -> int:
-    """Return the bytes of memory this process holds."""
+    """Return the resident memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def timed(call: Callable[[object], object], arguments: Iterable[object]) -> NDArray[np.float64]:
-    """Return microseconds of each call. The collector of garbage runs as it does for users."""
+    """Return the microseconds of each call. Garbage collection stays on, as it is for users."""
     spent = []
     for argument in arguments:
         start = perf_counter_ns()
@@ -73,7 +73,7 @@ def row(name: str, spent: NDArray[np.float64], ceiling: float, baseline: float |
 
 
 def baselines(prompts: Prompts, count: int) -> tuple[float, float]:
-    """Return the median microseconds of match and insert of a dict trie of few prompts (small: in its favour)."""
+    """Return the median microseconds of match and insert of a dict trie; it has few prompts, which favours it."""
     trie = DictTrie(BLOCK)
     known = [prompts[index * 97].tolist() for index in range(count)]
     offers = list(range(BLOCKS))

@@ -1,19 +1,19 @@
-"""How soon what an engine publishes is seen by all others, and what a match costs meanwhile.
+"""How soon other engines see what an engine publishes, and what a match costs at the same time.
 
     python -m bench.registry.visible                      prints a table
     python -m bench.registry.visible --write laptop       also writes bench/results/laptop-visible.json
 
-Eight engines publish 2,000 blocks of 16 tokens a second in all, in one of two ways: prompts of 64 blocks, or single
-blocks that are appended to a conversation of 448 blocks and more. Between that each matches a prompt of 8,192
-tokens (an int32 array) once a millisecond, as the steps of a scheduler do.
+Eight engines together publish 2,000 blocks of 16 tokens a second, in one of two ways: as prompts of 64 blocks, or as
+single blocks appended to conversations of 448 blocks and more. Besides, each engine matches a prompt of 8,192 tokens
+(an int32 array) once a millisecond, as a scheduler's steps do.
 
-`visible`: from the return of `offer` to the return of the first match, in another engine, that finds all of it. For
-prompts each pair of an offer and another engine counts; of conversations each engine watches one other at a time, and
-what was there before it looked does not count. Its ceiling is half the time between two matches. `bytes`: the tokens
-published at once. `match`: each call of every engine, wall time and CPU time of the calling thread; its ceiling is
-comparing the tokens and making the answer's ints.
+`visible`: the time from the return of `offer` to the return of the first match, in another engine, that finds all its
+blocks. For prompts every pair of an offer and another engine counts. For conversations each engine watches one at a
+time, and blocks offered before it began to watch do not count. The ceiling is half the time between two matches.
+`bytes`: of the tokens published at once. `match`: every call of every engine, as wall time and as CPU time of the
+calling thread; the ceiling is to compare the tokens and to make the answer's ints.
 
-Eight engines on a few cores wait for each other, so all of it goes with the speed of the CPU, which changes on shared
+Eight engines on a few cores wait for each other, so all times depend on the speed of the CPU, which changes on shared
 machines: `loop_ms` in the results is what 20,000 turns of an empty Python loop took before and after the run.
 """
 
@@ -44,11 +44,11 @@ from kvmarket.market.offer import Hit
 PROMPT_BLOCKS, TAIL, STEP = 512, 64, 0.001
 BASE = PROMPT_BLOCKS - TAIL
 PATIENCE = 0.5  # seconds without a new block after which a conversation is given up
-RING = 8 * TAIL  # slots for what is published; its oldest gives way
+RING = 8 * TAIL  # slots for published blocks; the oldest are reused
 
 
 class Plan:
-    """Who publishes what and when: offer `n` of engine `who`, at `when(n, who)` seconds after the start."""
+    """The schedule of all offers: engine `who` makes offer `n` at `when(n, who)` seconds after the start."""
 
     def __init__(self, engines: int, rate: float, seconds: float, *, single: bool) -> None:
         self.engines, self.seconds, self.single = engines, seconds, single
@@ -56,29 +56,29 @@ class Plan:
         self.offers = int(seconds / self.period)
 
     def when(self, n: int, who: int) -> float:
-        """Spread evenly over the engines."""
+        """Seconds after the start; the engines take turns at even intervals."""
         return (n + who / self.engines) * self.period
 
     def tokens(self, n: int, who: int) -> NDArray[np.int32]:
-        """The prompt of 8,192 tokens that offer `n` is in: a tail after the engine's base, or a head of its own."""
+        """The prompt of 8,192 tokens with offer `n`: a tail after the engine's base, or a new head before it."""
         if self.single:
             return np.concatenate((prompt(BASE, who), prompt(TAIL, who, 1 + n // TAIL)))
         return np.concatenate((prompt(TAIL, who, 1 + n), prompt(BASE, who)))
 
     def end(self, n: int) -> int:
-        """How many blocks of that prompt are on offer, once offer `n` is up."""
+        """How many leading blocks of that prompt are offered after offer `n`."""
         return BASE + n % TAIL + 1 if self.single else TAIL
 
 
 class Engine:
-    """One engine of the eight: publishes as planned, and looks at each step for what others should have published."""
+    """One of the engines: publishes by the plan, and in each step looks for blocks that others have to offer."""
 
     def __init__(self, pipe: Connection, who: int, plan: Plan, address: str) -> None:
         self.who, self.plan = who, plan
         self.control = join_as_scheduler(address, BASE + RING)
         self._offer(prompt(BASE, who), list(range(BASE)))
         self.published: list[float] = []  # moments, by offer
-        self.seen: list[tuple[int, int, float, float]] = []  # engine, offer, moment, looked for since
+        self.seen: list[tuple[int, int, float, float]] = []  # engine, offer, moment seen, start of the search
         self.costs: list[tuple[int, int]] = []  # ns: wall, CPU of this thread
         self.looks: list[float] = []
         self._known: dict[tuple[int, int], NDArray[np.int32]] = {}
@@ -113,22 +113,22 @@ class Engine:
         self.published.append(time.monotonic())
 
     def _offer(self, tokens: NDArray[np.int32], slots: list[int]) -> None:
-        """The last blocks of `tokens`, which lie in `slots`."""
+        """Offer the last blocks of `tokens`, which are in `slots`."""
         generations = self.control.generations(slots)
         self.control.offer(tokens, slots, generations, first=len(tokens) // BLOCK - len(slots))
 
     def _look_at_prompts(self, now: float) -> None:
-        """At the oldest prompt that should be there, or at one that nobody waits for."""
+        """Match the oldest prompt that is due and unseen; if there is none, any prompt, for the cost of a match."""
         while self._pending and self._pending[-1][0] <= now:
             self._due.append(self._pending.pop()[1:])
         other, n = self._due[0] if self._due else (self._others[0], 0)
         if self._match(self._prompt(n, other)).blocks >= TAIL and self._due:
             self.seen.append((*self._due.pop(0), self.looks[-1], 0.0))
         elif self._due:
-            self._due.append(self._due.pop(0))  # one that does not come keeps no other waiting
+            self._due.append(self._due.pop(0))  # so that a missing prompt does not hold up the others
 
     def _look_at_conversation(self, now: float) -> None:
-        """At one of somebody else until all of it is there, or nothing comes any more; then at somebody else's next."""
+        """Match one conversation until all of it is seen, or nothing new for PATIENCE s; then the next engine's."""
         other, first = self._others[self._talk % len(self._others)], self._talk * TAIL
         if first + TAIL > self.plan.offers:
             return
@@ -158,7 +158,7 @@ class Engine:
 
 
 def measure(plan: Plan, name: str) -> list[dict[str, Any]]:
-    """One run: the rows of the results."""
+    """Make one run by this plan; returns its rows."""
     with market_address() as address:
         children = [Child(Engine, who, plan, address) for who in range(plan.engines)]
         await_all(children)
@@ -198,7 +198,7 @@ def row(name: str, samples: Any, unit: str, size: int, ceiling: float) -> dict[s
 
 
 def comparing() -> float:
-    """Median microseconds of what no match of 8,192 tokens can do without."""
+    """Median microseconds of the least work of a match of 8,192 tokens: to compare bytes and make ints."""
     array, ints = prompt(PROMPT_BLOCKS, 0), np.arange(PROMPT_BLOCKS) << 20
     other, spent = array.tobytes(), []
     answer: Callable[[], object] = lambda: (array.tobytes() == other, ints.tolist())  # noqa: E731 - timed as one call
@@ -228,7 +228,7 @@ def main() -> None:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
+    """Print the rows as a table."""
     columns = [*dict.fromkeys(key for each in rows for key in each if key not in ("name", "bytes"))]
     print(f"{'':36}" + "".join(f"{column:>10}" for column in columns))
     for each in rows:

@@ -1,4 +1,4 @@
-"""``python -m bench.tables``: write the tables of the documentation anew, from ``bench/results/``."""
+"""``python -m bench.tables``: rewrite the tables of the documentation from ``bench/results/``."""
 
 from bench.tables.pages import main
 

@@ -1,4 +1,4 @@
-"""The documentation's tables of the vLLM hook, made from its results. What was not measured is left out."""
+"""The documentation's tables of the vLLM hook, made from result files. Rows that were not measured are left out."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _running(row: Row, undisturbed: Row) -> list[str]:
 
 
 def serving(path: Path) -> str:
-    """One row for each run: what came, what was done, milliseconds to the first token, what had to be computed."""
+    """One row per run: the load, requests done per second, milliseconds to the first token, share computed."""
     result = json.loads(path.read_text())
     rows = [
         [
@@ -100,7 +100,7 @@ def serving(path: Path) -> str:
 
 
 def waits(path: Path) -> str:
-    """One row for each length and number of requests at a time: both engines' requests a second, and first tokens."""
+    """One row per length and number of requests at a time: the ratio of request rates, and times to the first token."""
     result = json.loads(path.read_text())
     cells = {(row["tokens"], row["window"], row["mode"]): row for row in result["rows"]}
     rows = []
@@ -113,7 +113,7 @@ def waits(path: Path) -> str:
 
 
 def outputs(path: Path) -> str:
-    """One row for each mode: answers, those that imports left the same, and the model's own spread."""
+    """One row per mode: answers, tokens imported, answers that imports left the same, and the model's own spread."""
     result = json.loads(path.read_text())
     rows = [
         [row["mode"], *(f"{row[key]:,}" for key in ("answers", "tokens_imported", "same", "spread"))]

@@ -14,7 +14,7 @@ def short(value: float) -> str:
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a table, with an empty line before; none where there are no rows."""
+    """The lines of a table, after an empty line; an empty list if there are no rows."""
     head, rows = list(head), [list(row) for row in rows]
     if not rows:
         return []

@@ -1,4 +1,4 @@
-"""Tables of the documentation, made from ``bench/results/``: python -m bench.tables writes them between their marks."""
+"""Tables of the documentation, made from ``bench/results/``; ``python -m bench.tables`` puts them between markers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CO_FETCHES = {  # here "contiguous_copy" is the bare copy, and "contiguous" a fe
 
 
 def transfer(path: Path) -> str:
-    """Three tables: the rates of fetches, what else they cost, what a co-runner loses. Rows not there are left out."""
+    """Three tables: rates of fetches, other costs, and what a co-runner loses. Rows without results are left out."""
     result = json.loads(path.read_text())
     versions, rows = result["versions"], result["rows"]
     lines = [
@@ -63,7 +63,7 @@ def transfer(path: Path) -> str:
 
 
 def _rates(rows: list[Row]) -> Iterable[list[str]]:
-    """GB/s (ratio) of every way and size; last the copy that they are compared with."""
+    """Rows of GB/s (ratio) for every way and size; the last row is the contiguous copy."""
     cells = {(row["name"], row["bytes"]): row for row in rows}
     for name, label in TRANSFER_ROWS.items():
         shown = [cells.get((name, size)) for size in TRANSFER_SIZES]
@@ -84,13 +84,13 @@ def _rates(rows: list[Row]) -> Iterable[list[str]]:
 
 
 def by_default(rows: Iterable[Row]) -> str:
-    """What is added to the label of these rows of one name: the number of programs, where the name does not say it."""
+    """A suffix for the label of these rows of one name: the number of programs, if the name does not have it."""
     programs = {row["programs"] for row in rows if row.get("programs") and str(row["programs"]) not in row["name"]}
     return f", {programs.pop()} programs" if programs else ""
 
 
 def _costs(rows: list[Row]) -> Iterable[list[str]]:
-    """Latency, the caller's time, both directions, kernels within one GPU, and what one would write alone."""
+    """Rows of latency, the caller's CPU time, both directions, kernels within one GPU, and the baselines."""
     cells = {(row["name"], row["bytes"]): row for row in rows}
     first = {row["name"]: row for row in reversed(rows)}
     for name, label in (
@@ -118,7 +118,7 @@ def _share(row: Row, of: str) -> str:
 
 
 def _losses(rows: list[Row]) -> Iterable[list[str]]:
-    """Percent (GB/s) of every kind of fetch, for the four co-runners."""
+    """Rows of percent lost (GB/s) for every kind of fetch and each of the four co-runners."""
     cells = {(row["name"], row.get("fetch")): row for row in rows}
     for fetch, label in CO_FETCHES.items():
         shown = [cells.get((model, fetch)) for model in CO_RUNNERS]
@@ -129,7 +129,7 @@ def _losses(rows: list[Row]) -> Iterable[list[str]]:
             yield [label, *values]
 
 
-REGISTRY = {  # row of a result: what the README calls it
+REGISTRY = {  # row of a result: its label in the documentation
     "match, int32 array": "match in a trie of a million blocks, 8,192 tokens (int32 array)",
     "match, list": "the same from a Python list",
     "insert, all new": "insert, 8,192 new tokens",
@@ -143,7 +143,7 @@ REGISTRY = {  # row of a result: what the README calls it
 
 
 def registry(path: Path) -> str:
-    """The registry's times and sizes; `path` is one of three files of one machine."""
+    """The registry's times and sizes; `path` is a machine's ``recover`` file, with its other two beside it."""
     files = [path.with_name(path.name.replace("recover", suite)) for suite in ("trie", "visible", "recover")]
     rows = {row["name"]: row for file in files for row in json.loads(file.read_text())["rows"]}
     table = [
@@ -156,7 +156,7 @@ def registry(path: Path) -> str:
 
 
 def versions(path: Path) -> str:
-    """What passed with each version of vLLM; `path` is written by tests/vllm_hook/engines/versions.py."""
+    """Tests passed and failed per version of vLLM; tests/vllm_hook/engines/versions.py writes `path`."""
     result = json.loads(path.read_text())
     columns = ["vLLM", "torch", "tests passed", "failed"]
     table = [[row["name"], row["versions"]["torch"], str(row["passed"]), str(row["failed"])] for row in result["rows"]]
@@ -179,7 +179,7 @@ TABLES = {
 
 
 def fill(text: str) -> str:
-    """`text` with every table that is marked in it made anew from its results. Raises ValueError for half a mark."""
+    """`text` with every marked table made anew from its results. Raises ValueError if one of two markers is missing."""
     for name, (make, file) in TABLES.items():
         head, tail = f"<!-- bench:{name} -->\n", f"<!-- /bench:{name} -->"
         if (RESULTS / file).exists() and (head in text or tail in text):
@@ -189,12 +189,12 @@ def fill(text: str) -> str:
 
 
 def marked(pages: Iterable[Path]) -> set[str]:
-    """The tables that have a place in one of these pages."""
+    """The names of tables whose marker is in one of these pages."""
     texts = [page.read_text() for page in pages]
     return {name for name in TABLES if any(f"<!-- bench:{name} -->" in text for text in texts)}
 
 
 def main() -> None:
-    """Write all pages anew."""
+    """Rewrite all pages."""
     for page in PAGES:
         page.write_text(fill(page.read_text()))

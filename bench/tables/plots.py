@@ -17,7 +17,7 @@ mpl.use("Agg")
 
 
 def rate(rows: list[Row]) -> Figure:
-    """GB/s over the bytes of a fetch, one line per way; dashed the contiguous copy of as many bytes."""
+    """GB/s over the bytes of a fetch, one line per way; a dashed line for the contiguous copy of as many bytes."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     ceilings: dict[int, float] = {}
@@ -39,7 +39,7 @@ def rate(rows: list[Row]) -> Figure:
 
 
 def co_runner(rows: list[Row]) -> Figure:
-    """Percent by which a step of a model gets slower, one bar per kind of fetch, for each of the four models."""
+    """By how many percent a model's step gets slower: one bar per kind of fetch, for each of the four co-runners."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, CO_RUNNERS.items(), strict=True):
         lost = {row["fetch"]: row["slower_percent"] for row in rows if row["name"] == name}
@@ -86,7 +86,7 @@ PLOTS: dict[str, dict[str, Callable[[list[Row]], Figure]]] = {  # by suite
 
 
 def draw(path: Path) -> list[Path]:
-    """Draw the results in `path`, ``<machine>-<suite>.json``, into SVG files beside it. Same input, same bytes."""
+    """Draw the results in `path`, ``<machine>-<suite>.json``, into SVG files beside it; returns them. Deterministic."""
     result = json.loads(path.read_text())
     files = []
     with mpl.rc_context({"svg.hashsalt": "kvmarket"}):

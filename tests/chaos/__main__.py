@@ -1,4 +1,4 @@
-"""``python -m tests.chaos``: a run as long as you like. Exits with 1 if anything went wrong, and says what."""
+"""``python -m tests.chaos``: a run of any length. Prints what went wrong, and exits with 1 if anything did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_SHOWN = 5
 
 
 def main() -> int:
-    """Run, print a table, what failed, and all of it as JSON."""
+    """Run; print a table, the failures, and everything as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, epilog=Plan.__doc__)
     for option in fields(Plan):
         kind, name = type(option.default), f"--{option.name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""What makes a run crowded: an engine with thousands of branches and tenants, and connections that lose messages."""
+"""Makes a run crowded: an engine with thousands of branches and tenants, and connections that lose messages."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from kvmarket.registry.protocol.packets import PacketSocket
 from kvmarket.transport import export
 from tests.model_engine import BLOCK, FACTS
 
-HEAD, TURN_SECONDS = 64, 0.01  # blocks of the prompt that all branches share
+HEAD, TURN_SECONDS = 64, 0.01  # blocks of the prompt that all branches share; seconds between replacements
 
 
 def lose_messages(share: float, seed: int) -> None:
-    """From now on every connection of this process loses this share of what it sends and of what it receives."""
+    """Make every connection of this process lose this share of the messages that it sends and receives."""
     chance, send, receive = random.Random(seed), PacketSocket.send, PacketSocket.receive
 
     def losing_send(sock: PacketSocket, message: bytes) -> bool:
@@ -35,7 +35,7 @@ def lose_messages(share: float, seed: int) -> None:
 
 
 def crowd(address: str, branches: int, tenants: int) -> None:
-    """An engine whose offers nobody asks for: it replaces one of them every now and then, until its driver is gone."""
+    """Run an engine whose offers nobody fetches. It keeps replacing them one by one until its driver has ended."""
     import kvmarket
 
     slots = HEAD + branches + tenants

@@ -1,4 +1,4 @@
-"""The driver: starts engines, kills, stops and replaces them, kills the service, and watches what must not happen."""
+"""The driver: starts, kills, stops and replaces engines, kills the service, and notes what must not happen."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from tests.chaos.plan import Plan
 from tests.chaos.result import Result
 
 TICK_SECONDS = 0.01
-SERVICE_EXIT_SECONDS = 3.0  # what a service outlives its last engine by
+SERVICE_EXIT_SECONDS = 3.0  # how long a service outlives its last engine
 LEAVE_SECONDS = 3.0
-CROWDED = 0.9  # of the crowd's offers a service has, before what it holds is compared with later
+CROWDED = 0.9  # share of the crowd's offers that a service must have before its memory is sampled
 
 
 class Driver:
-    """One run, in a folder of its own that is gone afterwards."""
+    """One run, in a folder of its own that is removed afterwards."""
 
     def __init__(self, plan: Plan, progress: Callable[[str], None] = lambda _line: None) -> None:
-        """`progress` hears a line every five seconds; as often the service is asked for."""
+        """`progress` gets a line of text every five seconds."""
         self.plan, self.result = plan, Result(asdict(plan))
         self._progress = progress
         self._home = Path(tempfile.mkdtemp(prefix="kvm-", dir="/tmp"))
@@ -45,14 +45,14 @@ class Driver:
         self._engines: list[Incarnation] = []
         self._pids: set[int] = set()
         self._events = plan.events()
-        self._due: list[tuple[float, int, str]] = []  # consequences of events: moment, number, what
+        self._due: list[tuple[float, int, str]] = []  # later parts of events: moment, engine's number, what
         self._samples: dict[int, leaks.Samples] = {}  # by process
         self._next_sample = self._next_line = self._next_look = 0.0
         self._crowd: BaseProcess | None = None
         self._start = time.monotonic()
 
     def run(self) -> Result:
-        """Do as planned; then have all leave, and look for what is left."""
+        """Run the plan; then have all engines leave, and look for what is left behind."""
         memory = leaks.gpu_memory() if self.plan.device != "cpu" else 0
         try:
             for index in range(self.plan.engines):
@@ -79,7 +79,7 @@ class Driver:
         return self.result
 
     def _let_all_go_on(self) -> None:
-        """Nobody is stopped any more, and the crowd goes."""
+        """Resume all stopped processes, and end the crowd."""
         for _, number, what in self._due:
             if what == "resume_service":
                 with suppress(ProcessLookupError):
@@ -115,7 +115,7 @@ class Driver:
         self.result.incarnations += 1
 
     def _act(self) -> None:
-        """What is due: events of the plan, and their consequences."""
+        """Do what is due: events of the plan, and their later parts."""
         now = self._elapsed()
         while self._events and self._events[-1][0] <= now:
             getattr(self, f"_{self._events.pop()[1]}")()
@@ -166,7 +166,7 @@ class Driver:
         self.result.service_kills += 1
 
     def _stop_service(self) -> None:
-        """Stop the service for a while: whatever is sent to it waits, or is told again."""
+        """Stop the service for a while: messages to it wait, or are sent again."""
         try:
             pid = ask_status(self._address).service.pid
             os.kill(pid, signal.SIGSTOP)
@@ -176,7 +176,7 @@ class Driver:
         self._later(self._chance.choice((0.1, 0.5, 2.0)), "resume_service", pid)
 
     def _watch(self) -> None:
-        """Engines that died by themselves, that hang, that saw a wrong byte; and what the kept ones hold."""
+        """Note engines that died, hang or saw a wrong byte; sample what the kept ones hold."""
         for engine in list(self._engines):
             if engine.alive and engine.hangs(self.plan.hang_seconds):
                 engine.explain()
@@ -191,10 +191,10 @@ class Driver:
         if time.monotonic() > self._next_sample:
             self._next_sample = time.monotonic() + max(0.2, self.plan.seconds / 300)
             for pid, samples in self._samples.items():
-                samples.take(pid)  # nothing, if a service of before was killed
+                samples.take(pid)  # no sample, if the service of this process was killed
 
     def _look_who_is_settled(self) -> None:
-        """Sample what the service and the kept engines hold from when the service has heard of the crowd (again)."""
+        """Begin to sample the service and the kept engines when the service knows the crowd (again)."""
         with suppress(RegistryError):
             status = ask_status(self._address)
             if status.blocks >= CROWDED * (self.plan.branches + self.plan.tenants):
@@ -204,7 +204,7 @@ class Driver:
                         self._samples.setdefault(engine.pid, leaks.Samples(f"{engine.life.name}, never killed"))
 
     def _bury(self, engine: Incarnation) -> None:
-        """Take over what a dead engine has done, seen and suffered."""
+        """Add a dead engine's counts, logs and faults to the result."""
         self._engines.remove(engine)
         self.result.done.update(engine.tally.counts())
         self.result.counters.update(engine.counters())
@@ -226,7 +226,7 @@ class Driver:
             )
 
     def _leave(self) -> None:
-        """All engines leave the market by themselves; who does not hangs."""
+        """Have all engines leave the market; an engine that does not counts as hanging."""
         for samples in self._samples.values():
             if (levels := samples.levels()) is not None:
                 self.result.held[samples.who] = levels

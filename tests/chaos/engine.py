@@ -1,4 +1,4 @@
-"""One engine of the chaos: random operations with the discipline of an owner, and a check of every valid byte."""
+"""One chaos engine: random operations in the order that an owner must keep, and a check of every valid byte."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tests.chaos.owner import STAGED_SLOTS, Life, Owner
 from tests.model_engine import BLOCK
 
 IN_FLIGHT = 4
-BEAT_SECONDS = 0.5  # how often counters are written, and the driver is looked for
+BEAT_SECONDS = 0.5  # between two writes of the counters, and two checks that the driver lives
 
 
 class Flight(NamedTuple):
-    """A fetch under way: the blocks asked for, and where they go."""
+    """A fetch in flight: the blocks asked for, and their slots."""
 
     moved: Fetch
     prompt: int
@@ -32,13 +32,13 @@ class Flight(NamedTuple):
 
 
 class Engine(Owner):
-    """An owner with fetches in flight and hits in memory, who draws what he does next."""
+    """An owner that also fetches; it keeps some hits for later, and draws each next operation at random."""
 
     def __init__(self, life: Life) -> None:
         super().__init__(life)
         self.joined = True
         self.flights: deque[Flight] = deque()
-        self.hits: deque[tuple[int, Hit]] = deque(maxlen=6)  # fetched from later, when they may be stale
+        self.hits: deque[tuple[int, Hit]] = deque(maxlen=6)  # kept for later fetches, when they may be stale
         self._kinds, self._weights = zip(*self.operations().items(), strict=True)
 
     def operations(self) -> dict[str, int]:
@@ -57,10 +57,10 @@ class Engine(Owner):
         }
 
     def run(self) -> None:
-        """Step until the driver wants an end or is gone, then leave the market."""
+        """Step until the driver asks for the end or has ended, then leave the market."""
         driver, beat, step = multiprocessing.parent_process(), time.monotonic(), 0
         while not self.tally.stopping:
-            # each step has a generator of its own: how long a hit was does not change what later steps do
+            # each step has a random generator of its own, so that the length of a hit does not change later steps
             self.chance.seed(self.life.seed << 32 | step)
             self.step()
             self.tally.add("steps")
@@ -100,7 +100,7 @@ class Engine(Owner):
         return prompt, hit
 
     def publish_new(self) -> None:
-        """Blocks of a prompt, computed into slots that held something else."""
+        """Compute blocks of a prompt into slots that held something else, and publish them."""
         prompt = self.chance.randrange(len(self.world.prompts))
         depth = self.chance.randint(1, len(self.world.ids[prompt]))
         slots = self._resting(depth)
@@ -108,7 +108,7 @@ class Engine(Owner):
         self._publish(prompt, slots)
 
     def publish_staged(self) -> None:
-        """The same by the staging pool; the slots are free again at once."""
+        """Compute and publish through the staging pool; the slots are free again at once."""
         prompt = self.chance.randrange(len(self.world.prompts))
         slots = self._resting(self.chance.randint(1, len(self.world.ids[prompt])))
         self._compute(slots, self.world.ids[prompt][: len(slots)])
@@ -122,7 +122,7 @@ class Engine(Owner):
             self.runs.append((prompt, slots))
 
     def publish_more(self) -> None:
-        """Some more blocks of a prompt whose beginning is here, as a conversation goes on."""
+        """Compute and publish further blocks of a prompt whose first blocks are here, as a conversation does."""
         prompt, slots = self._run()
         more = self.chance.randint(1, 3)
         new = self._resting(min(more, len(self.world.ids[prompt]) - len(slots)), but=slots)
@@ -131,18 +131,18 @@ class Engine(Owner):
             self._publish(prompt, np.concatenate([slots, new]))
 
     def publish_again(self) -> None:
-        """What is here already, on offer or not."""
+        """Publish blocks that are here already, offered or not."""
         prompt, slots = self._run()
         if len(slots):
             self._publish(prompt, slots)
 
     def retire(self) -> None:
-        """Slots that nobody overwrites."""
+        """Retire slots without overwriting them."""
         self.market.retire(self._resting(self.chance.randint(1, 12)).tolist())
         self.tally.add("retires")
 
     def overwrite(self) -> None:
-        """Slots that are put to another use, of which nothing is published."""
+        """Write other blocks into slots, and publish nothing."""
         slots = self._resting(self.chance.randint(1, 24))
         self._compute(slots, self._anything(len(slots)))
         self.holds_block[slots] = -1
@@ -157,7 +157,7 @@ class Engine(Owner):
             self._settle(self.flights.popleft())
 
     def rejoin(self) -> None:
-        """Leave with fetches in flight or without, join again with the same cache or another one."""
+        """Leave the market, perhaps with fetches in flight; join again with the same cache or a new one."""
         late = self.chance.random() < 0.5
         if not late:
             self.settle_all()
@@ -174,12 +174,12 @@ class Engine(Owner):
         self.tally.add("rejoins")
 
     def _fetch(self, prompt: int, hit: Hit) -> None:
-        """A part of a hit, or all of it; waited for at once or left in flight."""
+        """Fetch a part of a hit or all of it; wait at once, or leave the fetch in flight."""
         first = self.chance.randrange(hit.blocks) if hit.blocks and self.chance.random() < 0.3 else 0
         part = self.chance.random() < 0.3
         count = self.chance.randint(0, hit.blocks - first) if part else hit.blocks - first
         slots = self._resting(count)
-        if self.chance.random() < 0.5:  # bytes that were there before and happen to be right must not pass
+        if self.chance.random() < 0.5:  # right bytes from before must not count as fetched
             self._compute(slots, self._anything(len(slots)))
         self.holds_block[slots] = -1
         flight = Flight(self.market.fetch(hit, slots.tolist(), first), prompt, first, slots)
@@ -194,7 +194,7 @@ class Engine(Owner):
             self._settle(self.flights.popleft())
 
     def _settle(self, flight: Flight) -> None:
-        """Wait, and check every byte of every valid block before anything else is done."""
+        """Wait for a fetch, and check every byte of its valid blocks before anything else happens."""
         leading = flight.moved.wait()
         valid = flight.moved.valid
         ids = self.world.ids[flight.prompt][flight.first : flight.first + len(flight.slots)]

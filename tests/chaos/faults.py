@@ -1,4 +1,4 @@
-"""Engines that sin, each in one way, so that the harness can be shown to notice."""
+"""Engines with one fault each: they show that the harness notices it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.model_engine import BLOCK
 
 
 class OverwritesWithoutRetiring(Engine):
-    """Writes to slots that are on offer."""
+    """Writes to slots that are offered."""
 
     def overwrite(self) -> None:
         slots = self._resting(24)
@@ -22,7 +22,7 @@ class OverwritesWithoutRetiring(Engine):
 
 
 class PublishesWrongBytes(Engine):
-    """Says of blocks that they are others."""
+    """Publishes blocks under the tokens of other blocks."""
 
     def overwrite(self) -> None:
         slots = self._resting(6)
@@ -32,7 +32,7 @@ class PublishesWrongBytes(Engine):
 
 
 class WritesBeforeItRetires(Engine):
-    """Has the two in the wrong order, so that a reader who is quick takes wrong bytes."""
+    """Writes first and retires later, so that a fast reader takes wrong bytes."""
 
     def _compute(self, slots: np.ndarray, ids: np.ndarray) -> None:
         self._write(slots, ids)
@@ -41,7 +41,7 @@ class WritesBeforeItRetires(Engine):
 
 
 class Hangs(Engine):
-    """Stands still for ever after a while."""
+    """Hangs after 200 steps."""
 
     def step(self) -> None:
         if self.tally["steps"] == 200:
@@ -50,7 +50,7 @@ class Hangs(Engine):
 
 
 class Raises(Engine):
-    """Dies of an exception after a while."""
+    """Raises an exception after 200 steps."""
 
     def step(self) -> None:
         assert self.tally["steps"] < 200, "an injected fault"
@@ -58,7 +58,7 @@ class Raises(Engine):
 
 
 class Leaks(Engine):
-    """Forgets a hundred open descriptors a second, however slow its steps are."""
+    """Leaks a hundred descriptors a second, at any speed of its steps."""
 
     def __init__(self, life: Life) -> None:
         super().__init__(life)
@@ -78,5 +78,5 @@ FAULTS = {
 
 
 def engine_of(life: Life) -> Engine:
-    """The engine that lives this life, a sinner if it names a fault."""
+    """Make the engine with these settings, with the fault that they name, if any."""
     return FAULTS[life.fault](life) if life.fault else Engine(life)

@@ -1,4 +1,4 @@
-"""What processes hold, sampled while they live, and what is left when they are gone."""
+"""Memory and descriptors of processes, sampled while they run, and what they leave behind when they have ended."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kvmarket.registry.protocol.address import Address
 
 MiB = 1 << 20
 WHOLE_NUMBER = re.compile(r"(?<![0-9A-Za-z])\d+(?![0-9A-Za-z])")  # a random name in hexadecimal holds any digits
-# The CUDA driver keeps 80 KiB mapped of every process whose memory it opened, in address space that it has reserved:
-# what is left of that behind such a mapping is a mapping too. Neither counts.
+# For every process whose memory it opened, the CUDA driver keeps 80 KiB mapped within address space that it reserved.
+# The rest of the reserved space after such a mapping is a mapping too. Neither counts.
 DRIVERS, RESERVED = "/dev/shm/cuda.shm.", " ---p "
 
 
@@ -33,7 +33,7 @@ class Held(NamedTuple):
 
     @classmethod
     def by(cls, pid: int) -> Held | None:
-        """By process `pid`; None if it is gone."""
+        """What process `pid` holds; None if it has ended."""
         proc = Path("/proc") / str(pid)
         try:
             smaps = (proc / "smaps_rollup").read_text()
@@ -60,10 +60,10 @@ def _drivers_bytes(proc: Path) -> int:
     return sum(_kib(part, "Rss") for part in parts)
 
 
-# Comings and goings of peers (a mapped one costs some ten descriptors), and an engine that has left the market for a
-# moment (its connection has three threads); a leak at each kill or fetch outgrows it.
+# How much the counts may vary: peers join and leave (a mapped one costs some ten descriptors), and an engine leaves the
+# market for a moment (its connection has three threads). A leak per kill or fetch exceeds this.
 SLACK = Held(8 * MiB, 8 * MiB, 32, 60, 3)
-COURSE, GROWING = 8, 3  # parts of the time that are compared; in so many, behind warm-up, what leaks grows
+COURSE, GROWING = 8, 3  # parts of the time that are compared; a leak grows in at least so many of those after warm-up
 
 
 class Samples:
@@ -88,9 +88,9 @@ class Samples:
         return tuple(Held(*(int(median(column)) for column in zip(*part, strict=True))) for part in (early, late))
 
     def leaks(self) -> list[str]:
-        """What grew by more than the slack, again and again; with its medians in `COURSE` parts of the time.
+        """Descriptions of what grew by more than the slack in several parts of the time, with the medians of all parts.
 
-        What is loaded once stays: the CUDA driver takes 36 MiB when it first runs some kernel, whenever that is.
+        One step up is no leak: the CUDA driver takes 36 MiB when a process first runs some kernel, whenever that is.
         """
         levels = self.levels()
         if levels is None:
@@ -110,7 +110,7 @@ class Samples:
 
 
 def left_by_market(address: Address) -> list[str]:
-    """Files and processes of a market whose last engine has gone."""
+    """Files and processes that a market has left after its last engine has ended."""
     files = [path for path in address.socket.parent.iterdir() if path.name.startswith(address.socket.name)]
     found = [f"file {path.name} is left" for path in files if path != address.log]
     for proc in Path("/proc").iterdir():

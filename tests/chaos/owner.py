@@ -1,4 +1,4 @@
-"""The owner's side of an engine of the chaos: what each slot holds, and the order of retiring, writing, publishing."""
+"""The owner's side of a chaos engine: what each slot holds, and the order of retire, write, publish."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SLOTS, STAGED_SLOTS, SLOT_BYTES = 128, 24, 2 * 2 * BLOCK * 24 * 2
 
 
 class Life(NamedTuple):
-    """What an incarnation of an engine is made of; what it does is a function of `seed` and `world`."""
+    """The settings of one incarnation of an engine; its operations are a function of `seed` and `world`."""
 
     address: str
     home: str  # folder of its files: name.tally, name.log, name.counters
@@ -28,7 +28,7 @@ class Life(NamedTuple):
     seed: int
     world: int  # seed of the prompts
     device: str = "cpu"
-    rejoins: bool = True  # now and then leaves and joins again
+    rejoins: bool = True  # whether it leaves and joins again now and then
     fault: str = ""  # see faults.py
     loss: float = 0.0  # see crowd.py
 
@@ -41,12 +41,12 @@ class Owner(ModelEngine):
         self.life, self.world = life, World(life.world)
         self.tally = Tally(Path(life.home) / f"{life.name}.tally")
         self.chance = random.Random()
-        self.holds_block = np.full(SLOTS, -1, np.int64)  # -1: nothing of meaning
+        self.holds_block = np.full(SLOTS, -1, np.int64)  # number of the block in each slot; -1: none
         self.in_flight = np.zeros(SLOTS, np.bool_)
-        self.runs: deque[tuple[int, np.ndarray]] = deque(maxlen=12)  # prompts and slots that their blocks were put in
+        self.runs: deque[tuple[int, np.ndarray]] = deque(maxlen=12)  # recent prompts, and the slots of their blocks
 
     def _publish(self, prompt: int, slots: np.ndarray) -> None:
-        """Offer what is in these slots already: that may never be refused."""
+        """Offer blocks that are in these slots already: the market must accept that."""
         tokens = self.world.prompts[prompt][: len(slots) * BLOCK]
         try:
             offered = self.market.publish(tokens, slots.tolist())
@@ -65,7 +65,7 @@ class Owner(ModelEngine):
         self.tally.add("published", blocks)
 
     def _compute(self, slots: np.ndarray, ids: np.ndarray) -> None:
-        """Retire, then write."""
+        """Retire the slots, then write these blocks into them."""
         self.market.retire(slots.tolist())
         self._write(slots, ids)
         self.tally.add("overwrites")
@@ -77,7 +77,7 @@ class Owner(ModelEngine):
         self.holds_block[slots] = ids
 
     def _resting(self, count: int, but: np.ndarray | None = None) -> np.ndarray:
-        """At most `count` slots, none of which is being fetched into, and none of `but`."""
+        """At most `count` random slots, without those of `but` and the destinations of fetches in flight."""
         free = ~self.in_flight
         if but is not None:
             free[but] = False

@@ -1,4 +1,4 @@
-"""What a run of the chaos will do, and when: a function of its seed."""
+"""The plan of a chaos run: its events and their moments, from a seed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of `seconds`, or longer until `fetches` are reached (at most three times as long).
+    """A run of `seconds`, or of up to three times as long until `fetches` are reached.
 
-    `engines` at once, of which `keep` are never killed: the first of them also never leaves the market by itself.
+    `engines` run at a time. `keep` of them are never killed; the first of these also never leaves the market itself.
     `kills` of engines, `stops` (SIGSTOP, later SIGCONT) and `service_kills` happen at random moments. An engine that
     finishes no step for `hang_seconds` hangs. `fault`: what one kept engine does wrong, see faults.py. `service_stops`:
-    so often the service is stopped for a while. `loss`: the share of messages that engines lose, both ways. `branches`
-    and `tenants`: of one more engine, which nobody asks for anything, see crowd.py.
+    how often the service is stopped for a while. `loss`: the share of messages that engines lose, in each direction.
+    `branches` and `tenants` are those of one more engine, from which nobody fetches, see crowd.py.
     """
 
     seed: int = 1
@@ -34,7 +34,7 @@ class Plan:
     fault: str = ""
 
     def events(self) -> list[tuple[float, str]]:
-        """Moments, in seconds after the start, and what happens then; later moments first."""
+        """(seconds after the start, event) for all events, the latest first."""
         chance = random.Random(self.seed)
         counts = {"kill": self.kills, "stop": self.stops, "kill_service": self.service_kills}
         counts["stop_service"] = self.service_stops

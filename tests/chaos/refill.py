@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.refill``: an engine that fills most of a GPU, killed and started again at once.
+"""``python -m tests.chaos.refill``: kills an engine that fills most of a GPU, and starts it again at once.
 
-A peer on the same GPU holds a mapping of its memory all the time; unless that goes with the engine, the next one finds
-no room. Blocks at both ends of the cache are fetched and compared each time, so offsets of a hundred GB are seen too.
+A peer on the same GPU keeps the engine's memory mapped; unless that mapping ends with the engine, the next engine finds
+no memory. Each time blocks at both ends of the cache are fetched and compared: that tests offsets of some 100 GB, too.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ FACTS = {"model": "one large tensor", "dtype": "int8"}
 
 
 def engine(address: str, nbytes: int) -> tuple[torch.Tensor, kvmarket.market.facade.Market]:
-    """A cache of so many bytes in one tensor, and its market."""
+    """Make a cache of so many bytes in one tensor, and join the market."""
     layer = torch.empty((nbytes // SLOT, SLOT), dtype=torch.int8, device="cuda:0")
     cache = kvmarket.PagedCache([layer], block_size=BLOCK)
     return layer, kvmarket.connect(cache, kvmarket.Fingerprint.of(**FACTS), address=address)
 
 
 def bits(seed: int) -> torch.Tensor:
-    """What a block holds."""
+    """The content of a block."""
     return torch.randint(-128, 128, (SLOT,), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
 
 
 def serve(pipe: Any, address: str, nbytes: int, seed: int) -> None:
-    """Offer a block at either end, then wait to be killed."""
+    """Offer one block at each end of the cache, then wait to be killed."""
     layer, market = engine(address, nbytes)
     slots = [0, len(layer) - 1]
     for number, slot in enumerate(slots):
@@ -47,7 +47,7 @@ def serve(pipe: Any, address: str, nbytes: int, seed: int) -> None:
 
 
 def cycle(address: str, layer: torch.Tensor, market: Any, nbytes: int, seed: int) -> float:
-    """Start an engine, fetch from it, kill it; seconds that its start took."""
+    """Start an engine, fetch from it, and kill it; returns the seconds of its start."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, address, nbytes, seed))
@@ -68,7 +68,7 @@ def cycle(address: str, layer: torch.Tensor, market: Any, nbytes: int, seed: int
 
 
 def refill(times: int, share: float) -> list[float]:
-    """So many kills and starts; seconds of each start. Raises EOFError where one failed."""
+    """Run `times` cycles; returns the seconds of each start. Raises EOFError if a start failed."""
     with TemporaryDirectory(prefix="kvm-", dir="/tmp") as folder:
         address = str(Path(folder) / "s")
         layer, market = engine(address, 64 * SLOT)

@@ -1,4 +1,4 @@
-"""What a run of the chaos found."""
+"""The result of a chaos run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.chaos.tally import COUNTS
 
 @dataclass
 class Result:
-    """Counts, and everything that must not be: `failures` is empty after a good run."""
+    """Counts, and everything that went wrong: `failures` is empty after a good run."""
 
     plan: dict[str, object]
     seconds: float = 0.0
@@ -31,7 +31,7 @@ class Result:
 
     @property
     def failures(self) -> list[str]:
-        """Each thing that went wrong, as text."""
+        """A text for each thing that went wrong."""
         corrupt = [
             f"{count} x {name}"
             for name, count in self.counters.items()
@@ -41,7 +41,7 @@ class Result:
         return [*self.wrong, *self.hangs, *self.exceptions, *self.leaks, *corrupt, *missing]
 
     def json(self) -> str:
-        """All of it on one line, the longest texts by their number alone."""
+        """Everything on one line; of the longest texts only their number."""
         found = asdict(self) | {"done": self.done, "counters": self.counters}
         for name in ("hangs", "exceptions", "wrong"):
             found[name] = len(found[name])
@@ -49,7 +49,7 @@ class Result:
         return json.dumps(found)
 
     def table(self) -> str:
-        """A table to read."""
+        """Everything as a table."""
         rows: dict[str, object] = {"seconds": round(self.seconds, 1), "fetches": self.done["fetches"]}
         rows |= {"fetches/s": round(self.done["fetches"] / max(self.seconds, 1e-9))}
         rows |= {"blocks fetched": self.done["asked"], "blocks verified": self.done["verified"]}

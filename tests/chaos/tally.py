@@ -1,4 +1,4 @@
-"""What an engine has done so far, in a file that both it and the driver map: a kill loses nothing of it."""
+"""Counts of what an engine has done, in a file that engine and driver map: a kill of the engine loses none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COUNTS = (
     "asked",  # blocks that fetches asked for
     "verified",  # blocks that were valid, each byte of which was compared
     "wrong",  # blocks that were said to be valid and had a wrong byte
-    "refused",  # publications of what was in place, which raised SlotError
+    "refused",  # publications of blocks in place that raised SlotError
     "publishes",
     "published",  # blocks
     "retires",
@@ -29,14 +29,14 @@ class Tally:
     """Counts of one incarnation of an engine. The engine writes them; the driver reads them and may ask it to stop."""
 
     def __init__(self, path: Path) -> None:
-        """Map `path`, made if it is missing, zero at first."""
+        """Map `path`; a missing file is made, with all counts zero."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.ftruncate(fd, 8 * _WORDS)
         self._words = memoryview(mmap.mmap(fd, 8 * _WORDS)).cast("q")
         os.close(fd)
 
     def add(self, name: str, n: int = 1) -> None:
-        """Count."""
+        """Add `n` to a count."""
         self._words[COUNTS.index(name)] += n
 
     def __getitem__(self, name: str) -> int:

@@ -1,4 +1,4 @@
-"""The prompts that all engines of a run know, in families that share their beginnings, and the bytes of every block."""
+"""The prompts that all engines of a run know, in families with shared prefixes, and the bytes of every block."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FAMILIES, BRANCHES, LEAVES = 10, 3, 2
 
 
 class World:
-    """Made from a seed, the same in every process. Some 700 blocks; making it costs some 20 ms."""
+    """Prompts of some 700 blocks, made from a seed: the same in every process. To make it costs some 20 ms."""
 
     def __init__(self, seed: int) -> None:
         chance = random.Random(seed)
         self.prompts: list[np.ndarray] = []  # int32 tokens
-        self.ids: list[np.ndarray] = []  # for each block of a prompt its number: equal where the prefixes are
+        self.ids: list[np.ndarray] = []  # a number for each block of a prompt; equal for equal prefixes
         blocks: list[np.ndarray] = []
 
         def grow(tokens: list[int], ids: list[int], least: int, most: int) -> tuple[list[int], list[int]]:

@@ -1,4 +1,4 @@
-"""What a command prints on a terminal of 80 columns."""
+"""The text that a command prints on a terminal with 80 columns."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def lines_of(*parts: RenderableType) -> list[str]:
 
 
 def words_of(*parts: RenderableType) -> set[str]:
-    """Every word that is printed whole."""
+    """Every word that is printed without a line break in it."""
     return {word for line in lines_of(*parts) for word in line.split()}

@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz --runs 1000000``: damaged and made-up messages at the service and at an engine's replica.
+"""``python -m tests.fuzz --runs 1000000``: sends damaged and made-up messages to the service and to a replica.
 
-Every input that breaks a target is printed. See guided.py for the same by coverage.
+Every input that breaks a target is printed. guided.py does the same guided by coverage.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def damaged(data: bytes, chance: random.Random) -> bytes:
 
 
 def made_up(chance: random.Random) -> list[Change]:
-    """Changes that decode, with fields that fit each other or not."""
+    """Random changes that decode; their fields may or may not fit each other."""
 
     def words(count: int, most: int) -> bytes:
         extra = chance.randbytes(chance.randrange(1, 8)) if chance.random() < 0.02 else b""
@@ -81,7 +81,7 @@ def made_up(chance: random.Random) -> list[Change]:
 
 
 def _branches(pool: str, chance: random.Random) -> Snapshot:
-    """Branches whose parts fit each other, most of the time."""
+    """Random branches whose parts mostly fit each other."""
     runs, offers, depth = [], [], 0
     for number in range(chance.randrange(1, 4)):
         keep, blocks = chance.randint(0, depth) if number else 0, chance.randrange(1, 3)
@@ -98,7 +98,7 @@ def _branches(pool: str, chance: random.Random) -> Snapshot:
 
 
 def shoot(runs: int, seed: int) -> dict[str, int]:
-    """Run every target `runs` times in all with damaged messages; how many inputs each took and refused."""
+    """Run all targets, `runs` times together, with damaged messages; returns how many each accepted and refused."""
     chance = random.Random(seed)
     service, replica = ServiceTarget(), ReplicaTarget()
     kinds: list[tuple[str, Callable[[bytes], bool], list[bytes]]] = [
@@ -126,7 +126,7 @@ def shoot(runs: int, seed: int) -> dict[str, int]:
 
 
 def _packed(name: str, chance: random.Random) -> bytes:
-    """A message that decodes."""
+    """A random message that decodes."""
     message: Change = chance.choice(made_up(chance))
     if name == "replica":
         about = PoolJoined(

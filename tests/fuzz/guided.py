@@ -1,6 +1,7 @@
-"""``python -m tests.fuzz.guided -atheris_runs=1000000``: the same targets by coverage (`pip install atheris` first).
+"""``python -m tests.fuzz.guided -atheris_runs=1000000``: fuzzing guided by coverage (`pip install atheris` first).
 
-Options are those of libFuzzer. An input that breaks a target is printed and kept in a file.
+The targets are those of targets.py, the options those of libFuzzer. An input that breaks a target is printed, and kept
+in a file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is fuzzed: bytes go in as they come from a socket, and nothing but the errors of the protocol may come out.
+"""The targets of fuzzing: each takes bytes as from a socket, and may raise the protocol's errors only.
 
 A target also asserts that a refused input has changed nothing.
 """
@@ -75,17 +75,17 @@ def offer(pool: str, slots: tuple[int, ...], generation: int) -> OfferBlocks:
 
 
 def frame_of(body: bytes) -> bytes:
-    """A frame with this body, and with the checksum that it must have."""
+    """A frame with this body and the right checksum."""
     return PROTOCOL + xxhash.xxh3_64_digest(body) + body
 
 
 def body_of(message: Request | Reply) -> bytes:
-    """What of the frame of `message` is damaged: the checksum would tell."""
+    """The body of the frame of `message`: the part to damage, as a damaged frame fails its checksum at once."""
     return pack_message(message)[len(PROTOCOL) + SUM_BYTES :]
 
 
 def state_of(space: Space) -> object:
-    """All that counts of a space, to be compared."""
+    """The state of a space, for comparison."""
     pools = {name: (pool.generations.tobytes(), pool.epochs.tobytes()) for name, pool in space.pools.items()}
     return space.blocks, pools, list(space.promises)
 
@@ -103,12 +103,12 @@ def branches_of(pool: str) -> Snapshot:
 
 
 class ServiceTarget:
-    """A service with one member; every input arrives from that member, or from a stranger."""
+    """A service with one member. Inputs arrive from that member, or from a connection that is no member."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="kvm-", dir="/tmp")
         self.service = Service(Address(Path(self._folder) / "s"))
-        self._ends: dict[Session, PacketSocket] = {}  # each connection, and its other end, which nobody reads
+        self._ends: dict[Session, PacketSocket] = {}  # by connection: its other end, which nobody reads
         self._stranger = self._connect()
         self._join()
 
@@ -127,7 +127,7 @@ class ServiceTarget:
         self.service._handle(self._member, Changes(1, said, snapshot=True))
 
     def state(self) -> object:
-        """All that counts, to be compared."""
+        """The state of the service, for comparison."""
         members = self.service._exchange.members
         return (
             sorted(members.by_name),
@@ -137,7 +137,7 @@ class ServiceTarget:
         )
 
     def run(self, data: bytes, stranger: bool = False) -> bool:
-        """Whether the service took the message."""
+        """Give the service one message; returns whether it was accepted."""
         before = self.state()
         session = self._stranger if stranger else self._member
         try:
@@ -203,7 +203,7 @@ class ReplicaTarget:
             self.replica.step()
 
     def run(self, data: bytes) -> bool:
-        """Whether the message was one. What it says of pools and offers may be refused all the same."""
+        """Give the replica one message; returns whether it decodes. Its pools and offers may still be refused."""
         before = state_of(self.replica.space)
         try:
             reply = unpack_reply(frame_of(data))
@@ -219,7 +219,7 @@ class ReplicaTarget:
         return True
 
     def _check(self) -> None:
-        """What is matched can be met or is refused; nothing raises."""
+        """Assert that the pools of a match can be looked up or are refused, without an exception."""
         space = self.replica.space
         space.trie._check()
         for tenant in ("", "t", "\0"):
@@ -241,7 +241,7 @@ class ReplicaTarget:
 
 
 def check_offering(data: bytes) -> bool:
-    """An offer's arrays, from bytes of any length."""
+    """Decode an offer's arrays from bytes of any length; returns whether they are accepted."""
     cuts = [len(data) * part // 4 for part in range(5)]
     tokens, slots, generations, checksums = (data[a:b] for a, b in itertools.pairwise(cuts))
     try:
@@ -252,7 +252,7 @@ def check_offering(data: bytes) -> bool:
 
 
 def quiet() -> None:
-    """Keep refusals from being logged: there are millions."""
+    """Turn off the log of refusals: there are millions."""
     for name in ("kvmarket", "kvmarket.service"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     counters._counts.clear()

@@ -1,4 +1,4 @@
-"""``python -m tests.histories --runs 1000000``: so many random histories, over all cores; prints what was wrong."""
+"""``python -m tests.histories --runs 1000000``: so many random histories on all cores; prints what went wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.histories.node import CHUNK, run_chunk
 
 
 def main() -> int:
-    """1 if anything was wrong."""
+    """Run and print; returns 1 if anything went wrong, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0, help="of the first one")

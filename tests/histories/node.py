@@ -1,4 +1,4 @@
-"""A node in one process: engines with real control halves, and one exchange at a time, driven step by step."""
+"""A node in one process, driven step by step: engines with real control halves, and one exchange at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENCE = 10  # times of 30 rounds until all is known: a fault that heals itsel
 
 
 class Node:
-    """Engines and a service; `step` does something at random, `check` looks at everything."""
+    """Engines and a service. `step` does one random thing; `check` asserts that no match is wrong."""
 
     def __init__(self, seed: int, engines: int = 2) -> None:
         self.chance = random.Random(seed)
@@ -56,10 +56,10 @@ class Node:
         self._patches.close()
 
     def _join_service(self, _address: Any, join: Any, replica: Any, snapshot: Any, *others: Any) -> Connection:
-        """Join over a new connection that has bad weather; the answer itself comes."""
+        """Join over a new faulty connection; the join itself is never lost."""
         ours, theirs = connection(self.weather)
         joined = Connection(ours, join, replica, snapshot, others[0])  # type: ignore[arg-type]
-        theirs.into.queue.clear()  # it is let in; whoever is not tries again
+        theirs.into.queue.clear()  # the join is given to the exchange below; after a lost one an engine tries again
         theirs.into.late.clear()
         session = Session(theirs)  # type: ignore[arg-type]
         members = self.exchange.members
@@ -77,14 +77,14 @@ class Node:
             self.sessions.remove(session)
 
     def kill_service(self) -> None:
-        """All connections break, and nothing is known any more."""
+        """Break all connections, and begin a new exchange that knows nothing."""
         for session in self.sessions:
             session.socket.close()
         self.exchange, self.sessions = Exchange(), []
         self._service = Process(ME.pid, self._service.start + 1, ME.namespace)
 
     def serve(self, messages: int = 1) -> None:
-        """Let the service hear some messages of each member, and tell what it has to."""
+        """Let the service read some messages of each member, and send what it has to send."""
         for session in list(self.sessions):
             if session.socket.closed:
                 self._hang_up(session.member)
@@ -108,7 +108,7 @@ class Node:
             session.send(Refused(type(error).__name__, str(error)))
 
     def step(self) -> str:
-        """Do something; its name."""
+        """Do one random thing; returns its name."""
         names, weights = zip(*OPERATIONS.items(), strict=True)
         name = self.chance.choices(names, weights)[0]
         getattr(self, name)(self.chance.choice(self.engines))
@@ -119,14 +119,14 @@ class Node:
         engine.publish(self.chance.choice(TENANTS[: self.chance.randint(1, 2)]), tokens)
 
     def grow(self, engine: Engine) -> None:
-        """A conversation goes on."""
+        """Publish one block more of a prompt that the engine holds, as a conversation does."""
         if engine.holds:
             tenant, tokens = self.chance.choice(sorted(engine.holds.values()))
             if len(tokens) < DEPTH:
                 engine.publish(tenant, (*tokens, self.chance.randrange(VOCABULARY)))
 
     def turn(self, engine: Engine) -> None:
-        """A slot is used again for a block of another prefix, as long as the one before, which then goes on."""
+        """Reuse a slot for a block of another prefix of the same length, and publish more after that block."""
         if engine.holds:
             slot, (tenant, tokens) = self.chance.choice(sorted(engine.holds.items()))
             other = (*(self.chance.choice(((0,), (1,), tokens[i : i + 1]))[0] for i in range(len(tokens) - 1)),)
@@ -160,7 +160,7 @@ class Node:
         engine.client._connection.socket.close()
 
     def replace(self, engine: Engine) -> None:
-        """An engine leaves, and another one comes."""
+        """Close an engine, and start another one."""
         self.engines.remove(engine)
         engine.control.close()
         self.engines.append(Engine(self))
@@ -172,13 +172,13 @@ class Node:
         self.weather.room = self.chance.choice((1 << 30, 1 << 30, 300, 0))
 
     def late(self, engine: Engine) -> None:
-        """What was delayed arrives."""
+        """Let delayed messages arrive."""
         sock: FakeWire = engine.client._connection.socket
         for hop in (sock.out, sock.into):
             hop.arrive_late()
 
     def check(self, most: int = 3) -> None:
-        """Whatever anybody would fetch and take for valid is what its owner has there: for `most` prompts each."""
+        """Assert that every block that a reader would take as valid is what its owner has; for `most` prompts each."""
         owners = {engine.control.pool.id: engine for engine in self.engines}
         for reader in self.engines:
             for _ in range(most):
@@ -186,7 +186,7 @@ class Node:
                 self._check_match(owners, reader, self.chance.choice(TENANTS), tokens)
 
     def _check_match(self, owners: dict[str, Engine], reader: Engine, tenant: str, query: tuple[int, ...]) -> None:
-        """With some leading blocks at hand, so that what is dead among those does not hide what is behind."""
+        """Match with some leading blocks local, so that a dead offer among these does not hide later blocks."""
         block = self.chance.randrange(len(query))
         hit = reader.control.match(np.array(query, np.int32), tenant=tenant, first=block)
         for run in hit.runs:
@@ -197,7 +197,7 @@ class Node:
                 assert held == (tenant, query[:block]), f"WRONG: {held} taken for {(tenant, query[:block])}"
 
     def catch_up(self, rounds: int) -> None:
-        """Let everybody read what has come, and what was delayed, so many times."""
+        """Let engines and service read all messages, delayed ones too, so many times."""
         for _ in range(rounds):
             for engine in self.engines:
                 self.late(engine)
@@ -206,9 +206,9 @@ class Node:
             self.serve(8)
 
     def calm_down(self) -> None:
-        """The weather is fine from now on: soon everybody knows all that is on offer, and nothing else.
+        """End all faults, and assert that every engine soon knows all live offers and nothing else.
 
-        After bad weather hundreds of messages may wait, and a full snapshot is asked for with each one that is heard.
+        After bad weather hundreds of messages may wait, and each one that is heard asks for a full snapshot.
         """
         self.weather.faults, self.weather.room = dict.fromkeys(FAULTS, 0.0), 1 << 30
         for _ in range(PATIENCE):
@@ -253,9 +253,9 @@ OPERATIONS = {
 
 
 def run(seed: int, steps: int = 40, engines: int = 2, *, settle: bool = True) -> None:
-    """One history, with all faults over in the end where it is to `settle`.
+    """Run one history; with `settle` all faults end at last, and everything must become right.
 
-    Raises AssertionError where something is wrong; KVMarketError must not come out at all.
+    Raises AssertionError if something is wrong. No KVMarketError may be raised.
     """
     node = Node(seed, engines)
     try:
@@ -276,7 +276,7 @@ CHUNK = 50  # histories of one `run_chunk`
 
 
 def run_chunk(job: tuple[int, int, int]) -> list[str]:
-    """What is wrong in `CHUNK` histories, by the first seed, their steps and their engines; in a process of a pool."""
+    """Run `CHUNK` histories in a process of a pool: (first seed, steps, engines); returns what went wrong."""
     logging.disable(logging.CRITICAL)
     first, steps, engines = job
     found = []

@@ -37,15 +37,15 @@ class Engine:
         self.node = node
         if not STAGE:
             STAGE.append(_stage())
-        self.holds: dict[int, tuple[str, tuple[int, ...]]] = {}  # by slot: tenant and prefix, while it may be offered
+        self.holds: dict[int, tuple[str, tuple[int, ...]]] = {}  # tenant and prefix by slot, while it may be offered
         self.promises: list[int] = []
         self.control = ControlHalf(STAGE, FINGERPRINT, "", "/nowhere", finds_own=node.chance.random() < 0.3)
         self.client: Any = self.control._client
 
     def publish(self, tenant: str, tokens: tuple[int, ...], last: int | None = None) -> None:
-        """Compute what is not here of a prompt into free slots (its last block into slot `last`), and offer all of it.
+        """Compute the missing blocks of a prompt into random slots; offer all its blocks, or all from a random one on.
 
-        Or all from some block on.
+        The last block goes into slot `last`, if given.
         """
         where = {held: slot for slot, held in self.holds.items()}
         slots, used = [], set()
@@ -63,23 +63,23 @@ class Engine:
         self.control.offer(np.array(tokens, np.int32), slots[first:], generations, tenant=tenant, first=first)
 
     def retire(self, slots: list[int]) -> None:
-        """The slots will hold something else."""
+        """Retire these slots: they will hold something else."""
         self.control.retire(slots)
         for slot in slots:
             self.holds.pop(slot, None)
 
     def fail_closed(self) -> None:
-        """All offers are dead; what the slots hold is still right, and may be offered again."""
+        """Kill all offers; the slots keep their right content, which may be offered again."""
         self.control.fail_closed("a test")
 
     def offered(self) -> set[tuple[str, tuple[int, ...]]]:
-        """What is on offer, as tenant and prefix."""
+        """All offered blocks, as (tenant, prefix)."""
         with self.control._lock:
             slots = self.control.pool.ledger.slots().tolist()
         return {self.holds[slot] for slot in slots}
 
     def pump(self, rounds: int = 1) -> None:
-        """What the watching thread does, a little of it."""
+        """Do a little of the work of the client's watching thread."""
         for _ in range(rounds):
             if self.client._connection.socket.closed:
                 self.client._rejoin()

@@ -1,4 +1,4 @@
-"""Two ends of a connection in one process, with all that can go wrong between them."""
+"""A fake connection: two ends in one process, with faults between them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ FAULTS = ("drop", "double", "delay", "reorder", "tear", "glue")
 
 @dataclass
 class Weather:
-    """How bad it is: the chance of each fault for every message, and how many bytes a queue takes."""
+    """The state of a connection's faults: the chance of each one per message, and how many bytes a queue takes."""
 
     chance: random.Random
     faults: dict[str, float]
     room: int = 1 << 30
 
     def fault(self) -> str:
-        """What happens to the next message; mostly nothing."""
+        """Draw the fault of the next message; mostly none (empty)."""
         draw = self.chance.random()
         for fault, odds in self.faults.items():
             draw -= odds
@@ -28,7 +28,7 @@ class Weather:
 
 
 class Hop:
-    """Messages on their way in one direction."""
+    """The queue of messages in one direction."""
 
     def __init__(self, weather: Weather) -> None:
         self.weather = weather
@@ -36,7 +36,7 @@ class Hop:
         self.late: list[bytes] = []
 
     def put(self, frame: bytes) -> None:
-        """Send a message, and see what becomes of it."""
+        """Send a message; a random fault may happen to it."""
         chance = self.weather.chance
         match self.weather.fault():
             case "drop":
@@ -57,13 +57,13 @@ class Hop:
                 self.queue.append(frame)
 
     def arrive_late(self) -> None:
-        """What was delayed comes now."""
+        """Put the delayed messages into the queue."""
         self.queue.extend(self.late)
         self.late.clear()
 
 
 class FakeWire:
-    """One end, as `kvmarket.registry.protocol.packets.PacketSocket`."""
+    """One end of the connection, with the methods of `kvmarket.registry.protocol.packets.PacketSocket`."""
 
     def __init__(self, out: Hop, into: Hop) -> None:
         self.out, self.into = out, into
@@ -73,7 +73,7 @@ class FakeWire:
 
     @property
     def waiting(self) -> int:
-        """Bytes that have not been read; more than anybody lets wait where there is no room."""
+        """Bytes that the other end has not read; more than any limit if the queue has no room."""
         size = sum(map(len, self.out.queue))
         return size if size < self.out.weather.room else 1 << 40
 

@@ -1,4 +1,4 @@
-"""What the kernel tests draw: pairs of arrays of one geometry, and slots of them."""
+"""Hypothesis strategies of the kernel tests: pairs of arrays of one geometry, and slots of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On which device a kernel runs: on a GPU, or on the CPU in Triton's interpreter."""
+"""The device of the kernel tests: a GPU, or the CPU in Triton's interpreter."""
 
 from __future__ import annotations
 

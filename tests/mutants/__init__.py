@@ -2,10 +2,10 @@
 
 ``python -m tests.mutants`` (or ``make mutants``) makes a *mutant* of each statement or expression that an operator fits
 (``operators`` in expressions.py and statements.py): ``<`` becomes ``<=``, two statements change places, a call is left
-out. A mutant whose tests fail is *killed*; one that keeps them waiting far longer than the unchanged code is a *hang*,
+out. A mutant whose tests fail is *killed*; one whose tests take far longer than on the unchanged code is a *hang*,
 which counts as killed. A mutant that no test notices *survives*: either a test is missing, or the mutant is harmless,
 and then harmless.toml names it with the reason. The command prints the survivors that harmless.toml does not name, and
-ends with 1 where there is one, or where harmless.toml names a mutant that the code no longer has.
+ends with 1 if there is one, or if harmless.toml names a mutant that the code no longer has.
 
     python -m tests.mutants --list --only pool/slots.py     # the mutants of one module
     python -m tests.mutants --only pool/slots.py            # run them
@@ -19,6 +19,6 @@ writes the mutated source of its one module into a folder of its own, and an imp
 loads it instead of the module. Python processes that the tests start find the same hook on their path, so that they run
 the mutant too. What the child started is ended with it.
 
-Not mutated: docstrings, annotations (but for the bounds in ``msgspec.Meta``), texts of errors and of the log, reasons
-of counters, asserts and ``_check``, imports, floats, what runs on a GPU alone.
+Not mutated: docstrings, annotations (except the bounds in ``msgspec.Meta``), texts of errors and of the log, reasons
+of counters, asserts and ``_check``, imports, floats, and code that runs only on a GPU.
 """

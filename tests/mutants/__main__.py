@@ -16,11 +16,11 @@ from tests.mutants.table import Table, TableError, changed_lines
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}  # the same on every machine
-EVERY = 25  # mutants between two lines that say how far it has come
+EVERY = 25  # mutants between two lines of progress
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--list", action="store_true", help="name the mutants instead of running them")
     parser.add_argument("--only", action="append", default=[], metavar="WHAT", help="those whose id contains WHAT")
@@ -38,7 +38,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(every: list[Mutant], given: argparse.Namespace) -> list[Mutant]:
-    """Those mutants that the command line asks for, in the order of the table and the source."""
+    """The mutants that the command line selects, in the order of the table and the source."""
     some = [m for m in every if not given.only or any(what in m.id for what in given.only)]
     if given.since is not None:
         changed = changed_lines(given.root, given.since)
@@ -58,7 +58,7 @@ def chosen(every: list[Mutant], given: argparse.Namespace) -> list[Mutant]:
 
 
 def run(campaign: Campaign, mutants: list[Mutant], reasons: harmless.Reasons, toml: bool) -> list[Verdict]:
-    """Run the mutants; print survivors as they come (as `toml`, or as differences), and how far it has come."""
+    """Run the mutants; print each survivor at once (as `toml`, or as a diff), and the progress."""
     os.environ.update(ENVIRONMENT)
     campaign.prepare(list(dict.fromkeys(mutant.key.module for mutant in mutants)))
     verdicts: list[Verdict] = []
@@ -76,7 +76,7 @@ def run(campaign: Campaign, mutants: list[Mutant], reasons: harmless.Reasons, to
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, print. 1 where a survivor is not known to be harmless, 2 where nothing could be run."""
+    """Parse, run, print. Returns 1 if a survivor is not known to be harmless, 2 if nothing could be run."""
     given = options(arguments)
     given.root = given.root.resolve()
     begun = time.monotonic()
@@ -117,4 +117,4 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
-    os._exit(code)  # at an orderly end libraries that only tests use say what they leak
+    os._exit(code)  # an orderly exit would print leak warnings of libraries that only tests use

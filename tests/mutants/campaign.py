@@ -1,4 +1,4 @@
-"""A campaign: the tests of each module run unchanged first, then once for each of its mutants, some at a time."""
+"""A campaign: runs each module's tests on the unchanged code, then on each of its mutants, several at a time."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.mutants.table import Table, TableError
 T = TypeVar("T", bound=Hashable)
 
 PATIENCE = 4.0
-FIRST_SECONDS = 600.0  # for tests that nobody has measured yet
+FIRST_SECONDS = 600.0  # limit for tests that were not measured yet
 MEMORY = 6 << 30
-FEW_MODULES = 20  # loading more of others' modules than that is work which a mutant need not do again
+FEW_MODULES = 20  # tests that load more modules of other projects make a mutant slow: these are imported in the parent
 UNIMPORTABLE = (ImportError, AttributeError, KeyError, NameError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Verdict(NamedTuple):
-    """What became of a mutant: killed, hang, or survived."""
+    """The outcome of a mutant: killed, hang, or survived."""
 
     mutant: Mutant
     outcome: str
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 class Campaign:
     """Runs the tests of `table` in the tree at `root`, `jobs` children at a time.
 
-    A mutant may take four times what the tests of its module take without one, and `least` seconds at least.
+    A mutant may take four times as long as its tests do on the unchanged code, or `least` seconds if that is more.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Campaign:
             least,
             say,
         )
-        self._tried: set[str] = set()  # modules of others that were imported here, as far as they can be
-        self._seconds: dict[str, float] = {}  # what the tests of a module take without a mutant
+        self._tried: set[str] = set()  # modules of other projects that this process has tried to import
+        self._seconds: dict[str, float] = {}  # by module: of its tests on the unchanged code
 
     def prepare(self, modules: Sequence[str]) -> None:
-        """Import what the tests of these modules import from elsewhere, and run them on the modules as they are.
+        """Run the tests of these modules on the unchanged code, and import here what they import from other projects.
 
-        Raises TableError unless they all pass, all import their module, and each name in the table is one of a test.
+        Raises TableError unless all tests pass and import their module, and each name in the table is that of a test.
         """
         names = sorted({name for module in modules for name in self._table.tests[module]})
         self._say(f"collecting the tests of {len(modules)} modules")
@@ -73,8 +73,8 @@ class Campaign:
             list(self._measure(again))
 
     def run(self, mutants: Iterable[Mutant]) -> Iterator[Verdict]:
-        """Verdicts in the order in which the mutants end. `prepare` must have been called for their modules."""
-        gc.freeze()  # what is here already is not copied into children by their collecting garbage
+        """Yield verdicts in the order in which mutants end. Call `prepare` for their modules first."""
+        gc.freeze()  # so that garbage collection in a child does not copy the parent's objects
 
         def start(mutant: Mutant) -> Child:
             module = mutant.key.module
@@ -89,7 +89,7 @@ class Campaign:
         return Child(work, seconds, MEMORY)
 
     def _measure(self, modules: Sequence[str]) -> Iterator[str]:
-        """Run the tests of each as it is, and import here what they load. Yields those that loading made slow."""
+        """Run each module's tests unchanged, and import here what they load. Yields modules whose tests load much."""
         for module, ended in _parallel(modules, lambda module: self._child(module, "", FIRST_SECONDS), self._jobs):
             result = _passed(ended, f"the tests of {module} do not pass without a mutant")
             if not result["loaded"]:
@@ -101,7 +101,7 @@ class Campaign:
             self._import(new)
 
     def _import(self, names: list[str]) -> None:
-        """Import these modules of others, so that children need not; what cannot be imported alone is left to them."""
+        """Import these modules, so that children need not; a module that fails to import is left to the children."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name in names:
@@ -126,19 +126,19 @@ class Campaign:
 
 
 def _is_of(test: str, name: str) -> bool:
-    """Whether `name`, of a folder, a file or a test, stands for the one test as well."""
+    """Whether `name`, a folder, a file or a test, contains or is this test."""
     return test == name or (test.startswith(name) and test[len(name)] in "/:[")
 
 
 def _passed(ended: Ended, otherwise: str) -> dict[str, Any]:
-    """What the child returned. Raises TableError, with its output, where it came to no good end."""
+    """The result of a child. Raises TableError, with its output, if it failed."""
     if ended.result is None or ended.result["code"] != 0:
         raise TableError(f"{otherwise}:\n{ended.output}")
     return ended.result
 
 
 def _judged(ended: Ended) -> tuple[str, str]:
-    """The outcome, and the first test that failed; nothing where not even all tests could be collected."""
+    """The outcome, and the first test that failed; no test if not all tests could be collected."""
     if ended.hung:
         return "hang", ""
     if ended.result is None:  # it crashed, or ran out of memory
@@ -147,7 +147,7 @@ def _judged(ended: Ended) -> tuple[str, str]:
 
 
 def _parallel(items: Iterable[T], start: Callable[[T], Child], jobs: int) -> Iterator[tuple[T, Ended]]:
-    """Start a child for each item, `jobs` at a time; each with how it ended, in the order in which they end."""
+    """Start a child for each item, `jobs` at a time; yields (item, how it ended) in the order in which they end."""
     running: dict[int, tuple[T, Child]] = {}
     poll = select.poll()
     rest = iter(items)

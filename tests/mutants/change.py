@@ -1,4 +1,4 @@
-"""One change of a syntax tree: a field of a node gets another value, and its own back when the change is undone."""
+"""One change of a syntax tree: a node's field gets another value, and later its own value again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Change(NamedTuple):
 
     @contextmanager
     def made(self) -> Iterator[None]:
-        """The tree is changed within the block."""
+        """A context in which the tree is changed; undone at its end."""
         was = getattr(self.owner, self.field)
         self.make()
         try:
@@ -31,14 +31,14 @@ class Change(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a node hangs in the tree: at a field of its owner, or in the list there."""
+    """The place of a node in the tree: a field of its owner, or an element of the list there."""
 
     owner: ast.AST
     field: str
     index: int | None = None
 
     def put(self, value: ast.AST) -> Change:
-        """Replace the node by `value`."""
+        """The change that replaces the node by `value`."""
         if self.index is None:
             return Change(self.owner, self.field, value)
         items = list(getattr(self.owner, self.field))
@@ -47,7 +47,7 @@ class Place(NamedTuple):
 
 
 def without(owner: ast.AST, index: int, *fields: str) -> Change:
-    """Leave out element `index` of the list at each of the fields; a second field is changed with the first."""
+    """The change that removes element `index` of the list in each of the fields; all fields change together."""
     lists = [[item for i, item in enumerate(getattr(owner, field)) if i != index] for field in fields]
     if len(fields) == 1:
         return Change(owner, fields[0], lists[0])

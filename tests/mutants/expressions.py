@@ -33,13 +33,13 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitOr: ast.BitAnd,
 }
 FUNCTIONS = {"min": "max", "max": "min", "any": "all", "all": "any", "sorted": "list", "reversed": "list"}
-LARGE = 1000  # from here on a number is a bound or a mark, and one neighbour will do
+LARGE = 1000  # larger numbers are bounds or markers: one neighbour is enough
 
 Found = Iterator[tuple[str, Change]]
 
 
 def mutations(node: ast.AST, place: Place) -> Found:
-    """All changes of the expression `node` itself, which hangs at `place`; not those of what it consists of."""
+    """All changes of the expression `node` at `place` itself, without those of its parts."""
     match node:
         case ast.Compare():
             yield from _comparison(node)
@@ -82,12 +82,12 @@ def mutations(node: ast.AST, place: Place) -> Found:
 
 
 def condition(node: ast.If | ast.While | ast.IfExp) -> Found:
-    """The condition of `node` the other way round."""
+    """The changes that negate the condition of `node`."""
     yield from _negated(node.test, Place(node, "test"))
 
 
 def _negated(test: ast.expr, place: Place) -> Found:
-    """`test` the other way round, unless another operator makes the same of it."""
+    """Negate `test`, unless another operator makes the same change."""
     if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], NEGATED_BY_COMPARISON):
         return
     if not (isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)):
@@ -95,7 +95,7 @@ def _negated(test: ast.expr, place: Place) -> Found:
 
 
 def _unpacked(owner: ast.AST) -> bool:
-    """Whether as many names as there are elements take them."""
+    """Whether the tuple is unpacked into as many names as it has elements."""
     return isinstance(owner, ast.Assign) and any(isinstance(target, ast.Tuple | ast.List) for target in owner.targets)
 
 
@@ -105,7 +105,7 @@ def _comparison(node: ast.Compare) -> Found:
     sides = [node.left, *node.comparators]
     if len(sides) == 2 and all(isinstance(side, ast.Tuple) for side in sides):
         left, right = (side.elts for side in sides if isinstance(side, ast.Tuple))
-        for i in range(len(left) if len(left) == len(right) else 0):  # one fact fewer is compared
+        for i in range(len(left) if len(left) == len(right) else 0):  # compare one element less
             fewer = [ast.Tuple([*side[:i], *side[i + 1 :]], ast.Load()) for side in (left, right)]
             yield "element", Change(node, "__dict__", {**node.__dict__, "left": fewer[0], "comparators": [fewer[1]]})
 

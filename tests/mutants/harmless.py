@@ -15,7 +15,7 @@ Reasons = dict[Key, str]
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One survivor, by what names it (see `mutant.Key`), and why no test needs to notice it."""
+    """One survivor, with the fields of its `mutant.Key`, and the reason why no test needs to notice it."""
 
     module: str
     operator: str
@@ -27,7 +27,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def key(self) -> Key:
-        """What names the mutant."""
+        """The key of the mutant."""
         return Key(self.module, self.function, self.operator, self.statement, self.becomes, self.which)
 
 
@@ -38,7 +38,7 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(path: Path) -> dict[Key, str]:
-    """The reason by mutant. Raises TableError for an entry that is there twice, has no reason, or is no entry."""
+    """The reasons by mutant. Raises TableError for double entries, missing reasons, and what does not decode."""
     try:
         file = msgspec.toml.decode(path.read_bytes(), type=File)
     except msgspec.DecodeError as error:
@@ -54,12 +54,12 @@ def read(path: Path) -> dict[Key, str]:
 
 
 def stale(reasons: Iterable[Key], existing: Iterable[Key]) -> list[Key]:
-    """Entries for mutants that the code has no more."""
+    """The entries whose mutants the code no longer has."""
     return sorted(set(reasons) - set(existing))
 
 
 def entry(key: Key, reason: str = "") -> str:
-    """The mutant as harmless.toml names it."""
+    """The mutant as an entry of harmless.toml."""
     fields = {name: value for name, value in key._asdict().items() if value not in ("", 1)} | {"reason": reason}
     lines = (f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items())
     return "\n".join(("[[harmless]]", *lines))

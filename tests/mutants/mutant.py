@@ -17,9 +17,9 @@ Shown = ast.stmt | ast.ExceptHandler | ast.match_case
 
 
 class Key(NamedTuple):
-    """What names a mutant as long as its statement stays as it is, wherever the statement moves in its function.
+    """Identifies a mutant while its statement is unchanged, even if the statement moves within its function.
 
-    `which` counts mutants of one function that are alike in everything else, from 1 on.
+    `which` counts from 1 the mutants of one function that are equal in all other fields.
     """
 
     module: str
@@ -31,14 +31,14 @@ class Key(NamedTuple):
 
 
 class Mutant(NamedTuple):
-    """One mutant: its number among those of the same place and operator is the last part of `id`, from 1 on."""
+    """One mutant. The last part of `id` is its number, from 1, among those of the same place and operator."""
 
     id: str
     key: Key
     lines: range  # of its statement
 
     def rank(self, seed: int) -> bytes:
-        """Where it stands in the order in which a sample is drawn; it stays there when other statements change."""
+        """Its sort key in the random order of samples; changes of other statements do not move it."""
         return hashlib.blake2b(repr((seed, *self.key)).encode(), digest_size=8).digest()
 
 
@@ -54,7 +54,7 @@ def mutants(module: str, source: str) -> list[Mutant]:
 
 
 def mutated(module: str, source: str, identity: str) -> str:
-    """The source of the module's mutant `identity`; of the module as it is, if empty. KeyError if it has none such."""
+    """The source of the module's mutant `identity`; if empty, of no mutant. Raises KeyError for an unknown one."""
     tree = ast.parse(source)
     if identity:
         {mutant.id: change for mutant, change in _numbered(module, tree)}[identity].make()
@@ -79,13 +79,13 @@ Step = tuple[ast.AST, Key, Change, range]
 class _Walk:
     def __init__(self, module: str) -> None:
         self._module = module
-        self._texts: dict[int, set[str]] = {}  # what was made of a statement already
+        self._texts: dict[int, set[str]] = {}  # mutated texts of each statement so far
 
     def run(self, tree: ast.Module) -> Iterator[Step]:
         yield from self._fields(tree, _Scope())
 
     def _fields(self, node: ast.AST, scope: _Scope) -> Iterator[Step]:
-        """Everything within `node`."""
+        """The mutants of everything within `node`."""
         for field, value in ast.iter_fields(node):
             if skipped.annotation(node, field):
                 yield from self._bounds(value, scope)
@@ -137,7 +137,7 @@ class _Walk:
         yield from self._fields(node, scope)
 
     def _bounds(self, annotation: object, scope: _Scope) -> Iterator[Step]:
-        """The bounds that an annotation sets to what is decoded."""
+        """The mutants of the ``msgspec.Meta`` bounds in an annotation."""
         found = annotation if isinstance(annotation, list) else [annotation]
         for node in (n for item in found if isinstance(item, ast.AST) for n in ast.walk(item)):
             if isinstance(node, ast.Call) and skipped.name_of(node.func).endswith("Meta"):
@@ -146,7 +146,7 @@ class _Walk:
     def _step(
         self, node: ast.AST, operator: str, change: Change, scope: _Scope, becomes: str | None = None
     ) -> Iterator[Step]:
-        """The mutant, unless the same was made of its statement already."""
+        """The mutant, unless an earlier one has the same text."""
         shown = scope.shown
         if shown is None:
             return
@@ -162,7 +162,7 @@ class _Walk:
 
 
 def _text(node: Shown) -> str:
-    """The statement in one line or some; of a compound one its head."""
+    """The text of the statement; for a compound one only its head."""
     if not hasattr(node, "body"):
         return ast.unparse(node)
     head = copy.copy(node)
@@ -176,7 +176,7 @@ def _text(node: Shown) -> str:
 
 
 def _lines(node: Shown) -> range:
-    """The lines of the statement; of a compound one those of its head."""
+    """The lines of the statement; for a compound one those of its head."""
     first = getattr(node, "lineno", None) or node.pattern.lineno
     inner = getattr(node, "body", None)
     last = inner[0].lineno - 1 if inner else node.end_lineno

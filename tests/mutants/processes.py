@@ -1,7 +1,7 @@
 """Children that run tests: each in a session of its own, with a time limit and a bound on its memory.
 
-``start`` forks a keeper, which forks the child that runs the tests. The keeper adopts whatever the child leaves behind
-(services that made themselves daemons, too) and kills it when the child has ended or its time is up.
+``start`` forks a keeper, which forks the child that runs the tests. The keeper adopts the processes that the child
+leaves behind (also services that became daemons), and kills them when the child has ended or its time is up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Ended(NamedTuple):
-    """How a child ended: what it returned, None where it was killed or its time was up (`hung`)."""
+    """How a child ended: its `result`, None if it was killed or its time was up (`hung`)."""
 
     result: dict[str, Any] | None
     hung: bool
@@ -36,7 +36,7 @@ class Ended(NamedTuple):
 
 
 class Child:
-    """A child under way: `handle` becomes readable when it has ended. Owns a temporary folder."""
+    """A running child. `handle` becomes readable when it has ended. It owns a temporary folder."""
 
     def __init__(self, work: Callable[[Path], dict[str, Any]], seconds: float, memory: int) -> None:
         """Run `work` with a folder of its own, for at most `seconds`, with `memory` bytes more than this process has.
@@ -52,12 +52,12 @@ class Child:
         self.handle = os.pidfd_open(self._pid)
 
     def ended(self) -> Ended:
-        """How it ended; waits for that. The folder is gone then."""
+        """Wait for its end, and remove its folder; returns how it ended."""
         os.waitpid(self._pid, 0)
         return self._clean()
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """Kill the child and all processes that it started."""
         signal.pidfd_send_signal(self.handle, signal.SIGTERM)
         self.ended()
 
@@ -116,10 +116,10 @@ def _work(work: Callable[[Path], dict[str, Any]], folder: Path, memory: int) -> 
 
 
 class _Last:
-    """Ends this process at the end of the block, however it ends: nothing of the parent's stack may run here."""
+    """Ends this process at the end of the block, also after an exception: the parent's stack must not run here."""
 
     def __enter__(self) -> None:
-        """Begin the last block of this process."""
+        """Do nothing: the process ends in `__exit__`."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -132,7 +132,7 @@ class _Last:
 
 
 def _end_all() -> None:
-    """Kill all children of this process; theirs become its children by that, and are killed as well."""
+    """Kill all children of this process; their children become its own, and are killed too."""
     listed = Path(f"/proc/self/task/{os.getpid()}/children")
     try:
         while True:

@@ -1,4 +1,4 @@
-"""What a campaign found: survivors with what was changed, a table by module, and the whole as JSON."""
+"""The results of a campaign: survivors as diffs, a table by module, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTCOMES = ("killed", "hang", "harmless", "survived")
 
 
 def shown(mutant: Mutant) -> str:
-    """The mutant as a difference."""
+    """The mutant as a diff."""
     lines = [f"{mutant.id}  in {mutant.key.function or 'the module'}"]
     lines += [f"    - {line}" for line in mutant.key.statement.splitlines()]
     lines += [f"    + {line}" for line in mutant.key.becomes.splitlines()]
@@ -23,12 +23,12 @@ def shown(mutant: Mutant) -> str:
 
 
 def judged(verdict: Verdict, harmless: dict[Key, str]) -> str:
-    """The outcome, where survivors that are known to be harmless have one of their own."""
+    """The outcome; that of a survivor that is known to be harmless is "harmless"."""
     return "harmless" if verdict.outcome == "survived" and verdict.mutant.key in harmless else verdict.outcome
 
 
 def table(verdicts: Iterable[Verdict], harmless: dict[Key, str]) -> str:
-    """How many mutants of each module came to which end."""
+    """A table: how many mutants of each module had which outcome."""
     counts: dict[str, Counter[str]] = {}
     for verdict in verdicts:
         counts.setdefault(verdict.mutant.key.module, Counter())[judged(verdict, harmless)] += 1
@@ -41,7 +41,7 @@ def table(verdicts: Iterable[Verdict], harmless: dict[Key, str]) -> str:
 
 
 def write(path: Path, verdicts: Sequence[Verdict], harmless: dict[Key, str], facts: dict[str, Any]) -> None:
-    """Write everything that is known to `path`: `facts` about the run, then one row a mutant in the order of ids."""
+    """Write a JSON file: the `facts` of the run, and one row per mutant in the order of ids."""
     rows = []
     for verdict in sorted(verdicts, key=lambda verdict: verdict.mutant.id):
         row = {"id": verdict.mutant.id, **verdict.mutant.key._asdict(), "outcome": judged(verdict, harmless)}

@@ -1,4 +1,4 @@
-"""Which parts of a module are not mutated: what changes no behaviour, or none that a test should pin down."""
+"""Which parts of a module are not mutated: those without behaviour, or with behaviour that no test should fix."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ STATEMENTS = (ast.Import, ast.ImportFrom, ast.Assert, ast.Global, ast.Nonlocal, 
 LOGGERS = {"_log", "log", "logger", "logging", "warnings"}
 TEXT_ARGUMENTS = {"reason", "detail", "help"}
 ASSERTING_ARGUMENTS = {"strict"}  # of zip: the lengths are the same
-GENERICS = {"list", "tuple", "dict", "set", "Callable", "Annotated"}  # what is indexed so is a type
+GENERICS = {"list", "tuple", "dict", "set", "Callable", "Annotated"}  # indexed names that make a type
 THREAD_ARGUMENTS = {"name", "daemon"}
 
 
 def name_of(function: ast.expr) -> str:
-    """The dotted name of what is called; empty for anything but names and attributes."""
+    """The dotted name of a called function; empty for anything but names and attributes."""
     if isinstance(function, ast.Name):
         return function.id
     if isinstance(function, ast.Attribute):
@@ -37,7 +37,7 @@ def is_count(node: ast.AST) -> bool:
 
 
 def is_skipped(call: ast.Call, keyword: ast.keyword) -> bool:
-    """Whether the argument is a text for people, asserts something, or says how a thread is called."""
+    """Whether the argument is a text for people, an assertion, or the name of a thread."""
     threads = name_of(call.func).endswith("Thread")
     return keyword.arg in TEXT_ARGUMENTS | ASSERTING_ARGUMENTS or (threads and keyword.arg in THREAD_ARGUMENTS)
 
@@ -47,12 +47,12 @@ def statement(node: ast.stmt) -> bool:
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
             return name in FUNCTIONS
-        case ast.Expr(value=ast.Constant()):  # a docstring, or the dots of a body that is elsewhere
+        case ast.Expr(value=ast.Constant()):  # a docstring, or ``...`` as a body
             return True
         case ast.If(test=ast.Name(id="TYPE_CHECKING")) | ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return True
         case ast.With(items=[ast.withitem(context_expr=ast.Call(func=function))]) if "torch.cuda" in name_of(function):
-            return True  # runs where there is a GPU, and mutants do not
+            return True  # runs only on a GPU, where mutants are not run
         case ast.If(test=ast.Compare(comparators=[ast.Constant(value="cuda")]), orelse=[]):
             return True
         case ast.Assign(targets=[ast.Name(id="__all__" | "__slots__")]):
@@ -65,7 +65,7 @@ def statement(node: ast.stmt) -> bool:
 
 
 def expression(node: ast.AST, owner: ast.AST, field: str) -> bool:
-    """Whether nothing in what hangs at `field` of `owner` is mutated."""
+    """Whether nothing in the expression at `field` of `owner` is mutated."""
     if field in ("decorator_list", "keywords") and isinstance(owner, ast.ClassDef | ast.FunctionDef):
         return True
     if isinstance(owner, ast.Call) and isinstance(node, ast.keyword):
@@ -74,5 +74,5 @@ def expression(node: ast.AST, owner: ast.AST, field: str) -> bool:
 
 
 def annotation(owner: ast.AST, field: str) -> bool:
-    """Whether a type hangs at `field` of `owner`."""
+    """Whether the expression at `field` of `owner` is a type."""
     return field in ("annotation", "returns") or (isinstance(owner, ast.ClassDef) and field == "bases")

@@ -1,4 +1,4 @@
-"""Operators that change statements: what is left out, what changes places, what is returned instead."""
+"""Operators that change statements: they remove one, swap two, or return another value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef | None
 
 
 def mutations(node: ast.stmt, place: Place, function: Function) -> Found:
-    """The changes of the one statement `node`, which hangs at `place`."""
+    """All changes of the statement `node` at `place`."""
     match node:
         case ast.Expr(value=ast.Call() | ast.Yield() | ast.YieldFrom() | ast.Await()):
             yield "removal", place.put(ast.Pass())
@@ -58,13 +58,13 @@ def mutations(node: ast.stmt, place: Place, function: Function) -> Found:
 
 
 def handler(node: ast.ExceptHandler) -> Found:
-    """What is caught is raised again instead of being handled."""
+    """The change that raises a caught exception again instead of handling it."""
     if not (len(node.body) == 1 and isinstance(node.body[0], ast.Raise)):
         yield "handler", Change(node, "body", [ast.Raise()])
 
 
 def swaps(owner: ast.AST, field: str, function: Function) -> Iterator[tuple[str, Change, ast.stmt, ast.stmt]]:
-    """Two statements of a function that follow each other change places, where their order may matter."""
+    """The swaps of two adjacent statements of a function whose order may matter."""
     block: list[ast.stmt] = getattr(owner, field)
     for i in range(len(block) - 1):
         first, second = block[i], block[i + 1]
@@ -73,7 +73,7 @@ def swaps(owner: ast.AST, field: str, function: Function) -> Iterator[tuple[str,
 
 
 def _returned(node: ast.Return, function: Function) -> Found:
-    """Another value of the type that the function says it returns; None where there is no such simple one."""
+    """The changes to another value of the annotated return type; to None if there is no simple one."""
     returns = ast.unparse(function.returns) if function is not None and function.returns is not None else ""
     kind = returns.partition("[")[0]
     if kind == "bool":
@@ -85,7 +85,7 @@ def _returned(node: ast.Return, function: Function) -> Found:
     said = ast.unparse(node.value) if node.value is not None else ""
     for other in others:
         negation = isinstance(node.value, ast.Constant) and isinstance(node.value.value, bool)
-        if other != said and not negation:  # of True and False the operator "constant" takes care
+        if other != said and not negation:  # the operator "constant" changes True and False
             yield "returned", Change(node, "value", ast.parse(other, mode="eval").body)
 
 
@@ -95,7 +95,7 @@ def _may_matter(first: ast.stmt, second: ast.stmt, function: ast.FunctionDef | a
         return False
     if all(isinstance(node, ast.Assign) and all(isinstance(t, ast.Name) for t in node.targets) for node in pair):
         return False  # two local variables
-    private = function.name == "__init__"  # what is set there nobody sees yet
+    private = function.name == "__init__"  # attributes set there are not visible yet
     if private and all(isinstance(node, ast.Assign | ast.AnnAssign) for node in pair):
         return False
     if not all(_has_effect(node, private) for node in pair) or not any(_calls(node) for node in pair):
@@ -105,13 +105,13 @@ def _may_matter(first: ast.stmt, second: ast.stmt, function: ast.FunctionDef | a
 
 
 def _calls(node: ast.AST) -> bool:
-    """Whether something is called in it that may have an effect."""
+    """Whether it has a call that may have an effect."""
     called = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
     return any(not (isinstance(function, ast.Name) and function.id in PURE) for function in called)
 
 
 def _has_effect(node: ast.stmt, private: bool) -> bool:
-    """Whether the statement calls, writes where others can see it (unless what it sets is `private`), or returns."""
+    """Whether the statement calls, returns, or writes what others can see (attributes not, if `private`)."""
     return _calls(node) or any(
         isinstance(n, ast.Return | ast.Raise | ast.Delete)
         or (not private and isinstance(n, ast.Attribute | ast.Subscript) and isinstance(n.ctx, ast.Store | ast.Del))

@@ -1,4 +1,4 @@
-"""The table of targets.toml: which modules are mutated, and which tests should notice."""
+"""The table of targets.toml: the modules to mutate, and the tests that should notice."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import msgspec
 
 
 class TableError(Exception):
-    """The table and the tree do not fit each other."""
+    """The table and the tree of sources do not match."""
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`tests`: per module its tests, as pytest names them. `left_out`: per test that is never run the reason."""
+    """`tests`: by module its tests, as pytest names them. `left_out`: by test that is never run the reason."""
 
     tests: dict[str, tuple[str, ...]]
     left_out: dict[str, str] = {}
 
     @classmethod
     def read(cls, path: Path, root: Path) -> Table:
-        """The table of the file, whose paths begin at `root`. Raises TableError where a path leads nowhere."""
+        """Read the table from a file with paths relative to `root`. Raises TableError for a path without a file."""
         try:
             table = msgspec.toml.decode(path.read_bytes(), type=cls)
         except msgspec.DecodeError as error:
@@ -36,7 +36,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def changed_lines(root: Path, revision: str) -> dict[str, set[int]]:
-    """By path the lines of the working tree that differ from `revision`. Raises TableError where git cannot tell."""
+    """The lines of the working tree that differ from `revision`, by path. Raises TableError if git fails."""
     command = ["git", "diff", "--unified=0", "--no-color", "--no-ext-diff", "--relative", revision, "--"]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if run.returncode:

@@ -1,4 +1,4 @@
-"""What a child does: run the tests of one module by pytest, with or without a mutant, and say what came of it."""
+"""The work of a child: runs the tests of one module by pytest, with or without a mutant, and returns the outcome."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_RUN = "not slow and not gpu and not gpu2"
 
 
 class _Watch:
-    """A plugin of pytest that notes what pytest ended with, which tests there were, and the first that failed."""
+    """A pytest plugin that notes pytest's exit code, the collected tests, and the first failed test."""
 
     def __init__(self) -> None:
         self.code = 0
@@ -38,9 +38,9 @@ class _Watch:
 
 
 def collect(root: Path, names: Sequence[str]) -> Work:
-    """Work that collects these tests of the tree at `root`.
+    """Make work that collects these tests of the tree at `root`.
 
-    Its result: `code` of pytest, all `tests`, and the `modules` loaded from elsewhere.
+    Its result: pytest's `code`, all `tests`, and the loaded `modules` of other projects.
     """
 
     def work(folder: Path) -> dict[str, Any]:
@@ -51,10 +51,10 @@ def collect(root: Path, names: Sequence[str]) -> Work:
 
 
 def run(root: Path, path: str, source: str, names: Sequence[str], left_out: Iterable[str]) -> Work:
-    """Work that runs these tests, with the module at `path` made of `source`, until the first fails.
+    """Make work that runs these tests, with the module at `path` loaded from `source`, until the first one fails.
 
-    The result: `code` of pytest, the first test that `failed`, whether the
-    module was `loaded`, and the `modules` loaded from elsewhere.
+    Its result: pytest's `code`, the first test that `failed`, whether the module was `loaded`, and the loaded `modules`
+    of other projects.
     """
 
     def work(folder: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def run(root: Path, path: str, source: str, names: Sequence[str], left_out: Iter
 
 
 def foreign(root: Path) -> list[str]:
-    """The loaded modules that are no part of the tree at `root`, in the order in which they were first imported."""
+    """The loaded modules that are not from the tree at `root`, in the order of their first import."""
     own = OWN | {path.stem for path in root.iterdir()}
     return [name for name in list(sys.modules) if name.partition(".")[0] not in own]
 
@@ -83,7 +83,7 @@ def _module(path: str) -> str:
 
 
 def _pytest(root: Path, folder: Path, arguments: Sequence[str]) -> _Watch:
-    """Run pytest once, in a world of this process' own."""
+    """Run pytest once, with temporary files and markets of this process's own."""
     _settle(root, folder)
     watch = _Watch()
     always = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--tb=short", "-m", NOT_RUN]
@@ -103,6 +103,6 @@ def _settle(root: Path, folder: Path) -> None:
     os.environ["XDG_RUNTIME_DIR"] = str(folder)
     os.environ.pop("KVMARKET_ADDRESS", None)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
-    phases = (Phase.explicit, Phase.generate)  # a failure is not looked at by anybody, so it need not be small
+    phases = (Phase.explicit, Phase.generate)  # nobody looks at a failure, so it is not shrunk
     settings.register_profile("mutants", phases=phases, database=None, deadline=None, derandomize=True)
     settings.load_profile("mutants")

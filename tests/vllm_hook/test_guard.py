@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from kvmarket import counters
-from vllm_hook.guard import Guard, unconcerned
+from vllm_hook.guard import Guard, nothing_to_close
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def test_an_engine_that_cannot_take_its_offers_down_does_not_go_on():
 def test_the_log_has_the_first_tracebacks_alone(caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.ERROR, "vllm.kvmarket"):
         for number in range(8):
-            with Guard("a hook", unconcerned):
+            with Guard("a hook", nothing_to_close):
                 raise KeyError(number)
     found = [record for record in caplog.records if record.name == "vllm.kvmarket"]
     assert len(found) == 5

@@ -1,1 +1,1 @@
-"""What an engine of vLLM is: its facts, what it cannot do, and what differs between versions of vLLM."""
+"""The vLLM engine: facts for its fingerprint, settings, refused configurations, differences between versions."""

@@ -1,4 +1,4 @@
-"""What differs between the versions of vLLM that the hook serves: feature tests, not version numbers."""
+"""What differs between the supported versions of vLLM: found by feature tests, but for `too_old`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def version() -> str:
 
 
 def tested_version() -> str:
-    """The version of vLLM, and a remark when the hook was never tested with it."""
+    """The version of vLLM, with a remark whether the hook was tested with it."""
     found = version()
     tested = ".".join(found.split(".")[:2]) in TESTED
     return f"{found} (tested)" if tested else f"{found} (not tested: tested are {', '.join(TESTED)})"
 
 
 def too_old() -> str:
-    """Why this version of vLLM cannot be served; empty where it can."""
+    """Why this version of vLLM is not supported; empty when it is."""
     numbers = re.match(r"(\d+)\.(\d+)", version())
     if numbers is None or (int(numbers[1]), int(numbers[2])) >= (0, 26):
         return ""
@@ -38,7 +38,7 @@ def too_old() -> str:
 
 
 def hit_source() -> Any:
-    """What vLLM's metrics call tokens that came from a peer (0.32+); None where they have no name for it."""
+    """The value in vLLM's metrics for tokens that came from a peer (0.32+); None where vLLM has none."""
     try:
         module = importlib.import_module("vllm.v1.metrics.cache_hit_source")
     except ImportError:
@@ -47,30 +47,30 @@ def hit_source() -> Any:
 
 
 def defers_block_free() -> bool:
-    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it."""
+    """Whether vLLM's scheduler reuses a freed page only when no step in flight can write it any more."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     return hasattr(Scheduler, "_drain_deferred_frees")
 
 
 def transfer_config_of_engine() -> Any:
-    """The engine's own ``kv_transfer_config``: MultiConnector shows each of its connectors only that one's entry.
+    """The engine's ``kv_transfer_config``; under MultiConnector a connector itself is given only its own entry.
 
-    Known where a worker makes its connector; None elsewhere.
+    None where vLLM has set no current configuration: it has one where a worker makes its connector.
     """
     config = importlib.import_module("vllm.config").get_current_vllm_config_or_none()
     return config.kv_transfer_config if config is not None else None
 
 
 def tells_stages_apart() -> bool:
-    """Whether a connector hears of which pipeline stage a worker is."""
+    """Whether vLLM tells a connector the pipeline stage of each worker."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
     return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")
 
 
 def block_outermost_layout() -> str | None:
-    """The name of the layout in which a block of all layers is one range of memory (0.30+); None before."""
+    """The name of the KV layout in which a block of all layers is one range of memory (0.30+); None before."""
     try:
         module = importlib.import_module("vllm.v1.kv_cache_layout")
     except ImportError:
@@ -80,16 +80,16 @@ def block_outermost_layout() -> str | None:
 
 
 def can_watch(pool: Any) -> bool:
-    """Whether the block pool can say that it hands a page out again (0.30+)."""
+    """Whether vLLM's block pool can report that it hands a page out again (0.30+)."""
     return hasattr(pool, "unpin_blocks")
 
 
 def watch_reuse(pool: Any, slots: Sequence[int], on_reuse: Callable[[Any], None]) -> None:
     """Have `on_reuse` called once for each of these pages when the pool hands it out, from within ``schedule()``.
 
-    The pages must be in use: then touching and unpinning them changes no order of eviction. There is one callback per
-    page; one that somebody else has set is left alone, and where the pool knows none this does nothing: retirement
-    never rests on it alone.
+    Pages that are not in use are skipped: to touch and unpin them would change the order of eviction. A page has one
+    callback; a callback of somebody else's is kept, and a pool without callbacks is left alone. So correctness must
+    not depend on it.
     """
     if not can_watch(pool):
         return
@@ -101,9 +101,9 @@ def watch_reuse(pool: Any, slots: Sequence[int], on_reuse: Callable[[Any], None]
 
 
 def watch_reset(pool: Any, before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Have `before` called ahead of every reset of the pool's prefix cache, and `after` when it has been emptied.
+    """Have `before` called before every reset of the pool's prefix cache, and `after` once the cache is empty.
 
-    ``reset_prefix_cache()`` without ``reset_connector`` never calls a connector, so this one pool's method is wrapped.
+    Wraps the method of this pool: ``reset_prefix_cache()`` without ``reset_connector`` calls no connector.
     """
     reset = pool.reset_prefix_cache
 
@@ -119,30 +119,30 @@ def watch_reset(pool: Any, before: Callable[[], None], after: Callable[[], None]
 
 
 def keep_joint_lookup() -> None:
-    """Have a scheduler with a connector look prefixes up in its own cache as one without does (0.26; others do anyway).
+    """Make a scheduler with a connector look up its own prefix cache as one without does; needed for vLLM 0.26 only.
 
-    With layers that have a recurrent state (Mamba, GDN) 0.26 takes the longest hit of any group of layers for computed,
-    whatever the others have, so that a connector which answers "nothing" makes answers wrong. It does so where the
-    scheduler's module finds one class behind this name, which it uses for nothing else.
+    For hybrid models with recurrent state (Mamba, GDN) 0.26 takes the longest hit of any group as computed, although
+    the other groups may have less; outputs are then wrong even if the connector has no hit. The scheduler does that
+    if its coordinator is a ``HybridKVCacheCoordinator``; it uses this name for nothing else, so the name is replaced.
     """
     scheduler: Any = importlib.import_module("vllm.v1.core.sched.scheduler")
     if hasattr(scheduler, "HybridKVCacheCoordinator"):
-        scheduler.HybridKVCacheCoordinator = _Nobody
+        scheduler.HybridKVCacheCoordinator = _NoCoordinator
 
 
-class _Nobody:
-    """A class of which nothing is an instance."""
+class _NoCoordinator:
+    """A class without instances."""
 
 
 def prepare_cpu_worker() -> None:
-    """On CPUs with AMX the worker dies of SIGILL when its first forward is tiny, unless AMX was initialised before."""
+    """Initialise AMX where the CPU has it: without it a tiny first forward kills vLLM's worker with SIGILL."""
     start = getattr(torch.cpu, "_init_amx", None)
     if start is not None:
         start()
 
 
 def weight_files(path: str, load_format: str) -> list[str]:
-    """The files that vLLM's own loader would read weights from, of what lies at `path`; none if it would find none."""
+    """The files at `path` from which vLLM's default loader would read weights; empty if it would find none."""
     if Path(path).is_file():
         return [path]
     from vllm.config.load import LoadConfig
@@ -157,7 +157,7 @@ def weight_files(path: str, load_format: str) -> list[str]:
 
 
 def attention_backends(vllm_config: Any, layers: Sequence[str]) -> str:
-    """Names of the attention backends of these layers: equal page shapes of two backends need not mean equal bytes."""
+    """Names of the attention backends of these layers: equal shapes of pages do not imply equal bytes."""
     from vllm.config import get_layers_from_vllm_config
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 

@@ -1,7 +1,7 @@
-"""Has the connector's settings checked as vLLM makes its configuration: before a process starts or loads a model.
+"""Checks the connector's settings when vLLM makes its configuration, before it loads a model.
 
-vLLM asks its factory for the connector's class at that moment, and shows no connector its settings until the model has
-been loaded. `watch` puts the check in front of that question.
+vLLM asks its connector factory for the class at that moment, but gives a connector its settings only after the model
+has been loaded. `watch` wraps the factory's method with the check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _log = logging.getLogger("vllm.kvmarket")
 
 
 def watch(factory: Any, name: str) -> None:
-    """Have `check` called whenever vLLM's `factory` of connectors is asked for a class; once per process."""
+    """Have `check` called whenever vLLM asks its connector `factory` for a class. Call this once per process."""
     find = factory.get_connector_class
 
     @functools.wraps(find.__func__)
@@ -29,9 +29,9 @@ def watch(factory: Any, name: str) -> None:
 
 
 def check(transfer_config: Any, name: str) -> None:
-    """Check the settings of the connector of this name, alone or under MultiConnector.
+    """Check the settings of the connector with this name, alone or under MultiConnector.
 
-    Raises MisuseError where they are wrong, once an error line in the log has said so.
+    Wrong settings are logged as an error, and then raise MisuseError.
     """
     entries = [transfer_config]
     if transfer_config.kv_connector == "MultiConnector":

@@ -1,4 +1,4 @@
-"""What must agree between two vLLM engines before one may use the other's KV: the facts behind the fingerprint."""
+"""The facts of a vLLM engine that its fingerprint hashes: they must agree before one engine may use another's KV."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rank_of() -> int:
 
 
 def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
-    """What only a worker knows: device, attention backends, and the meaning of a page's bytes."""
+    """Facts that only a worker knows, as (name, value): device, attention backends, and the layout of a page."""
     return (
         ("device", _device(pages.cache.device)),
         ("attention", compat.attention_backends(vllm_config, pages.names)),
@@ -45,7 +45,7 @@ def of_worker(vllm_config: Any, pages: Pages) -> tuple[tuple[str, str], ...]:
 
 
 def stages_of(ranks: Sequence[RankMemory]) -> list[Stage]:
-    """The memory of all ranks, by rank, as the stages of a pool. Raises LayoutError when ranks of a stage differ."""
+    """The memory of all ranks, in rank order, as a pool's stages. Raises LayoutError if ranks of a stage differ."""
     stages = []
     for _, group in itertools.groupby(ranks, key=lambda rank: rank.stage):
         first, *others = members = list(group)
@@ -59,15 +59,16 @@ def stages_of(ranks: Sequence[RankMemory]) -> list[Stage]:
 
 
 def fingerprint(vllm_config: Any, ranks: Sequence[RankMemory], weights: Weights, any_gpu: bool = False) -> Fingerprint:
-    """Hash of everything that changes a byte of the KV cache, or the meaning of one.
+    """The engine's fingerprint: a hash of everything that changes a byte of the KV cache, or its meaning.
 
-    With `any_gpu` GPUs of different compute capability do not differ; with and without it never agree.
+    With `any_gpu` the compute capability of CUDA devices, and that of CPUs, is left out; engines with and without
+    `any_gpu` never agree.
     """
     return with_weights(compared(vllm_config, ranks, any_gpu), weights)
 
 
 def compared(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = False) -> dict[str, object]:
-    """Everything that must agree but the weights and the code of the model, as plain values."""
+    """Everything that must agree, except weights and code of the model, as plain values for `Fingerprint.of`."""
     stages = {rank.stage: _of_rank(rank, any_gpu) for rank in ranks}
     return {
         "vllm": compat.version(),
@@ -80,24 +81,24 @@ def compared(vllm_config: Any, ranks: Sequence[RankMemory], any_gpu: bool = Fals
 
 
 def with_weights(others: Mapping[str, object], weights: Weights) -> Fingerprint:
-    """The fingerprint of an engine that has these weights, and `others` for everything else."""
+    """The fingerprint of an engine with these weights (and their code) and the facts `others`."""
     return Fingerprint.of(**others, weights=weights.name, code=weights.code)
 
 
 def weights_now(ranks: Sequence[RankMemory]) -> Weights:
-    """The weights of a whole engine: those that its ranks have loaded, or have instead by now."""
+    """The current weights of a whole engine: those that its ranks loaded, or those that replaced them."""
     names = {rank: memory.loaded.name for rank, memory in enumerate(ranks)}
     names.update(ranks[0].weights)
     return Weights(repr(sorted(names.items())), code=repr(sorted({memory.loaded.code for memory in ranks})))
 
 
 def _of_rank(rank: RankMemory, any_gpu: bool) -> dict[str, str]:
-    """What only a worker knows, without the model of its GPU where that does not count."""
+    """A worker's facts by name; with `any_gpu` the device is only its kind."""
     return {name: known.split()[0] if any_gpu and name == "device" else known for name, known in rank.facts}
 
 
 def _device(device: torch.device) -> str:
-    """The kind of device: engines on different GPU generations compute different KV."""
+    """Kind and compute capability of a device: engines with different ones compute slightly different KV."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda {major}.{minor}"

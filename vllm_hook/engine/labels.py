@@ -1,4 +1,4 @@
-"""What people call an engine: the model that it serves, and the port at which its server listens."""
+"""The label under which an engine is shown to people: its model's name, and the port of its server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_PORT = 8000  # of `vllm serve`
 
 
 def label_of(vllm_config: Any) -> Label:
-    """The label of the engine of this process."""
+    """The label of this process's engine; a long model name keeps its last `MAX_LABEL` characters."""
     model = vllm_config.model_config
     served = getattr(model, "served_model_name", None)
     name = str((served[0] if isinstance(served, list) and served else served) or model.model)
@@ -20,9 +20,9 @@ def label_of(vllm_config: Any) -> Label:
 
 
 def port_of(arguments: Sequence[str]) -> int:
-    """The port that these arguments of a server name; that of `vllm serve` by default; 0 where they tell none.
+    """The port in these command-line arguments of a server; 8000 for `vllm serve` without ``--port``; 0 if unknown.
 
-    vLLM starts the process of an engine with the arguments of its server. A port in a file of settings is not seen.
+    vLLM starts an engine's process with its server's arguments. A port in a ``--config`` file is not found.
     """
     for number, each in enumerate(arguments):
         option, _, value = each.partition("=")

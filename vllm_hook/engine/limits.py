@@ -1,4 +1,4 @@
-"""What an operator may set, and which configurations the hook refuses for now: it then stays inert and says why."""
+"""The connector's settings, and the configurations that it refuses: then it does nothing but log the reason."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from vllm_hook.engine import compat
 from vllm_hook.identity.naming import Weights
 from vllm_hook.scheduler.drafts import WITHOUT_KV
 
-WAIT_TOKENS = 1024  # from so many on waiting pays: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
+WAIT_TOKENS = 1024  # waiting pays from so many tokens on: bench/results/h200x2-waits.json (Llama-3.1-8B shape)
 _SPECS = ("FullAttentionSpec", "MLAAttentionSpec")
 _KV_DTYPES = ("auto", "bfloat16", "float16", "float32", "fp8", "fp8_e4m3", "fp8_e5m2")
-_LARGEST_UNCUT = 64  # tokens of a block
+_LARGEST_UNCUT = 64  # tokens a block: larger ones some attention backends read only in parts
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kv_connector_extra_config``: what an operator may set.
 
-    The market's address, this engine's tenant, how many SMs a fetch may take at a time, from how many tokens on a
-    request waits for a peer that is computing its prompt (0: never), how many tokens a hit must have beyond the
-    engine's own to be imported, whether engines on other models of GPU (which compute slightly different KV) may share,
-    those that say so too, whether to ask vLLM for the layout in which a block is one range of memory (under
-    MultiConnector all connectors must ask for the same one, or for none), and whether any failure policy will do.
+    `address` of the market; `tenant` of this engine; `programs`: SMs that a fetch may use; `wait_tokens`: a request
+    waits for a peer that computes at least so many of its tokens (0: never); `min_tokens`: tokens that a hit must have
+    beyond the local one; `any_gpu`: share with engines on other models of GPU, which compute slightly different KV and
+    must set it too; `block_outermost`: ask vLLM for the layout in which a block is one range of memory (connectors
+    under MultiConnector must not ask for different ones); `force`: accept any ``kv_load_failure_policy``.
     """
 
     address: str | None = None
@@ -42,9 +42,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
-    """Read and check the connector's settings. Raises MisuseError, which stops the engine: it must not go unseen.
+    """Read and check the connector's settings. Raises MisuseError for wrong ones, which stops the engine.
 
-    `of_engine`: the whole engine's, where it is known; it decides what becomes of failed loads.
+    `of_engine`: the whole engine's ``kv_transfer_config``, if known; its failure policy decides about failed loads.
     """
     extra: Mapping[str, object] = transfer_config.kv_connector_extra_config or {}
     known = Settings.__struct_fields__
@@ -74,7 +74,7 @@ def settings_of(transfer_config: Any, of_engine: Any = None) -> Settings:
 
 
 def flag_of(transfer_config: Any) -> str:
-    """The flag of ``vllm serve`` with which the connector takes part, with what this one says, to be pasted."""
+    """A ``--kv-transfer-config`` flag that works, with the settings of this config, for the operator to paste."""
     said: dict[str, object] = {"kv_connector": "KVMarketConnector", "kv_role": "kv_both"}
     said |= {name: value for name in said if isinstance(value := getattr(transfer_config, name, None), str)}
     said["kv_load_failure_policy"] = "recompute"
@@ -84,11 +84,11 @@ def flag_of(transfer_config: Any) -> str:
 
 
 def layout_asked_for(vllm_config: Any) -> str | None:
-    """The KV cache layout to ask vLLM for; it takes another one where the attention backend cannot read this one.
+    """The KV cache layout to ask vLLM for; vLLM takes another one if the attention backend cannot read this one.
 
-    None, no preference, where the operator says so; where the version has no such layout; for MLA, whose backends say
-    that they read any layout, although the one for CPUs fails at this one; and for blocks of more than 64 tokens, which
-    some backends can read only in parts that this layout does not allow.
+    None, no preference: if the operator says so; if this vLLM has no such layout; for MLA, whose CPU backend fails with
+    it although it claims to read any layout; and for blocks of more than 64 tokens, which some backends read only in
+    parts that this layout does not allow.
     """
     extra: Mapping[str, object] = vllm_config.kv_transfer_config.kv_connector_extra_config or {}
     model = vllm_config.model_config
@@ -97,7 +97,7 @@ def layout_asked_for(vllm_config: Any) -> str | None:
 
 
 def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
-    """Why this configuration cannot take part in the market yet; empty when it can."""
+    """Why this configuration is not supported; empty when it is."""
     return (
         compat.too_old()
         or _model_refusal(vllm_config)
@@ -108,15 +108,15 @@ def refusal(vllm_config: Any, kv_cache_config: Any) -> str:
 
 
 def refusal_by_weights(vllm_config: Any, weights: Weights) -> str:
-    """Why an engine that has loaded these weights cannot take part; empty when it can."""
+    """Why an engine with these weights cannot take part: they are unknown; empty when it can."""
     return _weights_refusal(vllm_config.model_config.model, weights)
 
 
 def refusal_beside(transfer_config: Any, of_engine: Any) -> str:
-    """Why this connector cannot work beside the others of the engine; empty when it can.
+    """Why this connector cannot work beside the engine's other connectors; empty when it can.
 
-    vLLM's OffloadingConnector copies pages that were freed a step later, and waits for that only where it sees them
-    given to a request: those of an import of another connector it never sees. `of_engine`: as of `settings_of`.
+    vLLM's OffloadingConnector copies freed pages one step later. It delays their reuse only if it sees them allocated
+    to a request, and it never sees pages that another connector loads into. `of_engine`: as in `settings_of`.
     """
     extra: Mapping[str, Any] = getattr(of_engine, "kv_connector_extra_config", None) or {}
     beside = [entry.get("kv_connector") for entry in extra.get("connectors", ())]
@@ -167,7 +167,7 @@ def _parallel_refusal(config: Any) -> str:
 
 
 def _groups_refusal(groups: Any) -> str:
-    """Before prefix caching is looked at: vLLM turns it off for some hybrid models by itself."""
+    """To be checked before prefix caching: vLLM itself turns that off for some hybrid models."""
     kinds = [type(group.kv_cache_spec).__name__ for group in groups]
     if len(kinds) > 1:
         return (

@@ -1,5 +1,5 @@
-"""What an engine is: by the content of its weights and of the code of its model, and by its configuration.
+"""Identifies an engine: by the content of its weights, by the source of its model's code, and by its configuration.
 
-Weights: naming.py (tensors.py, loads.py, files.py, group.py). Code: code.py. Configuration: configuration.py, with the
-fields that do not count in harmless.py, those that do in counted.py, and what the environment adds in environment.py.
+Weights: naming.py (tensors.py, loads.py, files.py, group.py). Code: code.py. Configuration: configuration.py; the
+fields that do not count are in harmless.py, those that do in counted.py; environment variables in environment.py.
 """

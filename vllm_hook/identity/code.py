@@ -1,4 +1,4 @@
-"""Code that decides what a model computes and is neither vLLM's nor a library's: named by its source."""
+"""A digest of the operator's own code that decides what a model computes: code of neither vLLM nor its libraries."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import xxhash
 
 from kvmarket.errors import FingerprintError
 
-# Whose code goes with the version of vLLM, which counts.
+# Packages whose code is left out: the version of vLLM, which counts, stands for it.
 _KNOWN = frozenset({"vllm", "torch", "transformers", "triton", "kvmarket", "vllm_hook"}) | sys.stdlib_module_names
-_PARTS = ("quant_method", "scheme", "impl")  # of a layer: what computes with its weights
+_PARTS = ("quant_method", "scheme", "impl")  # attributes of a layer: objects that compute with its weights
 
 
 def code_of(model: torch.nn.Module, worker: object = None) -> str:
-    """A digest of all code that is the operator's own; empty if there is none.
+    """A digest of all the operator's own code; empty if there is none.
 
-    That of the classes of the model's layers, of what computes with their weights, and of the worker, with the rest of
-    the folder where that is a package: code that came with the weights (``trust_remote_code``), plugins,
-    ``model_class_overrides``. Where it lies does not count. Raises FingerprintError if some has no source.
+    It covers the classes of the model's layers, of the objects that compute with their weights, and of the worker:
+    code from ``trust_remote_code``, plugins, ``model_class_overrides``. For a class in a package it covers all Python
+    files below the folder of the class's module. Paths do not count. Raises FingerprintError for code without a file.
     """
     sources = sorted({_sources(kind) for kind in _classes(model, worker)})
     return xxhash.xxh3_128_hexdigest(repr(sources).encode()) if sources else ""
 
 
 def _classes(model: torch.nn.Module, worker: object) -> Iterator[type[Any]]:
-    """The classes that are not known, with those that they inherit from."""
+    """The operator's own classes among those of model and worker, base classes included."""
     found: set[type[Any]] = set(type(worker).__mro__)
     for module in model.modules():
         found.update(type(module).__mro__)
@@ -39,7 +39,7 @@ def _classes(model: torch.nn.Module, worker: object) -> Iterator[type[Any]]:
 
 
 def _sources(kind: type[Any]) -> tuple[tuple[str, str], ...]:
-    """What the class's module was loaded from, and all else in the folder of its package: names and digests."""
+    """(name, digest) of the file of the class's module, and of all Python files below its folder if in a package."""
     module = sys.modules.get(kind.__module__)
     try:
         file = Path(str(getattr(module, "__file__", None)))

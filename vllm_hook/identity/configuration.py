@@ -1,4 +1,4 @@
-"""vLLM's configuration as plain values that are equal, in every process, for engines that compute the same bytes."""
+"""vLLM's configuration as plain values, which are equal in every process for engines that compute the same KV."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from kvmarket.errors import FingerprintError
 from vllm_hook.identity.harmless import HARMLESS
 from vllm_hook.scheduler.drafts import WITHOUT_KV
 
-# Of a model's own configuration: where it came from and who wrote it, at any depth. Code counts by its source.
+# Fields left out of a model's own configuration, at any depth: they say where it came from. Code counts by its source.
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "auto_map")
-_DEEPEST = 20
+_DEEPEST = 20  # levels of nesting
 
 
 def configuration(vllm_config: Any) -> object:
-    """All of a configuration that may change a byte of the KV cache: everything but the fields in `harmless`.
+    """Everything in a configuration that may change a byte of the KV cache: all fields but those in `harmless`.
 
-    Costs some ms. Raises FingerprintError for a value that cannot be told from others in another process.
+    Costs some ms. Raises FingerprintError for a value that has no description that is the same in every process.
     """
     found = described(vllm_config)
     model, speculative = vllm_config.model_config, getattr(vllm_config, "speculative_config", None)
     assert isinstance(found, dict)
     if speculative is not None and speculative.method in WITHOUT_KV:
-        found["speculative_config"] = None  # such a drafter leaves nothing in the cache
+        found["speculative_config"] = None  # such a drafter writes no KV
     if "longrope" in repr(found.get("model_config")):
-        found["max_model_len"] = model.max_model_len  # vLLM picks the long or the short factors by it
+        found["max_model_len"] = model.max_model_len  # decides whether vLLM takes the long or the short factors
     return found
 
 
 def described(value: object, where: str = "vllm_config", depth: int = 0) -> object:
-    """One value of a configuration, by its content: nested lists and mappings of plain values."""
+    """Describe one value by its content, as nested lists and mappings of plain values; errors name it `where`."""
     if value is None or isinstance(value, bool | int | str | bytes):
         return value.name if isinstance(value, Enum) else value
     if isinstance(value, float):
@@ -62,7 +62,7 @@ def described(value: object, where: str = "vllm_config", depth: int = 0) -> obje
 
 
 def _fields(value: object, where: str, depth: int) -> object:
-    """An object by its fields: those of a dataclass that it declares, else all that it has."""
+    """Describe an object by its declared fields (of a dataclass) or its ``__dict__``, without harmless fields."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
     elif hasattr(value, "__dict__"):
@@ -79,7 +79,7 @@ def _fields(value: object, where: str, depth: int) -> object:
 
 
 def _without_origin(content: object) -> object:
-    """The content of a model's configuration without what says where it came from."""
+    """The content of a model's configuration without the fields in `_VOLATILE`."""
     if isinstance(content, dict):
         return {key: _without_origin(item) for key, item in content.items() if key not in _VOLATILE}
     return [_without_origin(item) for item in content] if isinstance(content, list) else content

@@ -1,7 +1,7 @@
-"""Fields of vLLM's configuration that were looked at and count, by class: those of vLLM 0.26 to 0.32.
+"""Fields of vLLM's configuration that were reviewed and count in the fingerprint, by class, for vLLM 0.26 to 0.32.
 
-Nothing reads this but a test, which walks the classes of the vLLM that is installed and names the fields that stand
-neither here nor in `harmless`. They count until somebody has looked at them.
+Only a test reads this: it lists the fields of the installed vLLM's classes that are neither here nor in `harmless`.
+Such fields count too, until somebody has reviewed them.
 """
 
 from __future__ import annotations

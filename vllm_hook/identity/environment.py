@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 
-# By what their names say: vLLM has some three hundred, which differ from version to version. Those that vLLM itself
-# leaves out of the key of its compiled code do not count either.
+# Patterns of names that do not count: vLLM has some three hundred variables, which differ from version to version.
+# Variables that vLLM leaves out of the cache key of its compiled code do not count either.
 _HARMLESS = (
     r"_PORT$|_HOST$|_HOSTNAME$|_IP$|_IPS$|_PEERS?$|_RANK$|_RANK_LOCAL$|_DP_SIZE$",  # where a process is
     r"_PATH$|_DIR$|_ROOT$|_LIST$|_URL$|_HOME$|_SEGMENT$|^VLLM_PLUGINS$",  # where something lies
@@ -22,7 +22,7 @@ _SKIPPED = re.compile("|".join(_HARMLESS))
 
 
 def environment() -> dict[str, object]:
-    """Those that are set, with the values that vLLM takes them for."""
+    """The variables that are set and may change KV: name and the value as vLLM parses it."""
     from vllm import envs
 
     factors = envs.compile_factors()

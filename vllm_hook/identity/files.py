@@ -1,7 +1,7 @@
-"""The files that weights are read from: held open, and named by a digest of what is in them.
+"""The files that weights are read from: they are held open, and identified by a digest of their content.
 
-Digests are kept in the user's runtime directory, by what changes whenever a file's content does: device, inode, size,
-and the times of its last change. So a second start reads nothing.
+Digests are cached in ``/tmp/kvmarket-<uid>/weights``, by what changes with a file's content: device, inode, size, mtime
+and ctime. So a second start reads no file again, except files of read-only images (see `WeightFile`).
 """
 
 from __future__ import annotations
@@ -25,28 +25,32 @@ from kvmarket.registry.protocol.address import Address
 Stamp: TypeAlias = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in ns
 
 CHANGED = "the files that it read weights from were changed while it was starting; start it again"
-_KEPT = 1024  # digests
-_READ_BYTES = 1 << 20  # at a time: fits a core's cache, into which the hash follows
+_KEPT = 1024  # digests in the cache, at most
+_READ_BYTES = 1 << 20  # at a time: fits into a core's cache, where the hash reads them again
 _READERS = 4  # threads
-_TICK = 0.05  # seconds: a file that changes once more so much later has another ctime
-_COARSE_TICK = 2.0  # where a file system keeps whole seconds
+_TICK = 0.05  # seconds: two changes of a file that are so far apart have different ctimes
+_COARSE_TICK = 2.0  # seconds: the same for file systems that keep whole seconds
 _PATIENCE = 60.0  # seconds to wait for another process that reads the same files
 
 
 class ChangedError(KVMarketError):
-    """A file is not what it was when it was opened."""
+    """A file has been changed, or replaced, since it was opened."""
 
 
 def unreadable(error: OSError) -> str:
-    """Why there is no digest."""
+    """The reason, for the operator, why there is no digest."""
     return f"a file that it read weights from cannot be read ({error}); make it readable, and start it again"
 
 
 class WeightFile:
-    """A file that is held open, with its stamp at that time: `digest_of` says what was in it then."""
+    """A file that is held open, and its stamp from then: `digest_of` gives the digest of its content at that time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open `path`. Waits up to 50 ms if the file was changed just now, so that a later change shows."""
+        """Open `path`. Raises OSError.
+
+        Waits for a file that was changed just now, so that a later change shows in its stamp: up to 50 ms, or up to 2 s
+        if its file system keeps times in whole seconds.
+        """
         self.path = Path(path)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         status = os.fstat(self.fd)
@@ -56,10 +60,10 @@ class WeightFile:
             status = os.fstat(self.fd)
         self.stamp = _stamp(status)
         image = os.fstatvfs(self.fd).f_flag & os.ST_RDONLY and status.st_ctime_ns == status.st_mtime_ns
-        self.keeps = not image  # an image's times are those of whoever made it: two images may have the same
+        self.keeps = not image  # the times in an image are its maker's: files of two images may have equal stamps
 
     def check(self) -> None:
-        """Raise ChangedError unless the path still leads to this file, as it was when it was opened."""
+        """Raise ChangedError unless the path still names this file and its stamp is that of its opening."""
         try:
             there = _stamp(self.path.stat())
         except OSError:
@@ -68,7 +72,7 @@ class WeightFile:
             raise ChangedError(CHANGED)
 
     def digest(self) -> str:
-        """128 bits over the content. Costs a read, 0.1 s a GB from memory. Raises ChangedError."""
+        """A 128-bit digest of the content; reads the whole file. Raises ChangedError and OSError."""
         digest, buffer, at = xxhash.xxh3_128(), memoryview(bytearray(_READ_BYTES)), 0
         while count := os.preadv(self.fd, [buffer], at):
             digest.update(buffer[:count])
@@ -78,16 +82,17 @@ class WeightFile:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
 def digest_of(files: Sequence[WeightFile]) -> str:
-    """One digest of the contents of all files, in the order of their names; where they lie does not count.
+    """One digest of the contents of all files, ordered by file name; folders do not count.
 
-    Reads those whose digests are not kept. Raises ChangedError where one is not what it was when it was opened.
+    Reads only files without a cached digest: 0.05 s a GB if in memory (bench/results/h200x1-weights.json). Raises
+    ChangedError for a file that was changed since it was opened, and OSError for one that cannot be read.
     """
     files = sorted(files, key=lambda file: file.path.name)
     with _only_one_reads() as kept:
@@ -100,7 +105,7 @@ def digest_of(files: Sequence[WeightFile]) -> str:
 
 
 class Kept:
-    """Digests by stamp, in a file. Whatever is wrong with the file, it holds nothing then."""
+    """A cache of digests by stamp, in a file. If the file is missing or damaged, the cache is empty."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -117,11 +122,11 @@ class Kept:
         self._digests = dict(pairs)
 
     def get(self, stamp: Stamp) -> str | None:
-        """The digest of the file of this stamp."""
+        """The cached digest of the file with this stamp, or None."""
         return self._digests.get(stamp)
 
     def add(self, digests: dict[Stamp, str]) -> None:
-        """Keep these, and the newest of the others."""
+        """Add digests and write the file, with the newest `_KEPT` of all. A failure to write is counted."""
         if self._path is None or not digests:
             return
         kept = list({**self._digests, **digests}.items())[-_KEPT:]
@@ -137,7 +142,7 @@ class Kept:
 
 @contextmanager
 def _only_one_reads() -> Iterator[Kept]:
-    """What is kept; while this is held no other process reads the same files, unless it has waited for long."""
+    """Lock the cache and hand it over, so that only one process reads the files; another waits `_PATIENCE` at most."""
     try:
         path = Address("market").socket.with_name("weights")
         fd = os.open(path.with_name("weights.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -149,7 +154,7 @@ def _only_one_reads() -> Iterator[Kept]:
         _wait_for_lock(fd)
         yield Kept(path)
     finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # closing it would not do if this process was forked meanwhile
+        fcntl.flock(fd, fcntl.LOCK_UN)  # to close `fd` would not unlock it if this process was forked meanwhile
         os.close(fd)
 
 

@@ -1,4 +1,4 @@
-"""The name of weights that several engines hold together: experts that are spread over data-parallel ranks."""
+"""One name for weights that several engines hold together: experts that are spread over data-parallel ranks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 import xxhash
 
 _KEY = "kvmarket/weights"
-_PATIENCE = timedelta(seconds=60)  # all ranks load at a time
+_PATIENCE = timedelta(seconds=60)  # for the slowest rank: all ranks load at the same time
 
 
 def name_of_group(own: str, vllm_config: Any) -> str:
-    """The name of the weights of all ranks that compute one step together, of which this rank's is `own`.
+    """The name of all weights that a step of this rank computes with; `own` names the weights of this rank.
 
-    That is `own` itself, unless the model has experts that are spread over data-parallel ranks: then what a rank
-    computes depends on the weights of all. They tell each other through the store that they met at. Raises what the
-    store raises if another rank says nothing.
+    It is `own`, unless experts may be spread over data-parallel ranks: then a step computes with the weights of all
+    ranks. These exchange their names through torch.distributed's default store. Raises what the store raises if a
+    rank sets no name within 60 s.
     """
     parallel = vllm_config.parallel_config
     if parallel.data_parallel_size == 1 or not getattr(parallel, "is_moe_model", True):
@@ -30,7 +30,7 @@ def name_of_group(own: str, vllm_config: Any) -> str:
 
 
 def exchanged(own: str, store: Any, rank: int, ranks: int) -> str:
-    """Tell `own` to all others by this store, and make one name of what all have told, by rank."""
+    """Set `own` in the store, wait for the names of all ranks, and hash these in rank order."""
     keys = [f"{_KEY}/{number}" for number in range(ranks)]
     store.set(keys[rank], own)
     store.wait(keys, _PATIENCE)

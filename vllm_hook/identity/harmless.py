@@ -1,25 +1,25 @@
-"""Fields of vLLM's configuration that change no byte of the KV cache, each with its reason: by class, then by reason.
+"""Fields of vLLM's configuration that change no byte of the KV cache: by class, then by reason.
 
-Everything else counts. A field belongs here only after somebody has looked at what vLLM does with it; `counted` lists
-those that were looked at and stay.
+All other fields count. Add a field only after a review of what vLLM does with it; `counted` lists those that were
+reviewed and do count.
 """
 
 from __future__ import annotations
 
-PLACE = "says where something lies, not what it is"
-LOADED = "what was loaded counts by its content"
-LIMITS = "how much at a time, which is no two steps' the same in one engine either"
+PLACE = "says where something is, not what it is"
+LOADED = "decides how or what to load; the loaded weights count by their content"
+LIMITS = "limits the work of a step, which differs from step to step within one engine too"
 MEMORY = "how many pages there are, and in which memory"
-TOPOLOGY = "which process computes where, and how they find each other"
-WORKER = "each worker says itself what came of it"
+TOPOLOGY = "which process computes where, and how processes find each other"
+WORKER = "each worker reports the outcome among its facts"
 OUTPUT = "what is done with tokens and logits"
 WATCHING = "logs, metrics, profiles"
 HANDLING = "how prefixes are looked up, kept and moved"
-REFUSED = "an engine that has it takes no part"
-GRAPHS = "the same kernels, replayed"
-CACHES = "compiled code that is kept"
+REFUSED = "an engine with it is refused"
+GRAPHS = "CUDA graphs replay the same kernels"
+CACHES = "where and how compiled code is cached"
 DERIVED = "follows from fields that count"
-ADAPTERS = "requests with an adapter take no part"
+ADAPTERS = "blocks of requests with an adapter are not shared"
 
 _BY_REASON: dict[str, dict[str, str]] = {
     "VllmConfig": {

@@ -1,7 +1,7 @@
-"""Sees which files vLLM reads a model's weights from: for builds that hide the weights once they are loaded.
+"""Records which files vLLM reads a model's weights from: for builds of vLLM that hide the weights after loading.
 
-The plugin has `watch` called in each process before a model is loaded. It touches vLLM's loaders when these are
-imported, and imports nothing itself.
+The plugin calls `watch` in each process before a model is loaded. `watch` wraps methods of vLLM's loaders when these
+are imported; it does not import them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from vllm_hook.identity.files import ChangedError, WeightFile, digest_of, unread
 
 _LOADERS = "vllm.model_executor.model_loader"
 _ATTRIBUTE = "_kvmarket_load"
-_ELSEWHERE = ("npcache",)  # formats of vLLM's default loader that read other files than those it lists
+_ELSEWHERE = ("npcache",)  # load formats for which vLLM's default loader reads other files than it lists
 _loads: weakref.WeakKeyDictionary[torch.nn.Module, Load] = weakref.WeakKeyDictionary()
 
 
 class Load:
-    """What one load has read: `random` weights, or files whose digest `digest` returns."""
+    """One load of a model: either `random` weights, or files, of which `digest` returns the digest."""
 
     def __init__(self, random: bool = False) -> None:
         self.random = random
@@ -38,24 +38,24 @@ class Load:
         self._digest: Future[str] | None = None
 
     def reads(self, paths: Sequence[str]) -> None:
-        """These files are about to be read."""
+        """Open the files that vLLM is about to read; an OSError goes into `problem`."""
         try:
             self._files += [WeightFile(path) for path in paths]
         except OSError as error:
             self.problem = unreadable(error)
 
     def read(self) -> None:
-        """All of them have been read. Starts to take their digest, on a thread, and lets go of them then."""
+        """Compute the files' digest on a thread, which then closes them. Call it when vLLM has read all of them."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="kvmarket-weights")
         self._digest = pool.submit(self._take_digest)
         pool.shutdown(wait=False)
 
     def digest(self) -> str:
-        """The digest of the files, empty where it is not known: `problem` may say why. Waits for it."""
+        """Wait for the digest of the files and return it; empty if unknown, then `problem` may say why."""
         return self._digest.result() if self._digest is not None else ""
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in self._files:
             file.close()
 
@@ -74,19 +74,19 @@ class Load:
 
 
 def load_of(model: torch.nn.Module) -> Load | None:
-    """What was read for this model by vLLM's own loaders; None if it was not seen."""
+    """The recorded load of this model; None for another loader, for files on a GPU, and for loads before `watch`."""
     return _loads.get(model)
 
 
 @functools.cache
 def watch() -> None:
-    """See the loads of this process from now on. Costs next to nothing."""
+    """Record the loads of this process from now on. Costs next to nothing; a second call does nothing."""
     _when_imported(f"{_LOADERS}.default_loader", _watch_default)
     _when_imported(f"{_LOADERS}.dummy_loader", _watch_random)
 
 
 def _watch_default(module: ModuleType) -> None:
-    """See which files vLLM's default loader reads; loaders that inherit from it may do more with them."""
+    """Record which files vLLM's default loader reads. Subclasses are left out: they may do more with the files."""
     loader = module.DefaultModelLoader
     prepare, load_weights = loader._prepare_weights, loader.load_weights
 
@@ -99,7 +99,7 @@ def _watch_default(module: ModuleType) -> None:
 
     @functools.wraps(load_weights)
     def load_seen(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        on_gpu = any(parameter.is_cuda for parameter in model.parameters())  # where nothing is hidden
+        on_gpu = any(parameter.is_cuda for parameter in model.parameters())  # there no weights are hidden
         if on_gpu or type(self) is not loader or str(self.load_config.load_format) in _ELSEWHERE:
             return load_weights(self, model, *args, **kwargs)
         load = Load()
@@ -119,7 +119,7 @@ def _watch_default(module: ModuleType) -> None:
 
 
 def _watch_random(module: ModuleType) -> None:
-    """See that vLLM made random weights up."""
+    """Record that vLLM's dummy loader made random weights."""
     loader = module.DummyModelLoader
     load_weights = loader.load_weights
 
@@ -134,13 +134,13 @@ def _watch_random(module: ModuleType) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module, once, as everybody else would, and has `do` called with it when it has been imported."""
+    """An import hook for one module, once: the usual finders find it, and `do` is called with it after its import."""
 
     def __init__(self, name: str, do: Callable[[ModuleType], None]) -> None:
         self._name, self._do = name, do
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Step aside and look."""
+        """Remove this hook, let the usual finders find the module, and add `do` to its loader."""
         if fullname != self._name:
             return None
         sys.meta_path.remove(self)
@@ -157,7 +157,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _when_imported(name: str, do: Callable[[ModuleType], None]) -> None:
-    """Have `do` called with this module: now if it is imported already, or when it will be."""
+    """Call `do` with this module: now if it is imported already, else right after its import."""
     if name in sys.modules:
         do(sys.modules[name])
     else:

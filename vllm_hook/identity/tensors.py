@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kvmarket.kernels.contents import contents_of
 
-# Attributes that hold what a step leaves behind, adapters, the KV cache, or the address of a copy that the CPU build
-# packs (it keeps the weight beside it, or an empty one). Parameters and buffers count whatever their name.
+# Attributes that are no weights: a step's results, adapters, the KV cache, or the address of a packed copy that the CPU
+# build makes (it keeps the weight itself, or an empty one). Parameters and buffers count under any name.
 _SCRATCH = re.compile(
     r"^_?kv_cache$|^cpu_linear$|^lora_|_stacked$"
     r"|(^|_)(workspace|scratch|buf|buffer|locks?|indices|stream)s?(_ptrs?|_cpu|_gpu)?$"
@@ -27,10 +27,10 @@ _DEEPEST = 8
 
 
 def checksum_of(model: torch.nn.Module) -> str:
-    """128 bits over all weights of a model, with their names, types, shapes and strides; empty if some are hidden.
+    """A 128-bit checksum of all weights of a model, with names, dtypes, shapes and strides; empty if some are hidden.
 
-    vLLM's CPU build packs the weights of linear layers where nobody sees them. Costs a read of all of them, at the
-    speed of a GPU's memory, and one wait for the device.
+    vLLM's CPU build hides the weights of linear layers: it packs them into memory that no tensor shows. Costs one read
+    of all weights, at the speed of the device's memory, and one wait for the device.
     """
     tensors = tensors_of(model)
     if any(_hidden(name, tensor) for name, tensor in tensors.items()):
@@ -44,14 +44,14 @@ def checksum_of(model: torch.nn.Module) -> str:
 
 
 def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """All tensors that a model computes with, by name: parameters, buffers, and those that its modules keep elsewhere.
+    """All weights of a model by name: parameters, buffers, and tensors in other attributes of its modules.
 
-    The KV cache is none of them, nor is what a step writes and reads again.
+    The KV cache and the scratch memory of steps are left out, by the names in `_SCRATCH`.
     """
     registered = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     found = {part: tensor for name, whole in registered.items() for part, tensor in _plain(name, whole)}
     kept = {id(tensor) for tensor in found.values()}
-    holders = [(name, vars(tensor)) for name, tensor in registered.items()]  # scales of bitsandbytes, say
+    holders = [(name, vars(tensor)) for name, tensor in registered.items()]  # for example scales of bitsandbytes
     for prefix, module in model.named_modules():
         holders.append((prefix, {name: value for name, value in vars(module).items() if name not in _OF_TORCH}))
     for prefix, values in holders:
@@ -62,7 +62,7 @@ def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _inside(value: object, name: str, seen: set[int], depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that an attribute of a module holds, directly or in what it refers to."""
+    """The tensors in an attribute of a module: the value itself, or those in objects that it refers to."""
     if isinstance(value, torch.Tensor):
         yield from _plain(name, value)
         return
@@ -75,7 +75,7 @@ def _inside(value: object, name: str, seen: set[int], depth: int) -> Iterator[tu
 
 
 def _items(value: object) -> Iterable[tuple[str, Any]]:
-    """What an object refers to, by name; nothing where it has no weights of the model that holds it."""
+    """The objects that an object refers to, by name; empty for types that hold no weights of the module."""
     if isinstance(value, dict):
         return [(str(key), item) for key, item in value.items()]
     if isinstance(value, list | tuple):
@@ -90,7 +90,7 @@ def _items(value: object) -> Iterable[tuple[str, Any]]:
 
 
 def _filled(cell: Any) -> bool:
-    """Whether a variable of a closure has a value already."""
+    """Whether a closure's cell has a value."""
     try:
         cell.cell_contents  # noqa: B018 - it raises where there is none
     except ValueError:
@@ -99,7 +99,7 @@ def _filled(cell: Any) -> bool:
 
 
 def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """A tensor, or those that it is made of."""
+    """The tensor itself, or the tensors that a composite one is made of, with their names."""
     partitions = getattr(tensor, "partitions", None)
     if isinstance(partitions, Mapping):  # vLLM's SharedWeightParameter
         for key, part in partitions.items():
@@ -112,7 +112,7 @@ def _plain(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]
 
 
 def _hidden(name: str, tensor: torch.Tensor) -> bool:
-    """Whether this says that there are weights of which nothing is seen."""
+    """Whether the tensor stands for weights whose bytes cannot be read."""
     empty = name.endswith("weight") and tensor.numel() == 0
     return empty or tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized
 

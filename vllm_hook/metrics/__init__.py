@@ -1,1 +1,1 @@
-"""Counts of the hook, in vLLM's log and on its metrics page."""
+"""The hook's counters in vLLM's log and on vLLM's ``/metrics`` page."""

@@ -1,8 +1,8 @@
-"""The metrics that the hook puts on vLLM's own ``/metrics`` page: their names, what each says, what it is made from.
+"""The metrics that the hook adds to vLLM's ``/metrics`` page: names, texts, and the counters that each one sums.
 
-Names, labels and units are stable. Made from the counters of kvmarket (`kvmarket.counters`) in an engine's scheduler
-and workers: what workers count is summed over the ranks of an engine. Every fallback that no metric of its own tells
-of is in `kvmarket_fallbacks_total`, so that none is missing.
+Names, labels and units are stable. The values come from `kvmarket.counters` in an engine's scheduler and workers;
+counts of workers are summed over the ranks of an engine. A fallback without a metric of its own is counted in
+`kvmarket_fallbacks_total`, so that every fallback is on the page.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class CounterMetric(NamedTuple):
-    """A metric that only grows: the counters that it sums, each with the value of its label (None: their reason)."""
+    """A metric that only grows; `counters` are those that it sums, each with its label value (None: the reason)."""
 
     name: str
     text: str
@@ -104,13 +104,13 @@ FALLBACKS = "kvmarket_fallbacks_total"
 FALLBACKS_TEXT = "Every other fallback, by kind (its name) and reason."
 FALLBACKS_LABELS = ("kind", "reason")
 
-MOST_REASONS = 50  # different label values of one metric; those beyond count as OTHER, so that no page grows for ever
+MOST_REASONS = 50  # different label values of one metric; further ones count as OTHER, which bounds the page
 OTHER = "other"
 _CLAIMED = frozenset(name for metric in COUNTERS for name in metric.counters)
 
 
 class Sample(NamedTuple):
-    """So much is to be added to the metric `name`, with these label values."""
+    """An `amount` to add to the metric `name` with these label values."""
 
     name: str
     labels: tuple[str, ...]
@@ -118,12 +118,12 @@ class Sample(NamedTuple):
 
 
 def names() -> list[str]:
-    """All metrics, as they stand on the page; of the histogram its base name."""
+    """The names of all metrics on the page; for the histogram its base name."""
     return [*(metric.name for metric in COUNTERS), FETCH_SECONDS, FALLBACKS]
 
 
 def samples(counts: Mapping[str, int]) -> Iterator[Sample]:
-    """What to add to which metric for these counts of `kvmarket.counters`: keys are ``name`` or ``name{reason}``."""
+    """The samples for these counts of `kvmarket.counters`, whose keys are ``name`` or ``name{reason}``."""
     found = [(*_split(key), amount) for key, amount in counts.items()]
     for metric in COUNTERS:
         for name, reason, amount in found:
@@ -142,6 +142,6 @@ def total(counts: Mapping[str, int], names: Iterable[str]) -> int:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Name and reason of a counter's key."""
+    """(name, reason) of a counter's key; the reason may be empty."""
     name, _, reason = key.partition("{")
     return name, reason[:-1]

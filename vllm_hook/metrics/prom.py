@@ -1,4 +1,4 @@
-"""Puts the statistics of an engine on vLLM's ``/metrics`` page, in the process that serves the page."""
+"""Adds the statistics of engines to vLLM's ``/metrics`` page, in the process that serves the page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vllm_hook.metrics import metrics
 
 
 class MarketProm(KVConnectorPromMetrics):  # type: ignore[misc]
-    """The hook's metrics, made with vLLM's own classes: multiprocess pages and Ray work as for its own.
+    """The hook's metrics, made with vLLM's metric classes, so that they work with multiprocess pages and Ray as well.
 
-    One per page: whoever makes the next one in this process, as vLLM does for its next engine, takes the old ones off.
+    A page has one `MarketProm`: the next one in this process, which vLLM makes for its next engine, replaces it.
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class MarketProm(KVConnectorPromMetrics):  # type: ignore[misc]
         )
         self._seconds = {engine: seconds.labels(*values) for engine, values in per_engine_labelvalues.items()}
         self._seen: dict[str, set[tuple[str, ...]]] = {name: set() for name in texts}
-        for values in per_engine_labelvalues.values():  # what has no label of its own is there from the start, as 0
+        for values in per_engine_labelvalues.values():  # metrics without a label of their own start at 0
             for name, counter in self._counters.items():
                 if not labels[name]:
                     counter.labels(*values)
 
     def observe(self, transfer_stats_data: Mapping[str, Any], engine_idx: int = 0) -> None:
-        """Add what one engine told of an interval (`MarketStats.data`)."""
+        """Add the statistics of one engine for an interval (`MarketStats.data`)."""
         values = self.per_engine_labelvalues[engine_idx]
         for name, labels, amount in metrics.samples(transfer_stats_data["counts"]):
             self._counters[name].labels(*values, *self._bounded(name, labels)).inc(amount)
@@ -55,7 +55,7 @@ class MarketProm(KVConnectorPromMetrics):  # type: ignore[misc]
             self._seconds[engine_idx].observe(seconds)
 
     def _bounded(self, name: str, labels: tuple[str, ...]) -> tuple[str, ...]:
-        """These label values, or, where there are too many of them already, what stands for all others."""
+        """These label values, or `OTHER` for each when the metric has `MOST_REASONS` different ones already."""
         seen = self._seen[name]
         if labels not in seen:
             if len(seen) >= metrics.MOST_REASONS:
@@ -65,7 +65,7 @@ class MarketProm(KVConnectorPromMetrics):  # type: ignore[misc]
 
 
 def _unregister() -> None:
-    """Take our metrics off the page, as vLLM does with its own before it makes new ones: it knows only its own."""
+    """Remove the hook's metrics from the page. Before it makes new metrics vLLM removes its own, but not these."""
     for collector in list(REGISTRY._collector_to_names):
         if getattr(collector, "_name", "").startswith("kvmarket_"):
             REGISTRY.unregister(collector)

@@ -1,4 +1,4 @@
-"""What an engine's scheduler and workers tell vLLM's loggers of each step: counts since the last time, and times."""
+"""The statistics that an engine's scheduler and workers give to vLLM's loggers each step: counts and fetch times."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from vllm_hook.metrics import metrics
 
 
 class MarketStats(KVConnectorStats):  # type: ignore[misc]
-    """Increments of an interval; `data` is what travels: ``counts`` by key of `kvmarket.counters`, ``seconds``.
+    """The counts of an interval. vLLM sends `data`: ``counts`` by key of `kvmarket.counters`, and ``seconds``.
 
-    ``seconds`` has one element for each fetch that ended. Adding two costs some 5 us.
+    ``seconds`` has one element, in seconds, for each fetch that ended. `aggregate` costs some 5 us.
     """
 
     data: dict[str, Any]
@@ -24,22 +24,22 @@ class MarketStats(KVConnectorStats):  # type: ignore[misc]
         super().__init__({"counts": {}, "seconds": []} if data is None else data)
 
     def reset(self) -> None:
-        """Forget what was told."""
+        """Empty counts and seconds."""
         self.data = {"counts": {}, "seconds": []}
 
     def is_empty(self) -> bool:
-        """Whether nothing happened."""
+        """Whether there are neither counts nor seconds."""
         return not self.data["counts"] and not self.data["seconds"]
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        """Both together; neither changes."""
+        """The sum of both, as a new object."""
         counts = dict(self.data["counts"])
         for key, amount in other.data["counts"].items():
             counts[key] = counts.get(key, 0) + amount
         return MarketStats({"counts": counts, "seconds": [*self.data["seconds"], *other.data["seconds"]]})
 
     def reduce(self) -> dict[str, int | float]:
-        """The interval in a few figures, for vLLM's line "KV Transfer metrics"."""
+        """The interval in a few figures, for the line "KV Transfer metrics" of vLLM's log."""
         counts, seconds = self.data["counts"], self.data["seconds"]
         return {
             "matched tokens": metrics.total(counts, ["vllm_tokens_asked"]),
@@ -54,19 +54,19 @@ class MarketStats(KVConnectorStats):  # type: ignore[misc]
 
 
 class Interval:
-    """What the counters of this process have gained since somebody last asked.
+    """The increments of this process's counters since the last call of `take`.
 
-    Scheduler and worker may be one process: there is one Interval for all (`OF_PROCESS`), so nothing is told twice. Of
-    several engines in one process, whoever asks first tells what was counted.
+    Scheduler and worker may share a process, so a process has one Interval (`OF_PROCESS`) and reports each count once.
+    With several engines in one process, the one that asks first reports the counts of all.
     """
 
     def __init__(self) -> None:
         self._last: dict[str, int] = {}
 
     def take(self, seconds: Sequence[float] = ()) -> MarketStats | None:
-        """What has been counted since the last call, with the seconds of the fetches that ended; None for nothing.
+        """The counts since the last call, with the `seconds` of fetches that ended; None if both are empty.
 
-        Costs some 1 us where nothing has been counted, else some 5.
+        Costs some 1 us if nothing was counted, else some 5 us.
         """
         now, last = counters.snapshot(), self._last
         if now == last and not seconds:

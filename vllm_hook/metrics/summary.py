@@ -1,4 +1,4 @@
-"""The one line that an engine logs when it starts: what is on, and why what is not on is not; or why all is off."""
+"""The line that an engine logs when it joins: what is on, and why the rest is off; or why the hook is off."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _log = logging.getLogger("vllm.kvmarket")
 
 
 class Summary(NamedTuple):
-    """What the line is made of: `ways` says how a worker fetches, `peers` counts the engines that are known by now."""
+    """The parts of the line: `ways` says how a worker fetches, `peers` how many other engines are known so far."""
 
-    place: str  # the market and the space
+    place: str  # the address of the market, and the space
     peers: int
     offers: bool
     imports: bool
@@ -40,18 +40,18 @@ class Summary(NamedTuple):
 
 
 def on(what: str) -> None:
-    """Say that the engine has joined the market, at its start or late, and what is on."""
+    """Log that the engine has joined the market, and what is on."""
     _log.info("kvmarket is on: vLLM %s; %s", compat.tested_version(), what)
 
 
 def off(reason: str) -> None:
-    """Say once that, and why, the engine takes no part."""
+    """Log and count that the engine takes no part, and why."""
     counters.add("vllm_hook_off", reason=reason)
     _log.warning("kvmarket is off: %s (vLLM %s)", reason, compat.tested_version())
 
 
 def off_for_now(reason: str) -> None:
-    """Say why the engine has not joined the market yet; the line ends with the reason, which says what to do."""
+    """Log why the engine has not joined the market yet; the line ends with the reason, which says what to do."""
     _log.warning(
         "kvmarket is off for now: it could not join the market; the engine serves without it, and goes on trying: %s",
         reason,

@@ -1,4 +1,4 @@
-"""Imports, as the scheduler side knows them: hits that were found, loads that are planned, and loads under way."""
+"""Imports on the scheduler side: hits that were found, loads that are planned, and loads in flight."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Flight:
-    """A load under way: its destinations, their generations, and those destinations that a rank could not fill."""
+    """A load in flight: destination `slots`, their `generations`, and `bad`: pages that some rank could not fill."""
 
     state: RequestState
     first: int
@@ -27,7 +27,7 @@ class Flight:
     bad: set[int] = field(default_factory=set)
 
     def land(self) -> int:
-        """Keep the leading blocks that every rank has, once they have landed; returns how many."""
+        """The load has ended: keep only the leading blocks that every rank has; returns how many."""
         if self.bad:
             good = next((i for i, slot in enumerate(self.slots.tolist()) if slot in self.bad), len(self.slots))
             self.slots, self.generations = self.slots[:good], self.generations[:good]
@@ -35,24 +35,24 @@ class Flight:
 
 
 class Imports:
-    """By request: a hit from its match to its pages, a load until it is sent, a flight until it has landed."""
+    """By request: its hit until it has pages, its load until that is sent, its flight until the load has ended."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
         self._found: dict[str, Hit] = {}
         self._unsent: list[Load] = []
         self._flights: dict[str, Flight] = {}
-        self._hastened: set[str] = set()  # loads that vLLM has heard of before the output that tells of them
-        self._uncounted = 0  # tokens that have landed
-        self.worker: WorkerSide | None = None  # one that the scheduler can call itself, on its thread
+        self._reported_early: set[str] = set()  # requests reported to vLLM before their worker's output does
+        self._uncounted = 0  # imported tokens that no counter has yet
+        self.worker: WorkerSide | None = None  # set where one thread runs both sides
 
     @property
     def planned(self) -> bool:
-        """Whether loads wait for the next step to be dispatched."""
+        """Whether planned loads wait for the next step's metadata."""
         return bool(self._unsent)
 
     def may_ask(self, state: RequestState, computed: int) -> bool:
-        """Whether the market is asked about a request with `computed` tokens; counted if a limit of ours forbids it."""
+        """Whether to ask the market about a request with `computed` local tokens; counts the reason if not allowed."""
         if state.imported:
             return False
         reason = state.refusal or ("local hit ends within a block" if computed % self._block_size else "")
@@ -63,16 +63,16 @@ class Imports:
         return not reason
 
     def found(self, request_id: str, hit: Hit | None) -> None:
-        """The last match of a request, None where it is to import nothing."""
+        """Remember the hit of a request's last match; None: the request imports nothing."""
         if hit is None:
             self._found.pop(request_id, None)
         else:
             self._found[request_id] = hit
 
     def plan(self, request_id: str, slots: Slots, tokens: int) -> Load:
-        """Plan a load of so many tokens into a request's pages: from where its hit starts, else into the last ones.
+        """Plan a load of `tokens` tokens into `slots`, all pages of the request.
 
-        No pages follow those of a load.
+        Destinations start at the hit's first block; without a hit they are the last pages, and the load will fail.
         """
         counters.add("vllm_tokens_asked", tokens)
         hit, blocks = self._found.pop(request_id, None), tokens // self._block_size
@@ -81,65 +81,67 @@ class Imports:
         self._unsent.append(load)
         return load
 
-    def take_off(self, load: Load, first: int, state: RequestState, generations: Callable[[Slots], UInt64s]) -> None:
-        """The pages of a load are retired: start it, where that can be done now, and note which blocks it is to fill.
+    def put_in_flight(
+        self, load: Load, first: int, state: RequestState, generations: Callable[[Slots], UInt64s]
+    ) -> None:
+        """Put a planned load in flight. Call it after its pages were retired.
 
-        Those are blocks `first`, ... of the request.
+        The load fills blocks `first`, ... of the request. It starts at once where the scheduler may call the worker.
         """
         if self.worker is not None:
             self.worker.start_now(load)
         self._flights[load.request_id] = Flight(state, first, load.slots, generations(load.slots))
 
     def take_unsent(self) -> tuple[Load, ...]:
-        """The loads that the next step's metadata carries."""
+        """Remove and return the planned loads, for the next step's metadata."""
         loads, self._unsent = tuple(self._unsent), []
         return loads
 
-    def spoilt(self, pages: set[int]) -> None:
-        """These pages could not be filled by some rank."""
+    def note_bad(self, pages: set[int]) -> None:
+        """Note pages that some rank could not fill."""
         for flight in self._flights.values():
             flight.bad |= pages.intersection(flight.slots.tolist())
 
-    def hasten(self, output: Any) -> None:
-        """Have vLLM hear with a step's output of what has landed since that step: those requests are in the next one.
+    def report_early(self, output: Any) -> None:
+        """Add loads that ended since the step to the step's `output`, so that vLLM schedules their requests next.
 
-        Where steps overlap they would be in the one after it, for which their own step has to be back. vLLM hears of
-        each load once: what it has heard of is left out of a later output.
+        Without this, where steps overlap, those requests would start one step later. vLLM must see each load once:
+        loads that were added early are removed from the later output that reports them.
         """
         told = set(output.finished_recving or ())
-        output.finished_recving = told - self._hastened
-        self._hastened -= told
-        landed = self.unheard() - told
+        output.finished_recving = told - self._reported_early
+        self._reported_early -= told
+        landed = self.unreported() - told
         output.finished_recving |= landed
-        self._hastened |= landed
+        self._reported_early |= landed
 
-    def unheard(self) -> set[str]:
-        """The requests whose load has landed, as far as the scheduler can see that itself, and vLLM has not heard."""
+    def unreported(self) -> set[str]:
+        """Requests in flight whose load has landed whole, asked of `worker`; empty without one."""
         return self.worker.landed() & self._flights.keys() if self.worker is not None and self._flights else set()
 
     def is_due(self, request_id: str) -> bool:
-        """Whether an output is still to tell of a load of that name, of an older request: nothing else may have it."""
-        return request_id in self._hastened
+        """Whether a later output will still report a load of an older request with this id; until then it is in use."""
+        return request_id in self._reported_early
 
     def landed(self, request_ids: Iterable[str]) -> list[Flight]:
-        """The flights among these requests; they are over, with the blocks that have landed."""
+        """End the flights of these requests; returns them, cut to the blocks that every rank has."""
         ended = (self._flights.pop(request_id, None) for request_id in request_ids)
         flights = [flight for flight in ended if flight is not None]
         self._uncounted += sum(flight.land() for flight in flights) * self._block_size
         return flights
 
     def count(self) -> None:
-        """Count what has landed, with a step that has outputs: LLM before 0.28 reads no other step's metrics."""
+        """Count imported tokens. Call it in steps with tokens: ``LLM`` before vLLM 0.28 reads only their metrics."""
         if self._uncounted:
             counters.add("vllm_tokens_imported", self._uncounted)
             self._uncounted = 0
 
     def over(self, request_id: str) -> None:
-        """The request is finished or aborted. A load of it that is planned is still sent: it must end in the worker."""
+        """Forget a finished or aborted request. Its planned load is still sent: the load must end in the worker."""
         self._found.pop(request_id, None)
         self._flights.pop(request_id, None)
 
     def clear(self) -> None:
-        """What was found and what is under way counts no more; planned loads are sent all the same."""
+        """Forget all hits and flights. Planned loads are still sent."""
         self._found.clear()
         self._flights.clear()

@@ -1,9 +1,10 @@
-"""Requests of one prompt that come to several engines at once: the later ones wait for what the first one computes.
+"""In-flight prefills: when engines get the same prompt at once, the later ones wait for the blocks of the first one.
 
-An engine promises a prompt to the market when it begins to compute it. A request whose prompt another engine has
-promised is not scheduled until that has been offered, if enough of it is: importing costs less than computing it again,
-and the engine computes other requests meanwhile. Who has begun never waits, so that no two engines wait for each other.
-No request waits longer than its engine would take to compute what is promised.
+An engine promises a prompt to the market when it begins to compute it. When another engine has promised enough blocks
+of a request's prompt, the request is not scheduled until these are offered: an import costs less than computing them
+again, and the engine computes other requests meanwhile. A request whose prefill has begun never waits, so two engines
+never wait for each other. No request waits longer than its own engine would need to compute the promised blocks, plus
+`OFFER_SECONDS`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from kvmarket.registry.trie.tokens import Int32s
 from vllm_hook.scheduler.prefill_rate import PrefillRate
 from vllm_hook.scheduler.requests import RequestState
 
-STALLED_SECONDS = 1.0  # without a new block on offer: whoever promised it is stuck, or computes something else first
-OFFER_SECONDS = 0.02  # from the end of a peer's step until a request that waits has seen what it offers: at most
+STALLED_SECONDS = 1.0  # without a new offer: the promising engine hangs, or computes other requests first
+OFFER_SECONDS = 0.02  # at most, from the end of a peer's step until a waiting request sees the offer
 
 STALLED = "the engine that computes the prompt offers nothing more of it"
 TOO_LONG = "it has taken as long as computing the prompt here"
@@ -28,9 +29,9 @@ TOO_SLOW = "the engine that computes the prompt is slower than this one"
 
 @dataclass(slots=True)
 class _Wait:
-    """A request that waits, `begun` when `first` blocks were on offer, for `awaited` more.
+    """A waiting request. The wait began at `begun`, with `first` blocks offered, for `awaited` more blocks.
 
-    `blocks` were on offer when it last looked, and no more have come since `since`.
+    `blocks` were offered at the last look; the last new one came at `since`. Times are `time.monotonic` seconds.
     """
 
     begun: float
@@ -40,40 +41,41 @@ class _Wait:
     since: float
 
     def given_up(self, now: float, longest: float) -> str:
-        """Why it is to end now, if it may take so many seconds; empty while it may go on.
+        """Why the wait must end at `now`, when it may last `longest` seconds; empty while it may go on.
 
-        The peer's pace is that of its blocks so far, at the moment when the last of them came.
+        The peer is too slow if, at its pace until its last new block, the awaited blocks would take over `longest`.
         """
         if now - self.since > STALLED_SECONDS:
             return STALLED
         if now - self.begun > longest:
             return TOO_LONG
-        so_far, came = self.since - self.begun, self.blocks - self.first  # both are zero until something has come
+        so_far, came = self.since - self.begun, self.blocks - self.first  # both are zero until a block has come
         return TOO_SLOW if so_far * self.awaited > longest * came else ""
 
 
 class InFlightPrefills:
-    """Which requests wait, and which prompts this engine has promised itself. All on the scheduling thread."""
+    """Which requests wait, and which prompts this engine has promised. Call it on the scheduling thread only."""
 
     def __init__(self, block_size: int, tokens: int, seconds: Callable[[int], float] | None = None) -> None:
-        """Wait where at least so many `tokens` need not be computed; 0: never wait, and promise nothing.
+        """A request waits when at least `tokens` of its tokens are promised; 0: never wait, and promise nothing.
 
-        `seconds` says how long this engine takes to compute so many tokens.
+        `seconds(n)` is how long this engine takes to compute n tokens.
         """
         self._blocks = -(-tokens // block_size)
         self._block_size = block_size
         self._seconds = seconds or PrefillRate().seconds
         self._waiting: dict[str, _Wait] = {}
-        self._promised: dict[str, tuple[int, int]] = {}  # request -> number of its promise, blocks of its prompt
-        self._over: set[str] = set()  # requests that have waited, and wait no more
-        self._ending: list[str] = []  # requests that are over, with a promise
+        self._promised: dict[str, tuple[int, int]] = {}  # request -> number of its promise, whole blocks of its prompt
+        self._over: set[str] = set()  # requests that have waited, and may not wait again
+        self._ending: list[str] = []  # finished requests whose promise is still open
 
     def worth(self, control: ControlHalf, request: str, tokens: Int32s, tenant: str, offered: int) -> bool:
-        """Whether a request of these `tokens` should wait for what others compute, `offered` blocks being at hand.
+        """Whether a request with these `tokens` should wait for blocks that peers compute.
 
-        Costs some us; nothing for a prompt that is too short.
+        `offered` leading blocks need no wait: peers offer them, or they are local. Counts waits and their ends. Costs
+        some us; next to nothing for a prompt that is too short.
         """
-        if request in self._promised:  # it was preempted: what it promised may be long in coming
+        if request in self._promised:  # preempted: it may take long to compute what it promised
             self._settle(control, request)
         if not self._blocks or request in self._over or len(tokens) // self._block_size - offered < self._blocks:
             return self._go_on(request)
@@ -94,9 +96,10 @@ class InFlightPrefills:
         return True
 
     def begin(self, control: ControlHalf, request: str, state: RequestState, blocks: int, at_hand: int) -> None:
-        """The request is scheduled, `at_hand` of its prompt's whole `blocks` computed or imported: promise the others.
+        """The request is scheduled: promise those of its prompt's `blocks` whole blocks that it will compute.
 
-        Costs nothing where those are too few, else what telling the prompt costs.
+        The first `at_hand` blocks are computed or imported already. When too few others remain nothing is promised;
+        else the cost is that of sending the prompt to the service.
         """
         if self._blocks and blocks - at_hand >= self._blocks and request not in self._promised:
             whole = state.tokens(blocks * self._block_size)
@@ -104,33 +107,33 @@ class InFlightPrefills:
                 self._promised[request] = control.promise(whole, tenant=state.tenant), blocks
 
     def offered(self, control: ControlHalf, request: str, blocks: int) -> None:
-        """The first `blocks` blocks of the request are on offer now: its promise is kept when those are all."""
+        """The first `blocks` blocks of the request are offered: settle its promise when these are all blocks."""
         if request in self._promised and blocks >= self._promised[request][1]:
             self._settle(control, request)
 
     def over(self, request: str) -> None:
-        """The request is finished or aborted. What its steps in flight complete will still be offered."""
+        """The request is finished or aborted. `end` settles its promise, once its steps in flight are offered."""
         self._waiting.pop(request, None)
         self._over.discard(request)
         if request in self._promised:
             self._ending.append(request)
 
     def end(self, control: ControlHalf) -> None:
-        """A step's output is back, and its blocks are offered: take back what requests promised that are over."""
+        """Settle the promises of finished requests. Call it when the blocks of returned steps are offered."""
         while self._ending:
             request = self._ending.pop()
             if request in self._promised:
                 self._settle(control, request)
 
     def clear(self) -> None:
-        """All promises were dropped with the offers (see `ControlHalf.fail_closed`); who has waited waits no more."""
+        """Forget all promises: `ControlHalf.fail_closed` has dropped them. Requests that waited do not wait again."""
         self._over.update(self._waiting)
         self._waiting.clear()
         self._promised.clear()
         self._ending.clear()
 
     def _go_on(self, request: str) -> bool:
-        """Do not wait, or no more; False. Who has waited once does not wait again: it must get its turn."""
+        """End the request's wait, if any, and return False. A request waits at most once: it must get its turn."""
         if self._waiting.pop(request, None) is not None:
             self._over.add(request)
         return False

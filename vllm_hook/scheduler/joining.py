@@ -1,4 +1,4 @@
-"""Joining the market on a thread of its own, again and again, until it works or nobody wants it any more."""
+"""Joins the market on a thread of its own: tries again until it succeeds or is stopped."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from kvmarket import counters
 from kvmarket.errors import KVMarketError
 from kvmarket.market.control import ControlHalf
-from vllm_hook.guard import Guard, unconcerned
+from vllm_hook.guard import Guard, nothing_to_close
 
 
 class Joining:
-    """One engine on its way into the market. Its methods are called from one thread, and only `wait` waits."""
+    """The joining thread of one engine. Call the methods from one thread; only `wait` blocks."""
 
     def __init__(
         self,
@@ -21,11 +21,11 @@ class Joining:
         joined: Callable[[ControlHalf], None],
         failed: Callable[[str], None],
     ) -> None:
-        """Start to `connect`, which may take as long as it likes, and raise what it likes: then again after a `pause`.
+        """Start a thread that calls `connect`, which may take any time; after any exception again, `pause` s later.
 
-        Two hear of it on the joining thread: `joined` when the control half is there to be taken, `failed` why an
-        attempt failed, in words, unless the one before it failed for the same kind of reason. Raises RuntimeError where
-        no thread can be started.
+        Two callbacks run on that thread: `joined`, when the control half can be taken, and `failed`, with the reason of
+        a failed attempt in words, unless the attempt before it failed with the same kind of error. Raises RuntimeError
+        where no thread can be started.
         """
         self._connect, self._pause = connect, pause
         self._joined, self._failed = joined, failed
@@ -37,17 +37,17 @@ class Joining:
         threading.Thread(target=self._run, name="kvmarket-join", daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the first attempt has ended, well or not; False if it has not after so many seconds."""
+        """Wait until the first attempt has succeeded or failed; False if it has done neither after so many seconds."""
         return self._tried.wait(seconds)
 
     def take(self) -> ControlHalf | None:
-        """The control half, once it is there; it is the caller's then."""
+        """The control half, once, which the caller then owns; None while there is none, and after that call."""
         with self._lock:
             control, self._control = self._control, None
         return control
 
     def stop(self) -> ControlHalf | None:
-        """Join no more: a control half that comes later is closed. One that is there is the caller's."""
+        """Stop joining; a control half that is made later is closed. Returns the one made already, if not yet taken."""
         with self._lock:
             self._unwanted.set()
         return self.take()
@@ -59,10 +59,10 @@ class Joining:
         self._tried.set()
 
     def _attempt(self) -> bool:
-        """Whether the market has been joined; if not, why is counted and told."""
+        """Try once to join; returns whether it succeeded. A failure is counted and given to `failed`."""
         control: ControlHalf | None = None
         guard = Guard("join", lambda kind: self._missed(kind, f"{guard.error}; report the traceback logged with this"))
-        with guard:  # whatever it is: the next attempt may not meet it
+        with guard:  # any exception: the next attempt may succeed
             try:
                 control = self._connect()
             except KVMarketError as error:
@@ -75,7 +75,7 @@ class Joining:
             wanted = not self._unwanted.is_set()
             if wanted:
                 self._control = control
-        with Guard("join", unconcerned):
+        with Guard("join", nothing_to_close):
             if wanted:
                 self._joined(control)
             else:
@@ -86,5 +86,5 @@ class Joining:
         counters.add("vllm_join_failed", reason=kind, detail=why)
         if kind != self._kind:
             self._kind = kind
-            with Guard("join", unconcerned):
+            with Guard("join", nothing_to_close):
                 self._failed(f"{kind}: {why}")

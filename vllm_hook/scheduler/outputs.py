@@ -1,4 +1,4 @@
-"""What an output of vLLM's scheduler says of a step that is about to be dispatched."""
+"""Reads vLLM's ``SchedulerOutput`` of a step that is about to be dispatched: its new pages and completed blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vllm_hook.scheduler.requests import RequestState
 
 
 def new_pages(output: Any, states: Mapping[str, RequestState]) -> list[int]:
-    """The pages that this step's requests got and that were not seen before; the states know them from now on."""
+    """The pages that this step's requests were given since their last step, each once; adds them to the states."""
     fresh: list[int] = []
     for new in output.scheduled_new_reqs:
         state = states.get(new.req_id)
@@ -32,10 +32,10 @@ def new_pages(output: Any, states: Mapping[str, RequestState]) -> list[int]:
 def completed(
     output: Any, states: Mapping[str, RequestState], block_size: int, speculates: bool
 ) -> Iterator[tuple[RequestState, int, list[int]]]:
-    """The blocks that become whole with the tokens scheduled in this step.
+    """The blocks that become whole with the tokens scheduled in this step: (state, first block, pages) per request.
 
-    Per request its state, the first of these blocks, and their pages. Where the engine `speculates`, the blocks that
-    may become whole (see drafts.py).
+    Where the engine `speculates` they are the blocks that may become whole (see drafts.py). Requests without a state,
+    or with a refusal, are left out.
     """
     cached = output.scheduled_cached_reqs
     computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}

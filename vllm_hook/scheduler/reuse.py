@@ -1,4 +1,4 @@
-"""The pages that are about to be overwritten: those that requests were given, and those that vLLM's pool reports."""
+"""Retires pages that are about to be overwritten: requests' new pages, and pages that vLLM's block pool reports."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from vllm_hook.scheduler.deferred import DeferredWork
 
 
 class Reuse:
-    """Retires pages before they are overwritten. All on the scheduling thread."""
+    """Retires pages before they are overwritten. Call it on the scheduling thread only."""
 
     def __init__(self, deferred: DeferredWork) -> None:
-        """What can be done later goes to `deferred`."""
+        """Offers are taken down as `deferred` work."""
         self._deferred = deferred
         self._reused: list[int] = []  # pages that vLLM's pool handed out since the last retirement
-        self.pool: Any = None  # vLLM's block pool, once it is known
+        self.pool: Any = None  # vLLM's block pool, set once vLLM has made it
 
     def watch(self, slots: Sequence[int]) -> None:
-        """Ask vLLM's pool, where it can, to say when it hands these pages out again."""
+        """Ask vLLM's block pool, where the version can, to report when it hands these pages out again."""
         if self.pool is not None:
             compat.watch_reuse(self.pool, slots, self._on_reuse)
 
     def retire(self, control: ControlHalf, slots: Sequence[int] | Slots) -> None:
-        """Raise the generations of these pages and of those the pool reported: nothing has overwritten them yet.
+        """Raise the generations of these pages and of those that the pool reported, before they are overwritten.
 
-        Their offers are dead at once and taken down with the deferred, which come before any further offer.
+        Their offers are dead at once. They are taken down as deferred work, which runs before any new offer is made.
         """
         pages = slots
         if self._reused:

@@ -1,6 +1,6 @@
-"""The scheduler side: offers what finished steps wrote, retires what will be overwritten, plans imports. No tensors.
+"""The scheduler side: offers blocks of finished steps, retires pages before reuse, plans imports. It has no tensors.
 
-It runs on the engine's scheduling thread; everything is local memory, nothing waits. Work that can wait is deferred.
+KVMarketConnector calls it on vLLM's scheduling thread. Nothing but `join` blocks; work that can wait is deferred.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from kvmarket import counters
 from kvmarket.market.control import ControlHalf
 from kvmarket.pool import Slots, UInt64s, as_slots
 from vllm_hook.engine import compat
-from vllm_hook.guard import unconcerned
+from vllm_hook.guard import nothing_to_close
 from vllm_hook.metadata import Load, RankMemory, StepDone, StepMetadata
 from vllm_hook.metrics.summary import Summary
 from vllm_hook.scheduler import outputs
@@ -29,7 +29,7 @@ from vllm_hook.scheduler.steps import Steps, Written
 
 
 class SchedulerSide:
-    """One engine's owner and planner. Inert until `join` has brought the control half of the market."""
+    """Offers, retires and imports for one engine. Does nothing until `join` has brought the market's control half."""
 
     def __init__(
         self,
@@ -58,14 +58,14 @@ class SchedulerSide:
         self._loads = Imports(block_size)
         self._deferred = DeferredWork()
         self._reuse = Reuse(self._deferred)
-        self._put_off = False  # whether deferred work was not done when a step came back
+        self._put_off = False  # whether to leave deferred work for the next dispatch
         self._rate = PrefillRate()
         self._in_flight = InFlightPrefills(block_size, wait_tokens and max(wait_tokens, min_tokens), self._rate.seconds)
 
     # ---- start and end
 
     def bind_pool(self, pool: Any) -> None:
-        """Take vLLM's block pool, and hear of every reset of its prefix cache before it happens."""
+        """Take vLLM's block pool; from now on every reset of its prefix cache kills all offers before it happens."""
 
         def emptied() -> None:
             if self._rejoin is not None:
@@ -84,12 +84,12 @@ class SchedulerSide:
         ranks: Mapping[int, RankMemory],
         connect: Connect,
         joined: Callable[[ControlHalf], None] = lambda control: None,
-        failed: Callable[[str], None] = unconcerned,
+        failed: Callable[[str], None] = nothing_to_close,
     ) -> str:
-        """Take part, with the memory of every rank, by rank; returns the `refusal` where there is one.
+        """Start to join the market with the memory of every rank, by rank; returns the `refusal`, if any.
 
-        What cannot be joined now is joined later: `connect`, `joined`, `failed` and the wait for the first attempt as
-        of `Rejoin`.
+        Waits for the first attempt as `Rejoin.begin` does; after a failure the engine joins later. `connect`, `joined`
+        and `failed` as of `Rejoin`.
         """
         memories = [ranks[rank] for rank in sorted(ranks)]
         if reason := self.refusal(memories):
@@ -105,14 +105,14 @@ class SchedulerSide:
         """Leave the market: all offers are dead when this returns."""
         control, self._control = self._control, None
         self._deferred.clear()
-        self._loads.worker = None  # it holds the engine's pages
+        self._loads.worker = None  # it would keep the engine's pages alive
         if self._rejoin is not None:
             self._rejoin.close()
         if control is not None:
             control.close()
 
     def fail(self, reason: str) -> None:
-        """Something on the owner's side went wrong: kill all offers first, then forget what we believed to know.
+        """Fail closed after an exception: kill all offers first, then forget all request states.
 
         Raises what `ControlHalf.fail_closed` raises: an engine that cannot take its offers down must not go on.
         """
@@ -120,18 +120,18 @@ class SchedulerSide:
         self._states.clear()
 
     def invalidate(self, reason: str) -> None:
-        """The engine's blocks lose their meaning: kill all offers; steps and loads in flight will offer nothing."""
+        """Kill all offers: the cached blocks are no longer valid. Nothing of steps and loads in flight is offered."""
         if self._control is not None:
             self._control.fail_closed(reason)
         self._steps.clear()
         self._deferred.clear()
         self._loads.clear()
         self._in_flight.clear()
-        for state in self._states.values():  # what they go on to compute rests on blocks from before
+        for state in self._states.values():  # their further blocks are computed from invalid ones
             state.refusal = state.refusal or reason
 
     def describe(self, joined: ControlHalf | None = None) -> str:
-        """What is on, and why what is not on is not, in one line for the engine's log; with `joined` on any thread."""
+        """One line for the log: what is on, and why the rest is off. With `joined` it may be called on any thread."""
         control, watched = joined or self._control, compat.can_watch(self._reuse.pool)
         found = (control.place, control.peers()) if control is not None else ("no market", 0)
         return str(Summary(*found, self._offers, self._imports, watched, self._ranks, self._block_size, self._ways))
@@ -139,9 +139,9 @@ class SchedulerSide:
     # ---- requests
 
     def match(self, request: Any, computed: int) -> tuple[int | None, bool]:
-        """How many tokens beyond the `computed` ones peers hold, and whether they are to be loaded.
+        """(tokens beyond the `computed` ones to load from peers, whether there are any).
 
-        None: ask again at the next step, a peer is computing them.
+        (None, False): ask again at the next step; a peer is computing them.
         """
         control = self._market()
         if control is None:
@@ -153,7 +153,7 @@ class SchedulerSide:
         state.restart(first)
         if not self._imports or not self._loads.may_ask(state, computed):
             return 0, False
-        last = (request.num_tokens - 1) // self._block_size  # one token at least is left to compute
+        last = (request.num_tokens - 1) // self._block_size  # vLLM must compute at least one token
         if last <= first:
             return 0, False
         tokens = state.tokens(last * self._block_size)
@@ -170,7 +170,7 @@ class SchedulerSide:
         return hit.blocks * self._block_size, True
 
     def allocated(self, request: Any, slots: Sequence[int], external: int) -> None:
-        """A request was given its pages: plan the load of `external` tokens into them, retire those that are new."""
+        """A request was given its pages: plan the load of `external` tokens into them; retire the new pages."""
         if external:
             pages = as_slots(slots)
             load = self._loads.plan(request.request_id, pages, external)
@@ -183,7 +183,7 @@ class SchedulerSide:
         if state is None:
             return
         if external:
-            self._take_off(load, state)
+            self._put_in_flight(load, state)
         if state.hit:
             counters.add("vllm_tokens_local", state.hit * self._block_size)
             state.hit = 0
@@ -192,7 +192,7 @@ class SchedulerSide:
             self._in_flight.begin(self._control, request.request_id, state, blocks, at_hand)
 
     def finished(self, request_id: str) -> None:
-        """The request is over. What its steps in flight complete is still offered when they come back."""
+        """The request is over. Blocks that its steps in flight complete are still offered when the steps are back."""
         self._states.pop(request_id, None)
         self._in_flight.over(request_id)
         self._loads.over(request_id)
@@ -203,7 +203,7 @@ class SchedulerSide:
     # ---- steps
 
     def dispatch(self, output: Any) -> StepMetadata:
-        """The step is about to be dispatched: retire the pages it may overwrite, remember the blocks it completes."""
+        """A step is about to be dispatched: retire the pages it may overwrite; keep the blocks it will complete."""
         if tokens := bool(output.num_scheduled_tokens):
             self._loads.count()
         self._rate.dispatched(self._steps.next, output.num_scheduled_tokens)
@@ -211,13 +211,13 @@ class SchedulerSide:
         if control is None:
             return self.plain_step(tokens=tokens)
         self._reuse.retire(control, outputs.new_pages(output, self._states))
-        now = self._put_off or self._steps.computing or not (tokens or self._loads.unheard())
+        now = self._put_off or self._steps.computing or not (tokens or self._loads.unreported())
         if now and not self._loads.planned and not self._steps.waking:
             self._deferred.run()
         return self.plain_step(list(self._completed(control, output)) if self._offers else [], tokens)
 
     def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
-        """The next step's metadata, with the planned loads: they must reach the workers whatever else went wrong."""
+        """The next step's metadata, with the planned loads: these must reach the workers even after an exception."""
         gone = tuple(self._control.take_gone()) if self._control is not None else ()
         idle = not (tokens or self._steps.computing)
         left, weights = self._rejoin.told() if self._rejoin is not None else ((), ())
@@ -225,17 +225,17 @@ class SchedulerSide:
         return StepMetadata(step, self._loads.take_unsent(), gone + left, weights, idle)
 
     def returned(self, output: Any) -> None:
-        """A step's output is back: offer what it, and loads that ended with it, completed; behind a first token."""
-        self._loads.hasten(output)
+        """A step's output is back: offer the blocks of the step and of ended loads, later if a first token is due."""
+        self._loads.report_early(output)
         done, self._put_off = output.kv_connector_worker_meta, self._steps.waking and bool(self._states)
         whole = isinstance(done, StepDone) and done.ranks == self._ranks
         if whole:
             self._rate.returned(done.step)
-            self._heed_weights(done)
+            self._check_weights(done)
         bad = output.invalid_block_ids
         if bad:
             self._steps.discard(bad)
-            self._loads.spoilt(bad)
+            self._loads.note_bad(bad)
         for written in self._steps.through(done.step) if whole else ():
             sure = sure_part(written, self._block_size) if self._speculates else written
             self._deferred.add(partial(self._offer, sure.state, sure.first, sure.slots, sure.generations))
@@ -254,42 +254,42 @@ class SchedulerSide:
     # ---- internals
 
     def _market(self) -> ControlHalf | None:
-        """The control half of the market, None while this engine takes no part; it may have just been joined.
+        """The market's control half; None while the engine is not in the market. Takes a new one when there is one.
 
-        Then requests under way have no state: nothing of them is offered, and nothing was, from the pages they have.
+        Requests that began before the engine joined have no state, and nothing of them is offered.
         """
         if self._control is None and self._rejoin is not None:
             self._control = self._rejoin.take()
         return self._control
 
     def _catch_up(self, promises: bool = True) -> None:
-        """Offer all that is back; then requests that are over keep no promise, where `promises` may go."""
+        """Run the deferred work; then, where `promises`, settle the promises of finished requests."""
         self._deferred.run()
         if promises and self._control is not None:
             self._in_flight.end(self._control)
 
-    def _heed_weights(self, done: StepDone) -> None:
-        """Leave the market when a step computed with other weights than those that the market knows."""
+    def _check_weights(self, done: StepDone) -> None:
+        """Leave the market when a step computed with other weights than those in the engine's fingerprint."""
         if self._rejoin is not None and self._rejoin.changed(done.step, done.weights):
             self.fail("weights changed")
             control, self._control = self._control, None
             self._rejoin.leave(control, done.step, done.weights)
 
-    def _take_off(self, load: Load, state: RequestState) -> None:
-        """A load is planned and its pages are retired. One import per request, ever."""
+    def _put_in_flight(self, load: Load, state: RequestState) -> None:
+        """Put a planned load in flight; its pages are retired. A request has one import at most."""
         state.imported = True
         if load.hit is not None and self._control is not None:
-            self._loads.take_off(load, load.hit.first, state, self._control.generations)
+            self._loads.put_in_flight(load, load.hit.first, state, self._control.generations)
             self._deferred.add(lambda: self._reuse.watch(load.slots.tolist()))
 
     def _completed(self, control: ControlHalf, output: Any) -> Iterator[Written]:
-        """The blocks that become whole with the tokens scheduled in this step, generations captured now."""
+        """The blocks that become whole with the tokens scheduled in this step, with their generations as of now."""
         for state, first, slots in outputs.completed(output, self._states, self._block_size, self._speculates):
             self._reuse.watch(slots)
             yield Written(state, first, slots, control.generations(slots))
 
     def _offer(self, state: RequestState, first: int, slots: Sequence[int] | Slots, generations: UInt64s) -> None:
-        """Offer whole blocks, as many as have all their tokens (a request may have stopped in the middle of a step)."""
+        """Offer those of the blocks that have all their tokens: a request may stop in the middle of a step."""
         if self._control is None or not self._offers or not len(slots):
             return
         tokens = state.tokens((first + len(slots)) * self._block_size)

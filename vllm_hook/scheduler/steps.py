@@ -1,7 +1,7 @@
-"""Steps in flight: which blocks each dispatched step completes, kept until that very step has come back.
+"""Steps in flight: which blocks each dispatched step completes, kept until the output of that step is back.
 
 vLLM advances its counters and hashes blocks when a step is *scheduled*; with asynchronous scheduling several steps are
-under way. A block may be offered only when the output of the step that wrote it is back; in between it waits here.
+in flight. A block may be offered only when the output of the step that wrote it is back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vllm_hook.scheduler.requests import RequestState
 
 @dataclass(slots=True)
 class Written:
-    """Whole blocks `first`, ... of a request that one step completes: their slots, and the generations at dispatch."""
+    """Whole blocks `first`, ... of a request that one step completes, with their slots and generations at dispatch."""
 
     state: RequestState
     first: int
@@ -29,10 +29,10 @@ class Steps:
 
     def __init__(self) -> None:
         self._next = 1
-        self._computing = 0  # the last step that has tokens
-        self._rested = False  # whether there was nothing to compute of late
-        self._woke = 0  # the last step with which the device began to compute, after a rest
-        self._back = 0  # the last step that came back
+        self._computing = 0  # the last dispatched step that has tokens
+        self._rested = False  # whether the device has had nothing to compute
+        self._woke = 0  # the last step that the idle device began with
+        self._back = 0  # the last step that is back
         self._queue: deque[tuple[int, list[Written]]] = deque()
 
     def __len__(self) -> int:
@@ -40,14 +40,14 @@ class Steps:
 
     @property
     def computing(self) -> bool:
-        """Whether a step with tokens is in flight: the device has something to do."""
+        """Whether a step with tokens is in flight: the device computes."""
         return self._computing > self._back
 
     @property
     def waking(self) -> bool:
-        """Whether the device has just begun to compute, after a rest: somebody waits for what comes first.
+        """Whether the idle device has just begun to compute, so that a user waits for a first token.
 
-        Until that step is back, but for two more steps at most.
+        True until that first step is back, and for two more dispatched steps at most.
         """
         return self._back < self._woke and self._next <= self._woke + 2
 
@@ -57,7 +57,7 @@ class Steps:
         return self._next
 
     def dispatch(self, written: list[Written], tokens: bool = True) -> int:
-        """Number the step that is about to be dispatched and keep what it completes; `tokens`: it computes any."""
+        """Number the step that is about to be dispatched and keep its blocks; `tokens`: whether it computes any."""
         number = self._next
         self._next += 1
         if tokens:
@@ -70,17 +70,17 @@ class Steps:
         return number
 
     def rest(self) -> None:
-        """Nothing computes now: somebody waits for the next step with tokens, which wakes the device."""
+        """Note that the device is idle: the next step with tokens counts as `waking`."""
         self._rested = True
 
     def through(self, number: int) -> Iterator[Written]:
-        """Take out what steps up to `number` have completed: vLLM hands outputs back in the order of dispatch."""
+        """Remove and return the blocks of all steps up to `number`: outputs come back in the order of dispatch."""
         self._back = max(self._back, number)
         while self._queue and self._queue[0][0] <= number:
             yield from self._queue.popleft()[1]
 
     def discard(self, bad: set[int]) -> None:
-        """Forget what rests on a page in `bad`, which failed to load: what was computed from it does not count."""
+        """Forget blocks of requests that have a page in `bad`: it failed to load, and they were computed from it."""
         for _, written in self._queue:
             written[:] = [one for one in written if bad.isdisjoint(one.state.slots)]
 

@@ -1,1 +1,1 @@
-"""A worker's side: its pages, the weights that computed them, and loads under way."""
+"""The worker side: a rank's pages, the weights that computed them, and loads in flight."""

@@ -1,8 +1,8 @@
-"""Hears of what may change a model's weights in vLLM's worker, which tells no connector.
+"""Notifies listeners before vLLM's worker may change its model's weights: vLLM tells no connector of that.
 
-The methods of the worker's class are wrapped (``collective_rpc`` finds them by name), those of the operator's extension
-of it among them, and ``load_weights`` of the model itself, which code that is sent over ``collective_rpc`` calls. Such
-code is not heard where it writes into parameters itself.
+Wrapped are methods of the worker class (``collective_rpc`` finds them by name), those of the operator's worker
+extension included, and ``load_weights`` of the model, which code sent over ``collective_rpc`` may call. Code that
+writes into parameters directly is not noticed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARK = "_kvmarket_listeners"
 
 
 class Listener(Protocol):
-    """Who hears of a worker of vLLM."""
+    """An object that is notified of events of vLLM's worker."""
 
     def ready(self, worker: Any) -> None:
         """The worker has its model."""
@@ -42,7 +42,7 @@ class Listener(Protocol):
 
 
 def watch(parallel_config: Any, listener: Listener) -> None:
-    """Have `listener` hear of this process's worker, for as long as somebody else holds it."""
+    """Notify `listener` of this process's worker. It is held by a weak reference: the caller must keep it alive."""
     worker = _named(parallel_config.worker_cls)
     if _MARK not in vars(worker):
         setattr(worker, _MARK, weakref.WeakSet())
@@ -55,7 +55,7 @@ def watch(parallel_config: Any, listener: Listener) -> None:
 
 
 def follow_loads(model: Any, listener: Listener, worker: Any) -> None:
-    """Have `listener` hear of weights that are loaded into this model by whoever has got hold of it."""
+    """Call `listener.changing(worker)` before ``model.load_weights``, whoever calls that. Both are held weakly."""
     load = getattr(model, "load_weights", None)
     if load is None:
         return
@@ -72,14 +72,14 @@ def follow_loads(model: Any, listener: Listener, worker: Any) -> None:
 
 
 def _named(name: str) -> type[Any]:
-    """The class of this qualified name."""
+    """Import the class with this qualified name."""
     module, _, attribute = name.rpartition(".")
     found: type[Any] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def _precede(worker_class: type[Any], name: str, event: str) -> None:
-    """Wrap a method, where the class has it: the listeners hear of `event` before it runs."""
+    """Wrap a method, if the class has it: `event` of each listener is called before the method runs."""
     method = inspect.getattr_static(worker_class, name, None)
     if not inspect.isfunction(method):
         return

@@ -1,4 +1,4 @@
-"""vLLM's KV tensors as one paged cache whose canonical byte order is the physical one."""
+"""vLLM's KV tensors as one `PagedCache`, in which the bytes of a page are ordered as they lie in memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from kvmarket.layout.paged import PagedCache
 
 
 class Pages:
-    """The pages of one rank: `cache`, and `shape`, a text that is equal only for equal meaning of equal bytes."""
+    """The pages of one rank: `cache`, and the text `shape`. Where `shape` is equal, equal bytes mean the same KV."""
 
     def __init__(self, kv_caches: Mapping[str, torch.Tensor], kv_cache_config: Any) -> None:
-        """Find the dimension that counts blocks in each layer's tensor; the others are put in the order of strides.
+        """Take the KV tensors by layer name; layers that share a tensor count once.
 
-        Layers that share a tensor count once. Raises LayoutError for what is no plain array of pages.
+        In each tensor the block dimension is moved to the front, and the others are ordered by stride. Raises
+        LayoutError for a tensor that is no plain array of pages.
         """
         (group,) = kv_cache_config.kv_cache_groups
         spec = group.kv_cache_spec
@@ -38,10 +39,10 @@ class Pages:
 
 
 def page_view(tensor: torch.Tensor, blocks: int, page_bytes: int) -> tuple[torch.Tensor, str]:
-    """`tensor` as (blocks, ...), the other dimensions from the largest stride to the smallest; and what they were.
+    """A view of `tensor` as (blocks, ...), the other dimensions by falling stride; and a text that describes them.
 
-    No copy. vLLM's attention kernels may use smaller blocks than its manager, `ratio` to one: those become a dimension
-    of the page. Raises LayoutError when a page's elements are not all the bytes that vLLM says a page has.
+    No copy. Where attention kernels use smaller blocks than vLLM's block manager, several to one, the smaller blocks
+    become a dimension of the page. Raises LayoutError when a page's elements are not all of its `page_bytes` bytes.
     """
     dim = _block_dim(tensor, blocks)
     ratio = tensor.shape[dim] // blocks
@@ -59,7 +60,7 @@ def page_view(tensor: torch.Tensor, blocks: int, page_bytes: int) -> tuple[torch
 
 
 def _block_dim(tensor: torch.Tensor, blocks: int) -> int:
-    """The dimension that counts blocks: the first, or the second when K and V are the first."""
+    """The index of the block dimension: 0, or 1 where dimension 0 is K and V. Raises LayoutError without one."""
     pair = tensor.ndim > 1 and tensor.shape[0] == 2 and tensor.shape[1] % blocks == 0
     if tensor.shape[0] % blocks == 0 and not (pair and blocks <= 2):
         return 0

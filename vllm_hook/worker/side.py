@@ -1,4 +1,8 @@
-"""The worker side of one rank: shares the engine's pages, and fetches peers' blocks into them. No tokens here."""
+"""The worker side of one rank: shares the rank's pages, and fetches peers' blocks into them. It sees no tokens.
+
+KVMarketConnector calls it on the thread that runs the worker's steps. After an exception it calls `refuse`, or, for an
+exception of `start` and `poll`, `failed`.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,13 @@ from vllm_hook.worker.weights import RankWeights, name_for, names_of
 GONE = "a peer's blocks were gone, or could not be read"
 OTHER_WEIGHTS = "the weights were changed before the blocks were there"
 
-LOOKOUT_SECONDS = 0.002  # an engine core with nothing but loads under way sleeps for 1 ms between its steps
-LOOK_SECONDS = 50e-6
-SLOWER = 1.05  # than the fastest of late a load may be and still count as it was: others were seen late, or had company
+LOOKOUT_SECONDS = 0.002  # vLLM's engine core sleeps for 1 ms between steps when it has only loads in flight
+LOOK_SECONDS = 50e-6  # between two looks
+SLOWER = 1.05  # the kept pace rises by this factor at most with a slower load, which was seen late or shared the link
 
 
 class WorkerSide:
-    """One rank's reader. A load always ends: its request is finished then, and the pages it could not fill are bad."""
+    """Runs the loads of one rank. Every load ends: then its request is finished, and pages it did not fill are bad."""
 
     def __init__(self, vllm_config: Any, kv_cache_config: Any, refusal: str = "", programs: int | None = None) -> None:
         self._programs = programs
@@ -39,21 +43,21 @@ class WorkerSide:
         self._data: DataHalf | None = None
         self._rank = 0
         self._weights = self.make_weights()
-        self._computing_with = ""  # the name of the weights of the step under way
+        self._computing_with = ""  # the name of the weights of the current step
         self._unstarted: list[Load] = []
-        self._ahead: dict[str, Fetch] = {}  # loads that were started before their step came, by request
-        self._moving: list[tuple[Load, Fetch, str]] = []  # and the weights that the blocks were computed with
+        self._ahead: dict[str, Fetch] = {}  # loads started before their step, by request
+        self._moving: list[tuple[Load, Fetch, str]] = []  # loads in flight, each with the weights of its blocks
         self._unreachable: list[str] = []
-        self._finished: dict[str, bool] = {}  # requests whose load has ended, and whether it was whole
-        self._told: dict[str, bool] = {}  # those of the last step
+        self._finished: dict[str, bool] = {}  # requests whose load has ended: whether it filled all pages
+        self._told: dict[str, bool] = {}  # those that `take_finished` returned last
         self._bad: set[int] = set()
         self._seconds: list[float] = []
-        self._pace = 0.0  # seconds a page, of the fastest load of late
-        self._in_lockstep = False  # with engines whose steps wait for ours
-        self.alone = False  # whether no other connector of the engine has work on the pages: set by who knows
+        self._pace = 0.0  # seconds a page, of the fastest recent load
+        self._in_lockstep = False  # whether other engines' steps wait for ours (data parallelism)
+        self.alone = False  # whether the engine has no other connector; the connector sets it
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
-        """Share the engine's pages: CPU tensors move into shared memory in place, CUDA memory is exported once."""
+        """Share the rank's pages: CPU tensors are moved into shared memory in place, CUDA memory is exported once."""
         if any(cache.device.type == "cpu" for cache in kv_caches.values()):
             compat.prepare_cpu_worker()
         if self._refusal:
@@ -64,21 +68,21 @@ class WorkerSide:
         changes.watch(self._vllm_config.parallel_config, self._weights)
 
     def make_data_half(self, pages: Pages) -> DataHalf:
-        """The data half of the market over these pages."""
+        """Make the market's data half over these pages."""
         self._rank = facts.rank_of()
         return DataHalf(pages.cache, self._rank, on_unreachable=self._unreachable.append, programs=self._programs)
 
     def make_weights(self) -> RankWeights:
-        """What names this rank's weights."""
+        """Make the object that names this rank's weights."""
         return RankWeights()
 
     def refuse(self, reason: str) -> None:
-        """Take no part, for this reason."""
+        """Take no part in the market, for this reason; the first reason is kept."""
         self._refusal = self._refusal or reason
         self._data = None
 
     def handshake(self) -> RankMemory:
-        """What the scheduler must know of this rank, or why it takes no part."""
+        """This rank's memory and facts for the scheduler, or the reason why it takes no part."""
         if self._data is not None and (reason := limits.refusal_by_weights(self._vllm_config, self._weights.loaded)):
             self.refuse(reason)
         if self._data is None or self._pages is None:
@@ -95,33 +99,34 @@ class WorkerSide:
         )
 
     def start_now(self, load: Load) -> None:
-        """Start a load ahead of the step that brings it; on the thread that steps.
+        """Start a load before the step that brings it; call it on the thread that runs the steps.
 
-        Not where another connector may still have to read, as that step begins, what its pages held before.
+        Call it only if `alone`: another connector might read the pages' old content when that step begins. If it
+        raises, the step starts the load.
         """
         if self._data is not None and load.hit is not None:
-            with Guard("start_now", lambda _: None):  # its step starts it then
+            with Guard("start_now", lambda _: None):  # the step starts the load
                 self._ahead[load.request_id] = self._data.fetch(load.hit, load.slots)
 
     def begin(self) -> None:
-        """A step begins: it computes with the weights as they are now."""
+        """A step begins: note the weights with which it computes."""
         self._computing_with = self._weights.name()
 
     def done(self, step: StepMetadata) -> StepDone:
-        """What the scheduler must hear of this step, once it has been launched."""
+        """The `StepDone` of a step that has been launched; takes the pools found unreachable."""
         weights = names_of(self._rank, self._computing_with)
         return StepDone(step.step, unreachable=self.take_unreachable(), weights=weights)
 
     def start(self, step: StepMetadata) -> None:
-        """Start the step's loads; returns at once."""
-        self._unstarted.extend(step.loads)  # first: whatever raises, they will be ended
+        """Start the step's loads, and forget pools that are gone; does not wait for the loads."""
+        self._unstarted.extend(step.loads)  # first, so that `failed` ends them after an exception
         if step.gone and self._data is not None:
             self._data.forget(step.gone)
         weights = name_for(self._rank, step.weights)
         while self._unstarted:
             load = self._unstarted[0]
             ahead = self._ahead.pop(load.request_id, None)
-            if ahead is not None:  # whatever has changed since, it lands before its pages are written by others
+            if ahead is not None:  # it runs already; others may write its pages only after it has ended
                 self._moving.append((self._unstarted.pop(0), ahead, weights))
             elif load.hit is None or self._data is None:
                 reason = "offers were taken down before the load" if load.hit is None else "the worker takes no part"
@@ -133,11 +138,11 @@ class WorkerSide:
                 self._moving.append((self._unstarted.pop(0), moved, weights))
 
     def poll(self, step: StepMetadata | None = None) -> None:
-        """Look which loads have ended; waits only where nothing else is going on.
+        """End the loads that have ended. In an idle step, wait a moment for one to end.
 
-        Empty steps would see the end of a load late, by 1 ms and more in an engine core of its own. So they look out
-        for it, each for `LOOKOUT_SECONDS`; where a load may end soon after that, until it was to end and so long after.
-        A step that brought loads only looks out for those that are known to be short.
+        The engine core sleeps 1 ms or more between empty steps and would see the end of a load late. So an empty step
+        waits for it: for `LOOKOUT_SECONDS`, or, where a load is expected to end within twice that, until that long
+        after the expected end. A step that brought loads waits only for those that are expected to be short.
         """
         self._look()
         if not (step and step.idle and self._moving) or self._finished or self._in_lockstep:
@@ -151,12 +156,12 @@ class WorkerSide:
             self._look()
 
     def _soon(self) -> float:
-        """Seconds until a load under way may have ended, if it is as fast as the fastest of late."""
+        """Seconds until the first load in flight is expected to end, at the pace of the fastest recent load."""
         ends = (moved.begun + self._pace * len(load.slots) for load, moved, _ in self._moving)
         return max(0.0, min(ends) - time.perf_counter())
 
     def _look(self) -> None:
-        """End the loads that have ended. One that raises is looked at last from then on: the others end."""
+        """End the loads that have ended. A load whose check raises is checked last from then on, so the others end."""
         moving, self._moving = self._moving, []
         try:
             while moving:
@@ -165,7 +170,7 @@ class WorkerSide:
                     self._moving.append(moving.pop())
                     continue
                 good, stale = moved.wait(), weights != self._computing_with
-                moving.pop()  # first: it must not end twice
+                moving.pop()  # before `_end`: a load must not end twice
                 self._end(load, 0 if stale else good, OTHER_WEIGHTS if stale else GONE)
                 if moved.seconds and not stale:
                     self._seconds.append(moved.seconds)
@@ -176,48 +181,48 @@ class WorkerSide:
             self._moving = [*moving[-1:], *self._moving, *moving[:-1]]
 
     def failed(self, reason: str) -> None:
-        """Something raised while loads were started: those that were not are computed instead."""
+        """An exception was raised while loads were started: end those not started; vLLM computes their blocks."""
         while self._unstarted:
             load = self._unstarted.pop()
             if ahead := self._ahead.pop(load.request_id, None):
-                ahead.wait()  # who computes its blocks must not be overwritten
+                ahead.wait()  # a late copy must not overwrite computed blocks
             self._end(load, 0, "the load could not be started")
 
     def take_finished(self) -> set[str]:
-        """The requests whose load has ended since the last call."""
+        """The requests whose load has ended, successful or not, since the last call."""
         self._told, self._finished = self._finished, {}
         return set(self._told)
 
     def landed(self) -> set[str]:
-        """The requests whose load has landed whole, with the step launched last or since; on the thread that steps."""
+        """Requests whose load filled all pages, in the last step or since. Call it on the thread of the steps."""
         self.begin()  # the weights may have changed since that step
         self._look()
         return {request_id for request_id, whole in (self._told | self._finished).items() if whole}
 
     def take_unreachable(self) -> tuple[str, ...]:
-        """The pools that could not be mapped, since the last call."""
+        """The pools that could not be mapped since the last call."""
         unreachable = tuple(self._unreachable)
         self._unreachable.clear()
         return unreachable
 
     def take_bad(self) -> set[int]:
-        """The pages that loads could not fill, since the last call."""
+        """The pages that loads could not fill since the last call."""
         bad, self._bad = self._bad, set()
         return bad
 
     def take_seconds(self) -> list[float]:
-        """How long each fetch took that ended since the last call."""
+        """The seconds of each fetch that has ended since the last call."""
         seconds, self._seconds = self._seconds, []
         return seconds
 
     def close(self) -> None:
-        """Let go of peers' memory and of our own."""
+        """Unmap peers' memory and stop sharing our own."""
         if self._data is not None:
             self._data.close()
             self._data = None
 
     def _end(self, load: Load, good: int, reason: str = GONE) -> None:
-        """A load is over: all pages beyond the first `good` ones are bad, for this reason."""
+        """End a load: all its pages after the first `good` are bad, and counted as lost for this reason."""
         self._bad.update(load.slots[good:].tolist())
         self._finished[load.request_id] = good == len(load.slots)
         if good < len(load.slots):

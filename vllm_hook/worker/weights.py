@@ -1,7 +1,7 @@
-"""Which weights a rank computes with, and whether its engine's prefix cache holds blocks of one kind of weights only.
+"""Which weights a rank computes with, and whether all blocks of the engine's prefix cache were computed with them.
 
-The worker names its weights in every step's output. So a step that computed with other weights offers nothing under
-the old name, however the weights were changed, and whoever knew of it.
+The worker names its weights in every step's output. So blocks of a step that computed with changed weights are never
+offered under the old name, whatever changed the weights.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from vllm_hook.identity.naming import UNKNOWN, name_as_loaded
 from vllm_hook.identity.tensors import checksum_of
 from vllm_hook.worker.changes import follow_loads
 
-Names: TypeAlias = tuple[tuple[int, str], ...]  # rank and name of its weights, by rank; without ranks as they started
+Names: TypeAlias = tuple[tuple[int, str], ...]  # (rank, name) of ranks whose weights have changed
 _NO_NAME = "?"
 
 
 class RankWeights:
-    """The weights of one rank: `name` is empty while they are those of the start, else it says what they hold.
+    """Names the weights of one rank: `name` is empty while they equal those loaded at the start, else a checksum.
 
-    Equal names mean equal bytes. Where they cannot be read, every change gives a name that nobody else ever has.
-    `loaded` says what those of the start are, once the worker is ready.
+    Equal names mean equal bytes. Where the weights cannot be read, every change gives a unique name. `loaded` names the
+    weights of the start, from the moment when the worker is ready.
     """
 
     def __init__(self, checksum: Callable[[torch.nn.Module], str] | None = None) -> None:
         self._checksum = checksum or checksum_of
         self._start: str | None = None
-        self._worker: Any = None  # whose weights may have changed since they were read
+        self._worker: Any = None  # the worker, while its weights may differ from `_name`
         self._name = ""
         self.loaded = UNKNOWN
 
     def ready(self, worker: Any) -> None:
-        """The worker has its model: name what it has loaded, and hear of weights that are loaded into it from now on.
+        """The worker has loaded its model: name its weights, and follow later loads into it.
 
-        Called once more, when a worker warms up again, it leaves the name of the start alone.
+        A second call, when a worker warms up again, keeps the name of the start.
         """
         with Guard("ready", self._unknown):
             follow_loads(worker.get_model(), self, worker)
@@ -47,9 +47,9 @@ class RankWeights:
                 self.loaded = name_as_loaded(worker.get_model(), worker)
 
     def changing(self, worker: Any) -> None:
-        """To be called before anything that may change the weights of vLLM's worker.
+        """Note that the weights of vLLM's worker may change; call it before they do.
 
-        Reads all of them the first time, to know what they were at the start, and waits for that.
+        The first call reads all weights, to know those of the start, and waits for that.
         """
         with Guard("changing", self._unknown):
             if self._start is None:
@@ -57,7 +57,7 @@ class RankWeights:
             self._worker = worker
 
     def name(self) -> str:
-        """The name as of now: to be asked before each step. Reads the weights where they may have changed."""
+        """The current name; call it before each step. Reads all weights if they may have changed since the last."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
             with Guard("name", self._unknown):
@@ -71,43 +71,43 @@ class RankWeights:
         return self._name
 
     def _unknown(self, _: str) -> None:
-        """Take a name that nobody has, and nobody will."""
+        """Take a unique name: it equals no other engine's, now or later."""
         self._start = self._start or ""
         self._name = f"{_NO_NAME}{uuid.uuid4().hex}"
 
 
 def have_names(weights: Names) -> bool:
-    """Whether other engines can have weights of these names."""
+    """Whether other engines can have these weights: none of them has a unique name."""
     return not any(name.startswith(_NO_NAME) for _, name in weights)
 
 
 class CacheWeights:
-    """Of which weights the blocks in the engine's own prefix cache are: fed by the scheduler, step by step."""
+    """With which weights the blocks in the engine's prefix cache were computed; the scheduler tells it each step."""
 
     def __init__(self) -> None:
         self._first = 1  # the first step whose blocks the cache may hold
         self._seen: set[Names] = set()
 
     def emptied(self, step: int) -> None:
-        """The cache was emptied; the next step to be dispatched is `step`."""
+        """Note that the cache was emptied; `step` is the next step to be dispatched."""
         self._first = step
         self._seen.clear()
 
     def computed(self, step: int, weights: Names) -> None:
-        """A step has come back that computed with these weights."""
+        """Note that this step is back and computed with these weights."""
         if step >= self._first:
             self._seen.add(weights)
 
     def only(self, weights: Names) -> bool:
-        """Whether all that the cache may hold was computed with these weights, and a step has shown it."""
+        """Whether all steps since the cache was emptied, at least one, computed with these weights."""
         return self._seen == {weights}
 
 
 def names_of(rank: int, name: str) -> Names:
-    """What one rank says of its weights."""
+    """One rank's weights as `Names`; empty while `name` is."""
     return ((rank, name),) if name else ()
 
 
 def name_for(rank: int, weights: Names) -> str:
-    """What the engine's scheduler believes of one rank's weights."""
+    """The name of one rank's weights in `weights`; empty if the rank is not in it."""
     return dict(weights).get(rank, "")

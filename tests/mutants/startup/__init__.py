@@ -1,1 +1,1 @@
-"""The folder that is put on the path of Python processes which run a mutant."""
+"""This folder is on the import path of Python processes that run a mutant: Python imports sitecustomize.py."""

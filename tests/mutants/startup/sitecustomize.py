@@ -1,6 +1,6 @@
-"""Load a mutant in its module's place. Python imports this file at its start where this folder is on its path.
+"""Loads a mutant in place of its module. Python imports this file at its start if this folder is on its path.
 
-The variable ``KVMARKET_MUTANT`` holds a module's name, the file of its mutated source, and its own file, one a line.
+The variable ``KVMARKET_MUTANT`` has three lines: the module's name, the file of the mutated source, its own file.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import warnings
 from pathlib import Path
 
 VARIABLE = "KVMARKET_MUTANT"
-loaded: list[str] = []  # the mutated module's name, once it was loaded in this process
+loaded: list[str] = []  # the mutated module's name, once it is loaded in this process
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
-    """Loads the mutated source; the module believes that it came from its own file."""
+    """Loads the mutated source; the module's ``__file__`` is that of the module."""
 
     def __init__(self, name: str, path: str, mutated: str) -> None:
         super().__init__(name, path)
@@ -45,7 +45,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """Have the module that the variable names loaded from its mutated source; without the variable do nothing."""
+    """Have the module in the variable loaded from its mutated source; without the variable do nothing."""
     if said := os.environ.get(VARIABLE):
         sys.meta_path.insert(0, _Finder(*said.split("\n")))
 

@@ -1,4 +1,4 @@
-"""Small tries that have what large ones have."""
+"""Makes small tries use the structures of large ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from kvmarket.registry.trie import children, node
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nodes with a few children keep them as nodes with thousands of them do."""
+    """Nodes with more than two children store them as nodes with thousands do."""
     monkeypatch.setattr(node, "WIDE", 2)
     monkeypatch.setattr(children, "SHARD", 2)

@@ -1,4 +1,4 @@
-"""What a trie holds, told in the same words for every trie."""
+"""The contents of a trie in a form that can be compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from kvmarket.registry.trie.prefix_trie import PrefixTrie
 
 
 class SmallNodes(PrefixTrie):
-    """Long runs are cut into several nodes already in short tests."""
+    """A trie with short nodes, so that short tests have runs of several nodes."""
 
     NODE_BLOCKS = 3
 

@@ -1,4 +1,4 @@
-"""The node whose engines the tests of this folder share, with each version of vLLM that there is."""
+"""The node whose engines the tests of this folder share, once for each version of vLLM to test."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.vllm_hook.engines.versions import INSTALLED, interpreters
 
 @pytest.fixture(scope="package", params=interpreters())
 def node(request: pytest.FixtureRequest) -> Iterator[Node]:
-    """Four engines, in use by all tests of the package; nothing of them may be left in the end."""
+    """A node with four engines for all tests of the package; they must leave no files or processes behind."""
     python = interpreters()[request.param]
     if request.param == INSTALLED and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     with tempfile.TemporaryDirectory(prefix="kvm-", dir="/tmp") as folder:
-        adapters = request.param == INSTALLED and not GPUS  # 0.26 reloads no weights where there may be adapters
+        adapters = request.param == INSTALLED and not GPUS  # vLLM 0.26 cannot reload weights with adapters enabled
         found = Node(Path(folder), python, adapters)
         try:
             for engine in [found.start(name) for name in ("a", "b", "c", "plain")]:

@@ -1,4 +1,4 @@
-"""Connectors for the tests' engines: with a gate in front of loads, with weights that show, or just in the way."""
+"""Connectors for the tests' engines: one can hold loads, one sees the weights, one takes the page callbacks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vllm_hook.worker.weights import RankWeights, checksum_of
 
 
 def checksum_of_the_rest(model: torch.nn.Module) -> str:
-    """Of what vLLM's CPU build does not hide: embeddings and norms, by which the tests' weights can be told apart."""
+    """A checksum of the weights that vLLM's CPU build shows, embeddings and norms: the tests' weights differ there."""
     shown = [module for name, module in model.named_modules() if name.endswith(("norm", "embed_tokens"))]
     return checksum_of(torch.nn.ModuleList(shown))
 
 
 class SeenWorker(WorkerSide):
-    """Names the model's weights on the CPU build too."""
+    """A worker side that can name the model's weights on the CPU build too."""
 
     def make_weights(self) -> RankWeights:
         return RankWeights(checksum_of_the_rest)
@@ -36,12 +36,12 @@ class SeenConnector(KVMarketConnector):
 
 
 class GatedWorker(SeenWorker):
-    """While the file named by KVMARKET_TEST_GATE exists, loads wait; a file beside it says that one does."""
+    """Holds loads while the file named by KVMARKET_TEST_GATE exists; then a file beside it says that a load waits."""
 
     held: tuple[StepMetadata, ...] = ()
 
     def start_now(self, load: Load) -> None:
-        """Not ahead of its step: `start` has the gate."""
+        """Do nothing: loads start in `start`, which has the gate."""
 
     def start(self, step: StepMetadata) -> None:
         gate = Path(os.environ["KVMARKET_TEST_GATE"])
@@ -67,11 +67,11 @@ class GatedConnector(KVMarketConnector):
 
 
 class NoMetadata(KVConnectorMetadata):
-    """Nothing to tell the worker."""
+    """Empty metadata."""
 
 
 class WatchingConnector(KVConnectorBase_V1, SupportsHMA):
-    """Shares nothing, but watches every page that a request is given: a page has one watcher, and this one takes it."""
+    """Shares nothing, but sets the reuse callback of every page of a request: a page has only one callback."""
 
     pool: Any = None
 
@@ -85,7 +85,7 @@ class WatchingConnector(KVConnectorBase_V1, SupportsHMA):
             self.pool.unpin_blocks(pages, self.reused)
 
     def reused(self, block: Any) -> None:
-        """Nothing is done about it."""
+        """Do nothing."""
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int, bool]:
         return 0, False

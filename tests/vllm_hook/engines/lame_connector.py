@@ -1,4 +1,4 @@
-"""The connector of an engine whose rank 1 cannot load: while the file named by KVMARKET_TEST_GATE exists, it fails."""
+"""A connector whose loads fail on rank 1 while the file named by KVMARKET_TEST_GATE exists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_hook.worker.side import WorkerSide
 
 
 class LameWorker(WorkerSide):
-    """Loads nothing on rank 1 while the gate exists."""
+    """Drops the hit of every load on rank 1 while the file exists, so that the load fails."""
 
     def start(self, step: StepMetadata) -> None:
         if step.loads and facts.rank_of() == 1 and Path(os.environ["KVMARKET_TEST_GATE"]).exists():

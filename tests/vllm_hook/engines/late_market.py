@@ -1,4 +1,4 @@
-"""A market that lets an engine in when a test says so, and one whose service is of another version."""
+"""A fake market that an engine can join only when the test allows it, and a real service of another version."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def until(true: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 class LateMarket:
-    """A market that lets an engine in when `closed` is empty; until then an attempt raises what is in it."""
+    """A market that an engine can join when `closed` is empty; until then an attempt raises an exception from it."""
 
     def __init__(self, *closed: Exception) -> None:
         self.closed = list(closed)
@@ -57,7 +57,7 @@ class LateMarket:
         return self.side.join(memory, self.connect, self.joined.append, self.heard.append)  # type: ignore[arg-type]
 
     def open(self) -> FakeControl:
-        """The market lets the engine in, which has not looked yet."""
+        """Let the engine join; the scheduler side has not taken the control half yet."""
         self.closed.clear()
         until(lambda: self.joined)
         return self.joined[-1]
@@ -84,7 +84,7 @@ service.close()
 
 @contextmanager
 def service_of_another_version(address: str) -> Iterator[None]:
-    """The service of a market, in a process of its own, of another version; it ends at the end."""
+    """Run a service with another protocol version in a process of its own, until the block ends."""
     with subprocess.Popen([sys.executable, "-c", OTHER_VERSION, address], stdout=subprocess.PIPE) as service:
         try:
             assert service.stdout is not None and service.stdout.readline() == b"up\n"

@@ -1,4 +1,4 @@
-"""A tiny Llama with random weights of a fixed seed, saved where vLLM can load it."""
+"""Tiny models and an adapter with random weights from a fixed seed, saved for vLLM to load."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ BLOCK = 32
 def save_tiny_llama(
     folder: Path, layers: int = 3, rope_theta: float = 10000.0, vocab: int = VOCAB, spread: float = 0.2, seed: int = 0
 ) -> str:
-    """Build and save the model; float32, so that greedy tokens do not hang on how a prefill was cut up.
+    """Save a Llama in float32, so that greedy tokens do not depend on how a prefill is chunked; returns its path.
 
-    With few tokens in its vocabulary and weights of a small `spread` it repeats itself now and then.
+    With a small vocabulary and a small `spread` of its weights the model repeats tokens now and then.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -40,7 +40,7 @@ def save_tiny_llama(
 
 
 def save_tiny_hybrid(folder: Path) -> str:
-    """Build and save a Qwen3-Next: three layers with a recurrent state to one with attention; bfloat16."""
+    """Save a Qwen3-Next in bfloat16: three layers with a recurrent state for each one with attention."""
     import torch
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
@@ -72,7 +72,7 @@ def save_tiny_hybrid(folder: Path) -> str:
 
 
 def save_tiny_adapter(folder: Path, layers: int = 3) -> str:
-    """Save a LoRA adapter for the model, strong enough to change what it says."""
+    """Save a LoRA adapter for the Llama, strong enough to change its tokens."""
     import torch
     from safetensors.torch import save_file
 
@@ -90,9 +90,9 @@ def save_tiny_adapter(folder: Path, layers: int = 3) -> str:
 
 
 def llm_options() -> dict[str, object]:
-    """Arguments of ``vllm.LLM``: little memory, 63 usable pages of 32 tokens; with CUDA graphs where there are GPUs.
+    """Arguments of ``vllm.LLM``: little memory, 63 usable pages of 32 tokens; CUDA graphs on GPUs.
 
-    There vLLM must not measure how much memory is left: other engines of a test come and go meanwhile.
+    On GPUs the size of the cache is given: vLLM must not measure free memory while other engines start and end.
     """
     graphs = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 64 << 20}
     device = graphs if GPUS else {"enforce_eager": True}

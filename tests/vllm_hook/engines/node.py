@@ -15,7 +15,7 @@ from kvmarket.registry.protocol.address import Address
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_adapter, save_tiny_llama
 
 CONNECTORS = Path(__file__).resolve().parent  # engines import their modules from here
-VISIBLE = 1.0  # seconds after which an offer has surely reached the market, on a busy machine too
+VISIBLE = 1.0  # seconds after which an offer is surely visible, also on a busy machine
 
 
 def whole(tokens: int) -> int:
@@ -24,10 +24,10 @@ def whole(tokens: int) -> int:
 
 @dataclass
 class Node:
-    """Engines by name: `a`; `b`, the connector as it is; `c`, with a gate; `plain`, without a connector.
+    """Engines by name: `a`; `b`, with the unchanged connector; `c`, with a gate; `plain`, without a connector.
 
-    On a machine with GPUs they run there, with CUDA graphs: `b` on another GPU than `a` where there are two. Steps of
-    `b` overlap. `adapters` says whether they take LoRA adapters.
+    On a machine with GPUs they run there, with CUDA graphs; with two GPUs, `b` is not on that of `a`. Steps of `b`
+    overlap. `adapters`: whether the engines accept LoRA adapters.
     """
 
     folder: Path
@@ -50,11 +50,11 @@ class Node:
             raise AttributeError(name) from None
 
     def start(self, name: str) -> EngineProcess:
-        """Start one of the engines, also one that was killed; `wait` says when it is up."""
+        """Start one of the engines, also one that was killed, without waiting: call `wait` on it."""
         if name in self.engines:
             self.engines[name].close()
         beside = {"kv_connector": "WatchingConnector", "kv_connector_module_path": "connectors"}
-        overlap = not GPUS and self.python == sys.executable  # 0.26 waits for a step all the same
+        overlap = not GPUS and self.python == sys.executable  # vLLM 0.26 waits for each step in any case
         gpu, seed, more = {
             "a": (0, "1", {"module": "connectors", "connector": "SeenConnector"}),
             "b": (1, "2", {"module": "", "stats": True, "overlap": overlap}),
@@ -79,24 +79,24 @@ class Node:
             engine.close()
 
     def waiting(self) -> Path:
-        """The file that says that a load waits at the gate."""
+        """The file that exists while a load waits at the gate."""
         return self.gate.with_suffix(".waiting")
 
     def service(self) -> int:
-        """Process id of the market's service."""
+        """The process number of the market's service."""
         return ask_status(Address(self.address)).service.pid
 
     def prompt(self, tokens: int) -> list[int]:
         return [self.random.randrange(VOCAB) for _ in range(tokens)]
 
     def offered(self, engine: EngineProcess, *prompts: list[int], **more: Any) -> dict[str, Any]:
-        """Have the prompts prefilled and their blocks offered."""
+        """Have the engine prefill the prompts, and wait until their blocks are offered."""
         answer = engine.generate(list(prompts), **more)
         time.sleep(VISIBLE)
         return answer
 
     def churn(self, engine: EngineProcess) -> None:
-        """Overwrite every page of the engine, and have the others hear of it."""
+        """Overwrite every page of the engine, and wait until the others know."""
         for _ in range(3):
             engine.generate([self.prompt(15 * BLOCK) for _ in range(4)])
         time.sleep(VISIBLE)
@@ -104,7 +104,7 @@ class Node:
     def agrees(
         self, engine: EngineProcess, prompts: list[list[int]], cached: list[int] | None = None, **more: Any
     ) -> list[int]:
-        """Assert that 32 greedy tokens are those of the plain engine, and what was cached; returns the latter."""
+        """Assert that 32 greedy tokens equal the plain engine's, and which were cached; returns the cached tokens."""
         answer = engine.generate(prompts, 32, **more)
         expected = self.plain.generate(prompts, 32, adapter=more.get("adapter"))["tokens"]
         assert answer["tokens"] == expected, engine.ask("counters")

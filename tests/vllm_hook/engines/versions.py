@@ -1,8 +1,8 @@
-"""The version matrix: the engine tests of this folder with other versions of vLLM than the one installed here.
+"""The version matrix: runs the engine tests of this folder with several versions of vLLM.
 
 ``python -m tests.vllm_hook.engines.versions 0.26.0=PYTHON ...`` runs them for each version with an interpreter that
-has it, and writes what passed to ``bench/results/<machine>-vllm-versions.json``, beside what is known of versions not
-run now.
+has it, and writes the counts to ``bench/results/<machine>-vllm-versions.json``, which keeps the rows of versions that
+were not run now.
 Exits with 1 when anything failed. ``make test-vllm`` makes the interpreters.
 """
 
@@ -34,13 +34,13 @@ print(json.dumps({"python": sys.version.split()[0], **found}))
 
 
 def interpreters() -> dict[str, str]:
-    """Interpreter by version of vLLM: this one, and those that KVMARKET_VLLM_PYTHONS names ("VERSION=PATH ...")."""
+    """Interpreters by version of vLLM: this one, and those in KVMARKET_VLLM_PYTHONS ("VERSION=PATH ...")."""
     named = dict(pair.split("=", 1) for pair in os.environ.get(VARIABLE, "").split())
     return {INSTALLED: sys.executable, **named}
 
 
 def run(version: str, python: str) -> dict[str, Any]:
-    """The row of one version: how many tests passed, failed and were skipped, and with which packages."""
+    """Run the tests with one version; returns its row: tests passed, failed, skipped, and versions of packages."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-rs", "-k", version, f"--junitxml={file}", TESTS]
@@ -59,7 +59,7 @@ def counts(junit: Path) -> dict[str, int]:
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of both, by version; new ones replace old ones."""
+    """The rows of both, ordered by version; a new row replaces the old one of its version."""
     rows = {row["name"]: row for row in [*old, *new]}
     return [rows[name] for name in sorted(rows, key=lambda name: [int(part) for part in name.split(".")])]
 

@@ -1,6 +1,6 @@
-"""The fields of the configuration of the vLLM of this interpreter: for any that has it, with or without pytest.
+"""The configuration fields of the installed vLLM. It needs no pytest, so that any interpreter with vLLM can run it.
 
-``python -m tests.vllm_hook.identity.fields`` prints those of which nobody has said whether they count.
+``python -m tests.vllm_hook.identity.fields`` prints the fields that are in neither list, `harmless` nor `counted`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from vllm_hook.identity.counted import COUNTED
 from vllm_hook.identity.harmless import HARMLESS
 
-FEWEST = 200  # if there are fewer, they were not found
+FEWEST = 200  # with fewer fields the search itself has failed
 
 
 def walked() -> Iterator[tuple[str, str]]:
-    """Class and name of each field that a fingerprint comes by, harmless ones among them."""
+    """(class, name) of each field that `configuration` reaches, harmless ones included."""
     vllm = importlib.import_module("vllm.config")
     classes = {}
     for found in pkgutil.iter_modules(vllm.__path__):
@@ -37,7 +37,7 @@ def walked() -> Iterator[tuple[str, str]]:
 
 
 def not_looked_at() -> list[str]:
-    """Those that stand in neither list; they count."""
+    """The fields in neither list; they count in the fingerprint."""
     fields = list(walked())
     if len(fields) < FEWEST:
         raise LookupError(f"only {len(fields)} fields were found")

@@ -1,4 +1,4 @@
-"""Stand-ins for vLLM's objects and for the control half, as far as the scheduler side looks at them."""
+"""Fakes of vLLM's objects and of the control half, with the parts that the scheduler side uses."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BLOCK = 4
 
 
 def check_message(tokens: Any, tenant: str) -> None:
-    """Raise what the real one, or the service, raises for what no message can carry."""
+    """Raise what the real control half, or the service, raises for tokens or a tenant that fit no message."""
     assert tokens.dtype == np.int32 and not (tokens < 0).any()
     msgspec.msgpack.decode(msgspec.msgpack.encode(tenant), type=Name)
 
 
 class FakeControl:
-    """Generations, an epoch, and a log of what was called; offers die as in the real one."""
+    """A control half with generations, an epoch and a log of its calls; offers die as those of the real one."""
 
     def __init__(self) -> None:
         self.generation: dict[int, int] = defaultdict(lambda: 1)
@@ -73,7 +73,7 @@ class FakeControl:
     def take_down(self, slots: Any) -> None:
         self._call("take_down")
         for slot in slots:
-            self.standing.pop(slot, None)  # whatever stands there now: too late is as wrong as never
+            self.standing.pop(slot, None)  # whatever offer is there now: a late call is an error, too
 
     def fail_closed(self, reason: str) -> None:
         self.log.append("fail_closed")
@@ -111,7 +111,7 @@ class FakeControl:
         self.epoch += 1
 
     def live(self) -> dict[int, tuple[int, ...]]:
-        """Slot and prefix of every offer that a reader would take bytes from."""
+        """The prefix by slot of every offer whose bytes a reader would accept."""
         return {
             slot: tokens
             for slot, (generation, epoch, tokens, _) in self.standing.items()
@@ -137,7 +137,7 @@ class FakePool:
             self._reuse_watchers[block.block_id] = on_reuse
 
     def hand_out(self, slot: int) -> None:
-        """What ``get_new_blocks`` does to one block."""
+        """Hand out one block as ``get_new_blocks`` does, with its reuse callback."""
         watcher = self._reuse_watchers.pop(slot, None)
         if watcher:
             watcher(self.blocks[slot])
@@ -148,7 +148,7 @@ class FakePool:
 
 
 class FakeWorker:
-    """A worker on this thread, which has seen these loads land whole."""
+    """A worker side on this thread; `whole` are the requests whose loads filled all pages."""
 
     def __init__(self) -> None:
         self.started: list[Load] = []
@@ -188,7 +188,7 @@ def step_of(
     cached: dict[str, tuple[list[int] | None, int, int]] | None = None,
     resumed: set[str] | None = None,
 ) -> Any:
-    """A scheduler output; per request its (new) pages, the tokens computed before, and the tokens scheduled now."""
+    """A ``SchedulerOutput``; by request its (new) pages, the tokens computed before, and the tokens scheduled now."""
     new, cached = new or {}, cached or {}
     return SimpleNamespace(
         scheduled_new_reqs=[
@@ -206,7 +206,7 @@ def step_of(
 
 
 def back(step: int, finished: set[str] | None = None, invalid: set[int] | None = None, ranks: int = 1) -> Any:
-    """The connector output of a step that came back."""
+    """The connector output of a returned step."""
     return SimpleNamespace(
         finished_recving=finished or set(),
         invalid_block_ids=invalid or set(),
@@ -217,7 +217,7 @@ def back(step: int, finished: set[str] | None = None, invalid: set[int] | None =
 def joined(
     pool: FakePool | None = None, ranks: int = 1, worker: Any = None, **more: Any
 ) -> tuple[SchedulerSide, FakeControl]:
-    """A scheduler side that has joined the market of a fake control half."""
+    """A scheduler side that has joined the market, with its fake control half."""
     side, control = SchedulerSide(BLOCK, ranks, **more), FakeControl()
     if pool is not None:
         side.bind_pool(pool)
@@ -227,7 +227,7 @@ def joined(
 
 
 def admit(side: SchedulerSide, one: Any, pages: list[int], local: int = 0) -> int:
-    """What ``schedule()`` does for a waiting request: ask, allocate. Returns the tokens that are to be imported."""
+    """Do what ``schedule()`` does for a waiting request: match, allocate. Returns the tokens to import."""
     external, _ = side.match(one, local)
     side.allocated(one, pages, external)
     return external

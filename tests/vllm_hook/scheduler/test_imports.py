@@ -103,7 +103,7 @@ def test_what_has_landed_is_heard_of_with_the_step_that_is_back_first_and_once()
     assert heard(side, running) == {"a"}
     later = side.dispatch(step_of(new={"a": ([1, 2, 3], 8, 5)}))
     assert heard(side, own, "a", "c") == {"c"}, "vLLM takes it for the end of another load"
-    assert heard(side, later.step, "a") == {"a"}, "a load of that name that was not hastened"
+    assert heard(side, later.step, "a") == {"a"}, "a load of that name that was not reported early"
 
 
 def test_what_was_told_early_is_left_out_later_whatever_went_wrong_since():

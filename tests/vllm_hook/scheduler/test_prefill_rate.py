@@ -102,7 +102,7 @@ def test_steps_whose_output_never_came_are_left_out(clock: list[float]):
         rate.dispatched(step + 1, {"a": 1000})
         clock[0] += 1.0
         rate.returned(step + 1)
-    assert rate.seconds(1000) == pytest.approx(1.0) and not rate._flying
+    assert rate.seconds(1000) == pytest.approx(1.0) and not rate._in_flight
 
 
 def scheduler_side(clock: list[float], ranks: int, seconds: float) -> SchedulerSide:

@@ -42,6 +42,6 @@ def test_each_load_ends_once_and_offers_stay_true(queue: int, here: bool, monkey
         assert toy.idle and not +toy.loading, f"seed {seed}: a request hangs"
         assert len(toy.free) == PAGES, f"seed {seed}: pages are lost"
         left = toy.side._loads
-        assert not (toy.side._deferred or toy.side._states or left._flights or left._hastened or left._found)
+        assert not (toy.side._deferred or toy.side._states or left._flights or left._reported_early or left._found)
         assert not (toy.worker._moving or toy.worker._ahead or toy.worker._unstarted)
     assert imported > 10 * SEEDS and offered > 100 * SEEDS

@@ -1,4 +1,4 @@
-"""The bytes of a load in the toy of vLLM: a copy that takes its time, and may end in part."""
+"""A load's copy in the toy vLLM: it takes some polls, and may deliver only a part."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from tests.vllm_hook.scheduler.fakes import prefix
 
-LOST = 0.2  # chance of a load to end in part
+LOST = 0.2  # chance that a load delivers only a part
 
 
 class Copy:
-    """Bytes on their way: they are there after some looks, or when somebody waits for them."""
+    """A copy in flight: it ends after some calls of `done`, or at `wait`."""
 
     def __init__(self, toy: Any, first: int, slots: Sequence[int]) -> None:
         self.begun, self.seconds = time.perf_counter(), 0.0

@@ -1,9 +1,9 @@
 """A toy of vLLM's scheduler and engine core around a real scheduler side and a real worker side, driven at random.
 
-Requests come, compute in chunks, decode, are preempted and aborted; loads take some looks, end in part, or cannot be
-started; up to `queue` steps are in flight. The market is joined late, and left and joined again. What vLLM takes for
-granted is asserted: each load ends once, for a request that waits for it or was aborted. So is what readers rest on: a
-live offer's page holds what was offered.
+Requests come, compute in chunks, decode, are preempted and aborted. Loads take some polls, deliver a part, or cannot
+start. Up to `queue` steps are in flight. The engine joins the market late, leaves it and joins again. The toy asserts
+what vLLM relies on: each load ends once, for a request that waits for it or was aborted. It also asserts what readers
+rely on: the page of a live offer holds what was offered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm_hook.guard import Guard
 from vllm_hook.worker.side import WorkerSide
 
 PAGES, BUDGET = 59, 24  # pages of the pool, and tokens that a step computes at most
-LATE, UNSTARTED = 0.3, 0.03  # chances to join the market late, and of a load not to start
+LATE, UNSTARTED = 0.3, 0.03  # chances: the market is joined late; a load does not start
 
 
 Plans = dict[str, tuple[Any, int, "list[int] | None"]]  # by request: itself, tokens to compute, pages it got
@@ -30,21 +30,24 @@ Plans = dict[str, tuple[Any, int, "list[int] | None"]]  # by request: itself, to
 
 @dataclass
 class Step:
-    """What a step computes: requests as they were when it was dispatched, and the pages that it writes."""
+    """A dispatched step: its requests as they were at dispatch, and the pages that it writes."""
 
     output: Any
-    number: int  # of the steps that compute, 0 for an empty one
+    number: int  # counts steps with tokens; 0: an empty one
     computes: list[tuple[Any, int, int]] = field(default_factory=list)  # request, tokens after it, its preemptions
     writes: dict[int, tuple[Any, int]] = field(default_factory=dict)  # page: request, its tokens up to the page's end
 
 
 class Toy:
-    """One engine. Requests are those of `fakes.request` with what the toy knows of them beside."""
+    """One engine. Its requests are those of `fakes.request` with further attributes of the toy.
+
+    `here`: the scheduler side may call the worker side directly, as on one thread.
+    """
 
     def __init__(self, seed: int, queue: int, *, here: bool) -> None:
         self.chance = random.Random(seed)
-        self._names, self._aborts = self.chance.choice((("abcdefgh", 0.1), ("abc", 0.4)))  # chance of one in a step
-        self.holds: dict[int, tuple[int, ...] | None] = {}  # page: the tokens up to its end, None where it is written
+        self._names, self._aborts = self.chance.choice((("abcdefgh", 0.1), ("abc", 0.4)))  # chance of an abort a step
+        self.holds: dict[int, tuple[int, ...] | None] = {}  # page: tokens up to its end; None while it is written
         self.pool = FakePool(PAGES + 1)
         for block in self.pool.blocks:
             block.ref_cnt = 0
@@ -55,7 +58,7 @@ class Toy:
             self.leave()
         self.free = list(range(1, PAGES + 1))
         self.requests: dict[str, Any] = {}
-        self.loading: Counter[str] = Counter()  # loads by request that vLLM has not heard of
+        self.loading: Counter[str] = Counter()  # ended or running loads by request that vLLM has not been told of
         self.landed: set[str] = set()
         self._queue = queue
         self._flying: deque[Step] = deque()
@@ -89,21 +92,21 @@ class Toy:
             self._waiting.append(one)
 
     def leave(self) -> None:
-        """The engine is out of the market, or has not come in yet."""
+        """The engine leaves the market, or has not joined it yet."""
         self.side.fail("left")
         self.side._control = None
         self.side._rejoin.take = lambda: None  # type: ignore[method-assign, union-attr]
         self.control.close()
 
     def join(self) -> None:
-        """The market lets the engine in: it sees that somewhere in its next scheduling round."""
+        """The engine joins the market: the scheduler side notices at some moment of its next scheduling rounds."""
         if self.side._control is None:
             found = self.control = FakeControl()
             seen = lambda: found if self.chance.random() < 0.3 else None  # noqa: E731
             self.side._rejoin.take = seen  # type: ignore[method-assign, union-attr, assignment]
 
     def step(self) -> None:
-        """As ``step_with_batch_queue``: dispatch, then take the oldest output unless more can be dispatched."""
+        """Step as ``step_with_batch_queue`` does: dispatch; take the oldest output unless more can be dispatched."""
         if self.requests or self._finished:
             self._flying.append(self._dispatch())
             if len(self._flying) < self._queue and (self.requests or self._finished):
@@ -150,7 +153,7 @@ class Toy:
         return step
 
     def _continue(self, planned: Plans) -> int:
-        """Plan for running requests, preempt where pages are short; returns the tokens that are left of a step."""
+        """Plan for running requests, and preempt if pages are short; returns the tokens left of the step's budget."""
         budget = BUDGET
         for one in list(self._running):
             count = min(one.num_tokens + one.coming - one.computed, budget)
@@ -197,7 +200,7 @@ class Toy:
             planned[name] = one, count, list(one.pages)
 
     def _compute(self, step: Step, one: Any, count: int) -> None:
-        """A dispatched step writes pages of a request; the request counts as so far at once, as in vLLM."""
+        """Note the pages that a step writes for a request; the tokens count as computed at once, as in vLLM."""
         first, one.step, after = one.computed // BLOCK, step.number, one.computed + count
         for block, page in enumerate(one.pages[first : -(-after // BLOCK)], first + 1):
             self.holds[page] = None
@@ -236,7 +239,7 @@ class Toy:
         self._check()
 
     def _spoil(self, bad: set[int]) -> None:
-        """Requests that wait for a load have no more than what comes before a page that it could not fill."""
+        """Cut each waiting request's computed tokens at its first page that the load could not fill."""
         for one in self._waiting:
             if one.state == "loads":
                 whole = next((i for i, page in enumerate(one.pages) if page in bad), len(one.pages))
@@ -244,7 +247,7 @@ class Toy:
         assert all(bad.isdisjoint(one.pages) for one in self._running)
 
     def _finish(self, one: Any) -> None:
-        """A request is over; its pages are, too, unless a load writes them that vLLM has not heard of."""
+        """End a request, and free its pages unless a load that vLLM has not been told of may write them."""
         loads = one.state == "loads" and one.request_id not in self.landed
         self.landed.discard(one.request_id)
         (self._running if one.state == "runs" else self._waiting).remove(one)
@@ -265,7 +268,7 @@ class Toy:
         self._waiting.insert(0, one)
 
     def _take(self, one: Any, count: int) -> list[int] | None:
-        """Give a request the pages for so many more tokens, oldest first; None where there are not enough."""
+        """Give a request the pages for so many more tokens, oldest free page first; None if too few are free."""
         need = max(0, -(-(one.computed + count) // BLOCK) - len(one.pages))
         if need > len(self.free):
             return None
@@ -277,7 +280,7 @@ class Toy:
         return taken
 
     def _release(self, pages: list[int], number: int) -> None:
-        """Free pages when step `number`, which may write them, is back."""
+        """Free pages once step `number`, which may write them, is back."""
         if number > self._back:
             self._deferred.append((number, pages))
             return

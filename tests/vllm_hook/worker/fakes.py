@@ -1,4 +1,4 @@
-"""A worker side over a fake data half, whose copies end when a test says so."""
+"""A worker side with a fake data half, whose copies end when the test says so."""
 
 from __future__ import annotations
 
