@@ -226,16 +226,15 @@ class Client:
                     self._gone += self._replica.expired(time.monotonic())
                     gone, self._gone = self._gone, []
                     self._foreign.forget(gone)
-                    self._ask()
+                    self._ask(self._connection, gone)
                 if gone:
                     self._on_gone(gone)
             if turn.failed:
                 self._closing.wait(AGAIN_SECONDS)
 
-    def _ask(self, connection: Connection | None = None) -> bool:
-        """Ask for the memory of pools that cannot be opened; whether any is lacking."""
-        records = [pool.record for pool in self._replica.space.pools.values()]
-        return self._foreign.look(records, (connection or self._connection).socket, time.monotonic())
+    def _ask(self, connection: Connection, gone: Sequence[str] = ()) -> bool:
+        """Ask for the memory of pools that cannot be opened; whether any is lacking. `gone` were forgotten just now."""
+        return self._foreign.look(self._replica.take_new(gone), connection.socket, time.monotonic())
 
     def _vigil(self) -> Vigil:
         return Vigil(self._connection, self._wake, self._closing)

@@ -31,19 +31,19 @@ class ForeignPools:
         self._lacking: dict[str, float] = {}  # pool -> when to ask for it
         self._coming: dict[str, dict[int, list[int]]] = {}  # pool -> first -> descriptors
         self._held: dict[str, tuple[int, ...]] = {}
-        self._processes: dict[str, list[Process]] = {}  # of those pools
-        self._near: set[str] = set()  # pools that can be opened
+        self._processes: dict[str, list[Process]] = {}  # of those that are lacking or held
 
-    def look(self, records: Iterable[PoolRecord], socket: PacketSocket, now: float) -> bool:
-        """Ask for what is lacking of these pools, where that is due; whether anything is. Costs less than 1 us each."""
-        for record in records:
-            name = record.pool
-            if name in self._near or name in self._held:
-                continue
-            if all(process.near for process in record.processes):
-                self._near.add(name)
-            elif now >= self._lacking.setdefault(name, -math.inf):
-                self._processes[name] = list(dict.fromkeys(record.processes))
+    def look(self, new: Iterable[PoolRecord], socket: PacketSocket, now: float) -> bool:
+        """Ask for the memory of `new` pools that cannot be opened, and again for what is lacking, where that is due.
+
+        Returns whether any is lacking. Costs less than 1 us for each pool that is new or lacking.
+        """
+        for record in new:
+            if record.pool not in self._processes and not all(process.near for process in record.processes):
+                self._processes[record.pool] = list(dict.fromkeys(record.processes))
+                self._lacking[record.pool] = -math.inf
+        for name, due in self._lacking.items():
+            if now >= due:
                 self._lacking[name] = now + ASK_SECONDS
                 socket.send(pack_message(AskDescriptors(name)))
         return bool(self._lacking)
@@ -93,7 +93,6 @@ class ForeignPools:
         """These pools have gone: let go of their memory."""
         with self._turn:
             for pool in pools:
-                self._near.discard(pool)
                 self._lacking.pop(pool, None)
                 held = self._held.pop(pool, ())
                 for pidfd in held[: len(self._processes.pop(pool, ()))]:
