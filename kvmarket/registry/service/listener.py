@@ -33,6 +33,7 @@ class Listener:
         self._lock = -1
         self._directory_made = False  # again, and not by who made it first, and may have removed it
         self._look_at = 0.0
+        address.prepare()
         try:
             self._poll = select.epoll()  # whoever polls us need not know when the socket is another one
         except OSError as error:

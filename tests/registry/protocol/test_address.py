@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 import kvmarket
-from kvmarket.errors import AddressError, VersionError
+from kvmarket.errors import AddressError, VersionError, WrongAddressError
 from kvmarket.registry.client.connection import join_service
 from kvmarket.registry.protocol import address as address_module
 from kvmarket.registry.protocol import messages
 from kvmarket.registry.protocol.address import _MAX_SOCKET_PATH, Address
+from kvmarket.registry.protocol.neighbours import others_near
 from kvmarket.registry.protocol.packets import PacketListener, PacketSocket
 from tests.model_engine import FACTS, ModelEngine
 from tests.registry.service.test_strangers import as_nobody, joining_with, refusal_of
@@ -27,16 +28,35 @@ FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
 
 def test_addresses_that_cannot_be(tmp_path):
-    with pytest.raises(AddressError, match="too long"):
+    with pytest.raises(WrongAddressError, match="too long"):
         Address(tmp_path / ("x" * 120))
     Address(tmp_path / (longest := "x" * (_MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))))  # its lock has a longer name
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / f"{longest}x")
-    with pytest.raises(AddressError, match="names no Unix socket"):
+    with pytest.raises(WrongAddressError, match="names no Unix socket"):
         Address("tcp://127.0.0.1:5555")
     (tmp_path / "file").touch()
-    with pytest.raises(AddressError, match="cannot be made"):
-        Address(tmp_path / "file" / "socket")
+    for path in ("file/socket", "file/sub/socket"):
+        with pytest.raises(WrongAddressError, match="give another address"):
+            Address(tmp_path / path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(WrongAddressError, match="remove the links"):
+        Address(tmp_path / "loop" / "socket")
+
+
+def test_who_looks_makes_no_directory(tmp_path):
+    """Whoever mistypes an address for `kvmarket top` leaves nothing behind; whoever serves makes what is missing."""
+    place = Address(tmp_path / "typo" / "sub" / "s")
+    assert not place.service_lives() and others_near(place) == [] and not (tmp_path / "typo").exists()
+    place.prepare()
+    assert place.socket.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_somebody_else_has_to_make_is_no_wrong_address():
+    place = Address("/proc/nothing/s")  # where not even root can make it
+    with pytest.raises(AddressError, match="cannot be made") as said:
+        place.prepare()
+    assert not isinstance(said.value, WrongAddressError)
 
 
 @pytest.fixture
@@ -70,6 +90,18 @@ def test_a_default_directory_that_another_user_has_made(home, monkeypatch):
         Address()
 
 
+@pytest.mark.parametrize("another", ["dir", "file", "link"])
+def test_no_other_user_can_make_an_address_wrong(home, another, monkeypatch):
+    """Else he could keep engines from starting: where he has the directory of names, they go on trying."""
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    path = home.with_name("kvmarket-12345")
+    {"dir": path.mkdir, "file": path.touch, "link": lambda: path.symlink_to("loop")}[another]()
+    for given in (None, "name"):
+        with pytest.raises(AddressError, match="belongs to another user") as said:
+            Address(given)
+        assert not isinstance(said.value, WrongAddressError)
+
+
 @pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR", "HOME", "KVMARKET_ADDRESS"])
 @pytest.mark.parametrize("value", ["a directory", "", "  ", None])
 def test_the_default_is_the_same_in_every_environment(home, tmp_path, monkeypatch, variable, value):
@@ -82,6 +114,8 @@ def test_the_default_is_the_same_in_every_environment(home, tmp_path, monkeypatc
         monkeypatch.setenv(variable, str(tmp_path))
     assert Address().socket == home / "market"
     assert Address("name").socket == home / "name"
+    assert not home.exists()
+    Address().prepare()
     assert home.stat().st_mode & 0o777 == 0o700
 
 
@@ -195,7 +229,7 @@ def test_an_address_where_something_else_lies(tmp_path):
     """The service would remove it to bind its socket there."""
     precious = tmp_path / "model.db"
     precious.write_text("data")
-    with pytest.raises(AddressError, match="is not a market's"):
+    with pytest.raises(WrongAddressError, match="is not a market's"):
         Address(precious)
     assert precious.read_text() == "data"
 
@@ -235,7 +269,7 @@ def test_a_directory_that_may_not_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "os.access", lambda path, mode, effective_ids: not (effective_ids and mode == os.W_OK | os.X_OK)
     )
-    with pytest.raises(AddressError, match="cannot write to"):
+    with pytest.raises(WrongAddressError, match="cannot write to"):
         Address(tmp_path / "s")
 
 
