@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 
 from kvmarket import counters
-from kvmarket.errors import TokenError
+from kvmarket.errors import ClosedError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.market.avoided import Avoided
 from kvmarket.market.ledger import Ledger
@@ -25,7 +25,6 @@ from kvmarket.registry.client.client import Client
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.protocol.status import NO_LABEL, Label
-from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
 
 
@@ -72,7 +71,8 @@ class ControlHalf:
         with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)
-            self._client = Client(place, join, self._forget, self._snapshot, self._go_on, self._pools.memory, finds_own)
+            tells = self._pools.snapshot, self._go_on, self._pools.memory
+            self._client = Client(place, join, self._forget, *tells, finds_own)
             undo.pop_all()
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:
@@ -108,13 +108,15 @@ class ControlHalf:
 
         Call it only when what wrote the blocks has completed. Slots retired since are left out, with all that follow
         them. `checksums` go with the offers. Visible to others when the service has read the message; never waits. Do
-        not write to the arrays given any more. Raises TokenError, SlotError. Costs one pass over the prefix.
+        not write to the arrays given any more. Raises TokenError, SlotError, ClosedError. Costs one pass over the
+        prefix.
         """
         array, pool = as_tokens(tokens), self._pools.of(staged)
         if (first + len(slots)) * self.block_size != len(array):
             raise TokenError(
                 f"{len(array)} tokens are not {first} + {len(slots)} blocks of {self.block_size}; give the whole prefix"
             )
+        self._check_open()
         with self._lock:
             ids = pool.generations.as_slots(slots)
             ledger = self._standing(pool)  # first: an epoch that is raised after this kills what is offered below
@@ -124,15 +126,10 @@ class ControlHalf:
             if live == 0:
                 return 0
             offering = self._offering(pool, array, ids, generations, tenant, first, checksums).part(0, live)
-            old = ledger.news(offering)
-            if old < live:
-                offering = offering.part(old, live)
-                before = ledger.before(offering)
-                if before is not None:
-                    offering = offering.going_on(before)
-                ledger.add(offering)
-                self._client.offer(offering)
-                counters.add("blocks_offered", live - old)
+            new = ledger.enter(offering)
+            if new is not None:
+                self._client.offer(new)
+                counters.add("blocks_offered", len(new.slots))
             return live
 
     def check_news(self, tokens: Integers, slots: Slots, generations: UInt64s) -> None:
@@ -158,10 +155,11 @@ class ControlHalf:
     def promise(self, tokens: Integers, *, tenant: str | None = None) -> int:
         """Say that this engine has begun to compute the prefix `tokens`, and will offer it; a number for `settle`.
 
-        Others may wait for it instead of computing it too. A hint: nothing is fetched because of it. Raises TokenError.
-        Costs 10 us and 1 us a KiB.
+        Others may wait for it instead of computing it too. A hint: nothing is fetched because of it. Raises TokenError
+        and ClosedError. Costs 10 us and 1 us a KiB.
         """
         array = as_tokens(tokens)
+        self._check_open()
         with self._lock:
             number = next(self._promises)
             self._client.promise(self.pool.id, self.tenant if tenant is None else tenant, array, number)
@@ -241,7 +239,10 @@ class ControlHalf:
             return gone
 
     def close(self) -> None:
-        """Leave the market: every offer is dead, then taken down. May be called twice; nothing in a fork of ours."""
+        """Leave the market: every offer is dead, then taken down. May be called twice; nothing in a fork of ours.
+
+        What retires and takes down goes on doing so here, and tells nobody; `match` finds nothing.
+        """
         if self._open_in == os.getpid():
             self._open_in = 0
             with self._lock:  # asked, the ledger notes what was offered: not while another thread has it do so
@@ -273,9 +274,9 @@ class ControlHalf:
             self._client.wake()  # to collect
         return pool.ledger
 
-    def _snapshot(self) -> SnapshotParts:
-        """All that is on offer. Runs when this engine joins, and whenever the service has missed something."""
-        return self._pools.snapshot()
+    def _check_open(self) -> None:
+        if self._open_in != os.getpid():
+            raise ClosedError("this engine has left the market, or is a fork of the one that joined; join again")
 
     def _go_on(self) -> bool:
         """Tell the service, and tidy up, a little more; whether there was anything. Runs on the watching thread."""

@@ -125,7 +125,9 @@ class Client:
 
     def wake(self) -> None:
         """Have the watching thread look for what was left for later."""
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if not self._closing.is_set():
+                os.eventfd_write(self._wake, 1)
 
     def match(
         self, tokens: Int32s, tenant: str, first: int, without: Collection[str]
@@ -157,7 +159,10 @@ class Client:
             return len({pool.record.processes[0] for name, pool in pools.items() if name not in own})
 
     def close(self) -> None:
-        """Leave the market: the service takes everything of this engine down. May be called twice."""
+        """Leave the market: the service takes everything of this engine down. May be called twice.
+
+        What is offered or retired afterwards is told to nobody.
+        """
         if self._closing.is_set():
             return
         self._closing.set()
@@ -171,9 +176,11 @@ class Client:
         del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
 
     def _tell(self, change: News) -> None:
-        """Tell the service, and our replica where it is to know."""
+        """Tell the service, and our replica where it is to know; nobody once we have left."""
         self._turns.called(time.monotonic())
         with self._lock:
+            if self._closing.is_set():
+                return
             if self._finds_own:
                 self._replica.add(change)
             connection = self._connection
