@@ -47,7 +47,10 @@ def hit_source() -> Any:
 
 
 def defers_block_free() -> bool:
-    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it."""
+    """Whether the scheduler keeps a freed page from being reused while a step in flight may still write it.
+
+    Of a build without a number ("dev") no version says so.
+    """
     from vllm.v1.core.sched.scheduler import Scheduler
 
     return hasattr(Scheduler, "_drain_deferred_frees")
@@ -63,7 +66,7 @@ def transfer_config_of_engine() -> Any:
 
 
 def tells_stages_apart() -> bool:
-    """Whether a connector hears of which pipeline stage a worker is."""
+    """Whether a connector hears of which pipeline stage a worker is; of a build without a number nothing else says."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
     return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")
