@@ -22,6 +22,7 @@ from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.market.peers import Peers
 from kvmarket.pool import Generations, Slots, UInt64s
 from kvmarket.registry.client.client import Client
+from kvmarket.registry.client.home import Home
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.protocol.status import NO_LABEL, Label
@@ -67,7 +68,6 @@ class ControlHalf:
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
         join, place = self._pools.joining(fingerprint, stages, label), Address(address)
-        self.place = f"market {place}, space {join.space}"  # as in `kvmarket top`: who has another never meets us
         with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)
@@ -181,6 +181,11 @@ class ControlHalf:
     def peers(self) -> int:
         """How many other engines could exchange blocks with this one, as far as is known now."""
         return self._client.peers()
+
+    @property
+    def home(self) -> Home:
+        """Where this engine has joined, and who is near."""
+        return self._client.home
 
     def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """Before these slots are overwritten.

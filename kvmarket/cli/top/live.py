@@ -8,11 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from kvmarket.cli.top.asking import ask_status, said_of_others
 from kvmarket.cli.top.screen import screen_of
 from kvmarket.cli.top.why import comparison_of
 from kvmarket.errors import AddressError, RegistryError
+from kvmarket.registry.client.asking import ask_status
 from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.neighbours import said_of_others
 from kvmarket.registry.protocol.status import Status
 
 

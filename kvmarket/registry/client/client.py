@@ -72,7 +72,7 @@ class Client:
         self._turns = Turns()
         self._replica = Replica(join.block_size, join.pools)
         self._foreign = ForeignPools(memory)
-        self._home = Home(address, join, self._replica, snapshot, self._foreign, self._closing)
+        self.home = Home(address, join, self._replica, snapshot, self._foreign, self._closing)
         with ExitStack() as undo:
             try:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -173,7 +173,8 @@ class Client:
             self._replica.space.trie.clear()
         self._foreign.close()
         os.close(self._wake)
-        del self._on_gone, self._on_more, self._home  # whoever is called holds us: no cycle may keep our memory
+        self.home.close()
+        del self._on_gone, self._on_more  # whoever is called holds us: no cycle may keep our memory
 
     def _tell(self, change: News) -> None:
         """Tell the service, and our replica where it is to know; nobody once we have left."""
@@ -192,15 +193,13 @@ class Client:
         """Join, and know what the service knows, as far as that comes within `JOIN_SECONDS`."""
         deadline = time.monotonic() + START_SECONDS
         while True:
-            connection = self._home.join()
+            connection = self.home.join()
             if self._settled(connection, time.monotonic() + JOIN_SECONDS):
                 return connection
             connection.close()
             if time.monotonic() > deadline:
-                raise AddressError(
-                    f"the service at {self._home.address} let this engine in and died, again and again; see "
-                    f"{self._home.address.log}"
-                )
+                at = self.home.at
+                raise AddressError(f"the service at {at} let this engine in and died, again and again; see {at.log}")
 
     def _settled(self, connection: Connection, deadline: float) -> bool:
         """Hear what stands; False where the service dies meanwhile. Nothing is on offer here yet."""
@@ -254,7 +253,7 @@ class Client:
             counters.add("service_lost", reason="the service of the market died; joining again")
         elif self._connection.socket.closed:
             counters.add("membership_lost", reason="the connection to the service broke; joining again")
-        elif not self._home.free(time.monotonic()):
+        elif not self.home.free(time.monotonic()):
             return False
         return True
 
@@ -285,7 +284,7 @@ class Client:
             self._connection.close()
         while not self._closing.is_set():
             try:
-                connection = self._home.join()
+                connection = self.home.join()
             except KVMarketError as error:
                 counters.add("rejoin_failed", reason=type(error).__name__)
                 self._closing.wait(0.5)

@@ -24,6 +24,11 @@ def others_near(place: Address) -> list[Address]:
     return sorted(found.values(), key=str)
 
 
+def said_of_others(place: Address) -> list[str]:
+    """One sentence for each other market of this user that lives near `place`."""
+    return [f"another market lives at {other}" for other in others_near(place)]
+
+
 def _markets_in(directory: Path) -> Iterator[Address]:
     """The markets there whose service lives; none where the directory cannot be read."""
     try:

@@ -65,7 +65,7 @@ def rejoining(monkeypatch, watching, service: str, *, fails: int = 0) -> tuple[l
             raise AddressError("a test")
         return SimpleNamespace(service=service)
 
-    made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
+    made._lock, made.home = threading.Lock(), SimpleNamespace(join=join)
     made._connection.service, made._connection.close = "a", lambda: said.append("closed")
     made._replica = SimpleNamespace(rejoin=lambda now: said.append("rejoined"))
     assert made._rejoin() is True
