@@ -1,0 +1,99 @@
+"""What an engine that shares with nobody says of whoever is near: the fact to change, in its own log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from kvmarket import counters
+from kvmarket.errors import KVMarketError
+from kvmarket.registry.client.home import Home
+from kvmarket.registry.client.others import Apart
+from kvmarket.registry.protocol.differences import Difference
+from kvmarket.registry.protocol.status import Label
+
+MOST_LINES = 4  # of one engine
+MOST_NAMED = 3  # engines in one line, and facts of one engine
+_ALONE = "kvmarket shares with nobody yet"
+
+_log = logging.getLogger("vllm.kvmarket")
+
+
+class Alone:
+    """Says who is near one engine, each space and each market once, in at most `MOST_LINES` lines.
+
+    A space of the same model, or one that differs in few facts, is a warning with these facts. Other models are normal
+    on a node: one line names them, and so are other markets.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is said yet."""
+        self._said: set[str] = set()
+        self._lines = MOST_LINES
+
+    def say(self, home: Home) -> None:
+        """Ask who is near, and say what has not been said. May take seconds."""
+        if self._lines <= 0:
+            return
+        try:
+            others = home.others()
+        except (KVMarketError, OSError) as error:
+            counters.add("lookout_failed", reason=type(error).__name__, detail=error)
+            return
+        like = [space for space in others.spaces if _resembles(space, home.label)]
+        if new := self._unsaid(space.space for space in like):
+            named = "; ".join(_differs(space) for space in like if space.space in new[:MOST_NAMED])
+            self._write(logging.WARNING, f"{named}{_rest(new)}: see `kvmarket top --why --address {home.at}`")
+        elif others.total > len(like) and self._unsaid(["other models"]):
+            unlike = [_named(space.pid, space.label) for space in others.spaces if space not in like]
+            self._write(logging.INFO, f"of other models are in the same market {_listed(unlike, others.total)}")
+        if markets := self._unsaid(map(str, others.markets)):
+            said = ", ".join(f"another market lives at {market}" for market in markets[:MOST_NAMED])
+            advice = "engines of different markets never share: give all of them one address"
+            self._write(logging.INFO, f"this engine is in the market {home.at}, and {said}{_rest(markets)}; {advice}")
+
+    def _unsaid(self, names: Iterable[str]) -> list[str]:
+        """Those of these that were not said; they are from now on."""
+        new = [name for name in names if name not in self._said]
+        self._said.update(new)
+        return new
+
+    def _write(self, level: int, what: str) -> None:
+        if self._lines > 0:
+            self._lines -= 1
+            _log.log(level, "%s: %s", _ALONE, what)
+
+
+def _resembles(space: Apart, label: Label) -> bool:
+    """Whether an engine of that space could be meant to share with one that is called so."""
+    one, other = (each.model.rstrip("/").rpartition("/")[2] for each in (space.label, label))
+    return one == other or (space.differing is not None and len(space.differing) <= MOST_NAMED)
+
+
+def _differs(space: Apart) -> str:
+    who = f"{_named(space.pid, space.label)} is in the same market but differs"
+    if space.differing is None:
+        return f"{who} in facts that are not told here"
+    facts = ", ".join(map(_fact, space.differing[:MOST_NAMED]))
+    more = len(space.differing) - MOST_NAMED
+    return f"{who} in {facts}" + (f" and {more} more fact(s)" if more > 0 else "")
+
+
+def _fact(fact: Difference) -> str:
+    return f"{fact.name} ({fact.one} here, {fact.other} there)"
+
+
+def _named(pid: int, label: Label) -> str:
+    """An engine, as `kvmarket top` names it."""
+    called = [label.model, f"port {label.port}" if label.port else ""]
+    return f"pid {pid} ({', '.join(filter(None, called))})" if any(called) else f"pid {pid}"
+
+
+def _listed(named: list[str], count: int) -> str:
+    more = count - len(named[:MOST_NAMED])
+    return ", ".join(named[:MOST_NAMED]) + (f" and engines of {more} more" if more > 0 else "")
+
+
+def _rest(new: list[str]) -> str:
+    more = len(new) - MOST_NAMED
+    return f"; and {more} more" if more > 0 else ""
