@@ -10,6 +10,7 @@ from kvmarket.errors import KVMarketError
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.others import Apart
 from kvmarket.registry.protocol.differences import Difference
+from kvmarket.registry.protocol.folder import ADVICE
 from kvmarket.registry.protocol.status import Label
 
 MOST_LINES = 4  # of one engine
@@ -23,7 +24,8 @@ class Alone:
     """Says who is near one engine, each space and each market once, in at most `MOST_LINES` lines.
 
     A space of the same model, or one that differs in few facts, is a warning with these facts. Other models are normal
-    on a node: one line names them, and so are other markets.
+    on a node: one line names them, and so are other markets. Where nobody is near, and nobody outside this container
+    can be, that is said.
     """
 
     def __init__(self) -> None:
@@ -51,6 +53,9 @@ class Alone:
             said = ", ".join(f"another market lives at {market}" for market in markets[:MOST_NAMED])
             advice = "engines of different markets never share: give all of them one address"
             self._write(logging.INFO, f"this engine is in the market {home.at}, and {said}{_rest(markets)}; {advice}")
+        if others.folder and not others.total and not others.markets and self._unsaid(["the folder"]):
+            folder = home.at.socket.parent
+            self._write(logging.INFO, f"its market's folder {folder} is {others.folder}; {ADVICE}")
 
     def _unsaid(self, names: Iterable[str]) -> list[str]:
         """Those of these that were not said; they are from now on."""

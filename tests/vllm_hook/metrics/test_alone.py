@@ -28,8 +28,8 @@ def said(caplog: pytest.LogCaptureFixture):
     """What is said of these, and how loudly, by one engine."""
     alone, home = Alone(), FakeHome()
 
-    def say(*spaces: Apart, count: int = 0, markets: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-        home.near = Others(list(spaces), count or len(spaces), list(markets))  # type: ignore[arg-type]
+    def say(*spaces: Apart, count: int = 0, markets: tuple[str, ...] = (), folder: str = "") -> list[tuple[str, str]]:
+        home.near = Others(list(spaces), count or len(spaces), list(markets), folder)  # type: ignore[arg-type]
         caplog.clear()
         with caplog.at_level(logging.INFO, "vllm.kvmarket"):
             alone.say(home)  # type: ignore[arg-type]
@@ -107,3 +107,17 @@ def test_a_service_that_does_not_answer_is_counted(said, monkeypatch: pytest.Mon
     home.near = AddressError("a test")
     Alone().say(home)  # type: ignore[arg-type]
     assert counters.snapshot()["lookout_failed{AddressError}"] == 1
+
+
+def test_a_folder_that_nobody_else_can_have_is_said_where_nobody_is_near(said):
+    own = "in this container's own file system"
+    assert (
+        "folder" not in said(apart("s1", [WEIGHTS]), folder=own)[0][1]
+        and "folder" not in said(markets=("/k",), folder=own)[0][1]
+    )
+    ((level, line),) = said(folder=own)
+    assert (
+        level == "INFO"
+        and f"its market's folder / is {own}; engines elsewhere have another one: mount a folder" in line
+    )
+    assert said(folder=own) == []

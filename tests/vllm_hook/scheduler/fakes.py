@@ -13,6 +13,7 @@ import numpy as np
 from kvmarket.errors import KVMarketError
 from kvmarket.market.offer import Hit
 from kvmarket.registry.client.others import Others
+from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Name
 from kvmarket.registry.protocol.status import Label
 from vllm_hook.metadata import Load, RankMemory, StepDone
@@ -31,9 +32,9 @@ class FakeHome:
     """Where a control half has joined; it is left when `left` is set."""
 
     def __init__(self) -> None:
-        self.place, self.label, self.at = "market /m, space s", Label("m", 8000), "/m"
+        self.place, self.label, self.at = "market /m, space s", Label("m", 8000), Address("/m")
         self.left = threading.Event()
-        self.near: Others | KVMarketError = Others([], 0, [])
+        self.near: Others | KVMarketError = Others([], 0, [], "")
 
     def left_within(self, seconds: float) -> bool:
         return self.left.wait(seconds)
