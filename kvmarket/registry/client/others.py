@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kvmarket.registry.client.asking import ask_other_spaces
-from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.address import Address, identity
 from kvmarket.registry.protocol.differences import Difference, differences
 from kvmarket.registry.protocol.folder import whose
 from kvmarket.registry.protocol.messages import Join
@@ -40,13 +40,13 @@ class Others(NamedTuple):
 def others_of(join: Join, place: Address, home: Address) -> Others:
     """Who is near the engine that has joined the market at `place`, while it has the address `home`.
 
-    Asks the service, which takes up to some seconds, and looks at every file beside the address: not for a scheduling
-    thread. Raises RegistryError where the service does not answer.
+    Asks the service, which takes up to some seconds, and looks for other markets: not for a scheduling thread. Raises
+    RegistryError where the service does not answer.
     """
     told = ask_other_spaces(place, join.space)
     spaces = [
         Apart(each.name, each.pid, each.label, differences(join.facts, each.facts) if each.facts else None)
         for each in told.spaces
     ]
-    markets = [other for other in others_near(home) if str(other) != str(place)]
+    markets = [other for other in others_near(home) if identity(other.lock) != identity(place.lock)]
     return Others(spaces, told.total, markets, whose(home.socket.parent))

@@ -1,43 +1,63 @@
-"""Other markets that live near an address: whoever mistyped an address sees where the others have gone."""
+"""Other markets than that of an address: whoever mistyped an address sees where the others have gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvmarket.errors import AddressError
 from kvmarket.registry.protocol.address import Address, default_directory, identity
 
+_SOCKETS = Path("/proc/net/unix")
+_LISTENS, _SEQPACKET = "00010000", "0005"  # as proc(5) shows the flags and the type of a socket
+
 
 def others_near(place: Address) -> list[Address]:
     """The other markets of this user whose service lives.
 
-    Those in the directory of `place` and in that of names, by their paths. Leaves nothing behind. Costs a look at every
-    file of these directories.
+    First those in the directory of `place` and in that of names, then those anywhere else that listen in this network
+    namespace, by their paths. Leaves nothing behind. Costs a look at every file of these directories, and at every
+    Unix socket.
     """
     found: dict[tuple[int, int], Address] = {}
-    for directory in (place.socket.parent, default_directory()):
-        for other in _markets_in(directory):
+    near = (place.socket.parent, default_directory())
+    for candidates in (socket for directory in near for socket in _sockets_in(directory)), _listened_at():
+        for other in sorted(_living(candidates), key=str):
             known = identity(other.lock)
             if known is not None and known != identity(place.lock):
                 found.setdefault(known, other)
-    return sorted(found.values(), key=str)
+    return list(found.values())
 
 
 def said_of_others(place: Address) -> list[str]:
-    """One sentence for each other market of this user that lives near `place`."""
+    """One sentence for each other market of this user that lives."""
     return [f"another market lives at {other}" for other in others_near(place)]
 
 
-def _markets_in(directory: Path) -> Iterator[Address]:
-    """The markets there whose service lives; none where the directory cannot be read."""
+def _sockets_in(directory: Path) -> Iterator[Path]:
+    """What has a lock beside it there; nothing where the directory cannot be read."""
     try:
-        locks = [path for path in directory.iterdir() if path.suffix == ".lock"]
+        yield from [path.with_suffix("") for path in directory.iterdir() if path.suffix == ".lock"]
     except OSError:
         return
-    for lock in locks:
+
+
+def _listened_at() -> Iterator[Path]:
+    """The sockets of a service's kind that anybody listens at; none where they are not shown."""
+    try:
+        lines = _SOCKETS.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        match line.split(maxsplit=7):
+            case [_, _, _, flags, kind, _, _, path] if (flags, kind) == (_LISTENS, _SEQPACKET) and path[0] == "/":
+                yield Path(path)
+
+
+def _living(sockets: Iterable[Path]) -> Iterator[Address]:
+    """The markets at these sockets whose service lives."""
+    for socket in sockets:
         try:
-            socket = lock.with_suffix("")
             if socket.is_socket() and (other := Address(socket)).service_lives():
                 yield other
         except (OSError, AddressError):  # it is none of ours, or may not be looked at

@@ -53,7 +53,5 @@ def test_what_keeps_idle_engines_apart_is_in_their_logs():
             )
             assert "but differs in weights ([(0, 'files " in facts and facts.count(" here, ") == 1
             assert facts.endswith(f"see `kvmarket top --why --address {address}`")
-            assert market == (
-                f"this engine is in the market {address}, and another market lives at {typo}; engines of different "
-                "markets never share: give all of them one address"
-            )
+            assert market.startswith(f"this engine is in the market {address}, and another market lives at {typo}")
+            assert market.endswith("; engines of different markets never share: give all of them one address")
