@@ -10,11 +10,11 @@ from kvmarket.errors import KVMarketError
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.others import Apart
 from kvmarket.registry.protocol.differences import Difference
-from kvmarket.registry.protocol.folder import ADVICE
 from kvmarket.registry.protocol.status import Label
 
 MOST_LINES = 4  # of one engine
 MOST_NAMED = 3  # engines in one line, and facts of one engine
+LOOKS = 3  # before it is said that nobody is near: the others may be starting
 _ALONE = "kvmarket shares with nobody yet"
 
 _log = logging.getLogger("vllm.kvmarket")
@@ -24,14 +24,15 @@ class Alone:
     """Says who is near one engine, each space and each market once, in at most `MOST_LINES` lines.
 
     A space of the same model, or one that differs in few facts, is a warning with these facts. Other models are normal
-    on a node: one line names them, and so are other markets. Where nobody is near, and nobody outside this container
-    can be, that is said.
+    on a node: one line names them, and so are other markets. Where nobody is near, a container says after a while
+    which folder the others must have.
     """
 
     def __init__(self) -> None:
         """Nothing is said yet."""
         self._said: set[str] = set()
         self._lines = MOST_LINES
+        self._looks = 0
 
     def say(self, home: Home) -> None:
         """Ask who is near, and say what has not been said. May take seconds."""
@@ -53,9 +54,9 @@ class Alone:
             said = ", ".join(f"another market lives at {market}" for market in markets[:MOST_NAMED])
             advice = "engines of different markets never share: give all of them one address"
             self._write(logging.INFO, f"this engine is in the market {home.at}, and {said}{_rest(markets)}; {advice}")
-        if others.folder and not others.total and not others.markets and self._unsaid(["the folder"]):
-            folder = home.at.socket.parent
-            self._write(logging.INFO, f"its market's folder {folder} is {others.folder}; {ADVICE}")
+        self._looks += 1
+        if others.folder and not (others.total or others.markets) and self._looks >= LOOKS and self._unsaid(["folder"]):
+            self._write(logging.INFO, others.folder)
 
     def _unsaid(self, names: Iterable[str]) -> list[str]:
         """Those of these that were not said; they are from now on."""

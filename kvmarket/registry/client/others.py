@@ -7,7 +7,7 @@ from typing import NamedTuple
 from kvmarket.registry.client.asking import ask_other_spaces
 from kvmarket.registry.protocol.address import Address, identity
 from kvmarket.registry.protocol.differences import Difference, differences
-from kvmarket.registry.protocol.folder import whose
+from kvmarket.registry.protocol.folder import said_to_who_is_alone
 from kvmarket.registry.protocol.messages import Join
 from kvmarket.registry.protocol.neighbours import others_near
 from kvmarket.registry.protocol.status import Label
@@ -28,7 +28,7 @@ class Apart(NamedTuple):
 class Others(NamedTuple):
     """`spaces`: some of the `total` other spaces, those that most resemble ours first. `markets`: other ones nearby.
 
-    `folder`: whose alone the market's folder is, where others cannot have it, as of `whose`.
+    `folder`: why nobody may come to the market's folder, as a sentence; empty where nothing speaks for that.
     """
 
     spaces: list[Apart]
@@ -49,4 +49,4 @@ def others_of(join: Join, place: Address, home: Address) -> Others:
         for each in told.spaces
     ]
     markets = [other for other in others_near(home) if identity(other.lock) != identity(place.lock)]
-    return Others(spaces, told.total, markets, whose(home.socket.parent))
+    return Others(spaces, told.total, markets, said_to_who_is_alone(home.socket.parent))

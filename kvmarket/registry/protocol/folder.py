@@ -38,6 +38,15 @@ def whose(folder: Path) -> str:
     return "in this container's own file system" if own and pid_namespace() != HOST else ""
 
 
+def said_to_who_is_alone(folder: Path) -> str:
+    """Why nobody may come to the market in this folder, as a sentence; empty where nothing speaks for that."""
+    if alone := whose(folder):
+        return f"the market's folder {folder} is {alone}; {ADVICE}"
+    if pid_namespace() != HOST:
+        return f"engines in other containers meet this one where the very same folder is mounted at {folder}"
+    return ""
+
+
 def _mount_of(folder: Path, lines: Iterable[str]) -> Mount:
     """The mount that a folder lies on, by the lines of proc_pid_mountinfo(5): the last of the longest that fit."""
     best = Mount(Path("/"), "/", "")

@@ -12,7 +12,7 @@ from kvmarket.registry.client.others import Apart, Others
 from kvmarket.registry.protocol.differences import Difference
 from kvmarket.registry.protocol.status import Label
 from tests.vllm_hook.scheduler.fakes import FakeHome
-from vllm_hook.metrics.alone import MOST_LINES, Alone
+from vllm_hook.metrics.alone import LOOKS, MOST_LINES, Alone
 
 WEIGHTS = Difference("weights", "[(0, '0123…')]", "[(0, '89ab…')]")
 DTYPE = Difference("configuration.model_config.dtype", "torch.float16", "torch.bfloat16")
@@ -109,15 +109,13 @@ def test_a_service_that_does_not_answer_is_counted(said, monkeypatch: pytest.Mon
     assert counters.snapshot()["lookout_failed{AddressError}"] == 1
 
 
-def test_a_folder_that_nobody_else_can_have_is_said_where_nobody_is_near(said):
-    own = "in this container's own file system"
-    assert (
-        "folder" not in said(apart("s1", [WEIGHTS]), folder=own)[0][1]
-        and "folder" not in said(markets=("/k",), folder=own)[0][1]
-    )
-    ((level, line),) = said(folder=own)
-    assert (
-        level == "INFO"
-        and f"its market's folder / is {own}; engines elsewhere have another one: mount a folder" in line
-    )
-    assert said(folder=own) == []
+def test_which_folder_others_must_have_is_said_where_nobody_comes(said):
+    why = "the market's folder /k is in this container's own file system; mount one"
+    assert said(folder=why) == said(folder=why) == [], "they may be starting"
+    assert said(folder=why) == [("INFO", f"kvmarket shares with nobody yet: {why}")]
+    assert said(folder=why) == []
+
+
+def test_no_folder_is_named_where_somebody_is_near(said):
+    lines = [said(apart("s1", [WEIGHTS]), markets=("/k",), folder="a folder") for _ in range(LOOKS + 1)]
+    assert [len(each) for each in lines] == [2, 0, 0, 0] and "a folder" not in str(lines)
