@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 
 from kvmarket import counters
 from kvmarket.errors import KVMarketError
@@ -12,7 +12,7 @@ from kvmarket.registry.client.others import Apart
 from kvmarket.registry.protocol.differences import Difference
 from kvmarket.registry.protocol.status import Label
 
-MOST_LINES = 4  # of one engine
+MOST_WARNINGS = 3  # of one engine, beside one line for each other kind of neighbour
 MOST_NAMED = 3  # engines in one line, and facts of one engine
 LOOKS = 3  # before it is said that nobody is near: the others may be starting
 _ALONE = "kvmarket shares with nobody yet"
@@ -21,22 +21,22 @@ _log = logging.getLogger("vllm.kvmarket")
 
 
 class Alone:
-    """Says who is near one engine, each space and each market once, in at most `MOST_LINES` lines.
+    """Says who is near one engine, in few lines, whatever comes and goes.
 
-    A space of the same model, or one that differs in few facts, is a warning with these facts. Other models are normal
-    on a node: one line names them, and so are other markets. Where nobody is near, a container says after a while
-    which folder the others must have.
+    A space of the same model, or one that differs in few facts, is a warning with these facts; each is named once, in
+    at most `MOST_WARNINGS` lines. Other models are normal on a node, and so are other markets: one line each names
+    those that are seen first. Where nobody is near, a container says after a while which folder the others must have.
     """
 
     def __init__(self) -> None:
         """Nothing is said yet."""
         self._said: set[str] = set()
-        self._lines = MOST_LINES
+        self._warnings = 0
         self._looks = 0
 
     def say(self, home: Home) -> None:
         """Ask who is near, and say what has not been said. May take seconds."""
-        if self._lines <= 0:
+        if self._warnings == MOST_WARNINGS:
             return
         try:
             others = home.others()
@@ -45,15 +45,16 @@ class Alone:
             return
         like = [space for space in others.spaces if _resembles(space, home.label)]
         if new := self._unsaid(space.space for space in like):
+            self._warnings += 1
             named = "; ".join(_differs(space) for space in like if space.space in new[:MOST_NAMED])
             self._write(logging.WARNING, f"{named}{_rest(new)}: see `kvmarket top --why --address {home.at}`")
         elif others.total > len(like) and self._unsaid(["other models"]):
             unlike = [_named(space.pid, space.label) for space in others.spaces if space not in like]
             self._write(logging.INFO, f"of other models are in the same market {_listed(unlike, others.total)}")
-        if markets := self._unsaid(map(str, others.markets)):
-            said = ", ".join(f"another market lives at {market}" for market in markets[:MOST_NAMED])
-            advice = "engines of different markets never share: give all of them one address"
-            self._write(logging.INFO, f"this engine is in the market {home.at}, and {said}{_rest(markets)}; {advice}")
+        if others.markets and self._unsaid(["other markets"]):
+            said = ", ".join(f"another market lives at {market}" for market in others.markets[:MOST_NAMED])
+            said += f"{_rest(others.markets)}; engines of different markets never share: give all of them one address"
+            self._write(logging.INFO, f"this engine is in the market {home.at}, and {said}")
         self._looks += 1
         if others.folder and not (others.total or others.markets) and self._looks >= LOOKS and self._unsaid(["folder"]):
             self._write(logging.INFO, others.folder)
@@ -65,9 +66,7 @@ class Alone:
         return new
 
     def _write(self, level: int, what: str) -> None:
-        if self._lines > 0:
-            self._lines -= 1
-            _log.log(level, "%s: %s", _ALONE, what)
+        _log.log(level, "%s: %s", _ALONE, what)
 
 
 def _resembles(space: Apart, label: Label) -> bool:
@@ -100,6 +99,6 @@ def _listed(named: list[str], count: int) -> str:
     return ", ".join(named[:MOST_NAMED]) + (f" and engines of {more} more" if more > 0 else "")
 
 
-def _rest(new: list[str]) -> str:
+def _rest(new: Sized) -> str:
     more = len(new) - MOST_NAMED
     return f"; and {more} more" if more > 0 else ""

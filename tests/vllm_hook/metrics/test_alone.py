@@ -12,7 +12,7 @@ from kvmarket.registry.client.others import Apart, Others
 from kvmarket.registry.protocol.differences import Difference
 from kvmarket.registry.protocol.status import Label
 from tests.vllm_hook.scheduler.fakes import FakeHome
-from vllm_hook.metrics.alone import LOOKS, MOST_LINES, Alone
+from vllm_hook.metrics.alone import LOOKS, MOST_WARNINGS, Alone
 
 WEIGHTS = Difference("weights", "[(0, '0123…')]", "[(0, '89ab…')]")
 DTYPE = Difference("configuration.model_config.dtype", "torch.float16", "torch.bfloat16")
@@ -92,9 +92,11 @@ def test_facts_that_are_not_told_are_not_made_up(said):
     assert line.count("in facts that are not told here") == 1
 
 
-def test_never_many_lines(said):
-    lines = [line for number in range(50) for line in said(apart(str(number), [WEIGHTS]), markets=(f"/k/{number}",))]
-    assert len(lines) == MOST_LINES
+def test_never_many_lines_and_those_that_matter_most_are_not_crowded_out(said):
+    lines = [line for number in range(50) for line in said(apart(str(number), MANY, "x"), markets=(f"/k/{number}",))]
+    assert [level for level, _ in lines] == ["INFO", "INFO"]
+    lines = [line for number in range(50) for line in said(apart(f"w{number}", [WEIGHTS]))]
+    assert [level for level, _ in lines] == ["WARNING"] * MOST_WARNINGS
 
 
 def test_many_at_once_are_one_line(said):
