@@ -10,6 +10,7 @@ from kvmarket.errors import KVMarketError
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.others import Apart
 from kvmarket.registry.protocol.differences import Difference
+from kvmarket.registry.protocol.neighbours import Kind, kind_of, said_of
 from kvmarket.registry.protocol.status import Label
 
 MOST_WARNINGS = 3  # of one engine, beside one line for each other kind of neighbour
@@ -24,8 +25,9 @@ class Alone:
     """Says who is near one engine, in few lines, whatever comes and goes.
 
     A space of the same model, or one that differs in few facts, is a warning with these facts; each is named once, in
-    at most `MOST_WARNINGS` lines. Other models are normal on a node, and so are other markets: one line each names
-    those that are seen first. Where nobody is near, a container says after a while which folder the others must have.
+    at most `MOST_WARNINGS` lines. Other models are normal on a node, and so are other markets: one line for each kind
+    of them names those that are seen first. Where nobody is near, a container says after a while which folder the
+    others must have.
     """
 
     def __init__(self) -> None:
@@ -51,10 +53,12 @@ class Alone:
         elif others.total > len(like) and self._unsaid(["other models"]):
             unlike = [_named(space.pid, space.label) for space in others.spaces if space not in like]
             self._write(logging.INFO, f"of other models are in the same market {_listed(unlike, others.total)}")
-        if others.markets and self._unsaid(["other markets"]):
-            said = ", ".join(f"another market lives at {market}" for market in others.markets[:MOST_NAMED])
-            said += f"{_rest(others.markets)}; engines of different markets never share: give all of them one address"
-            self._write(logging.INFO, f"this engine is in the market {home.at}, and {said}")
+        for kind in Kind:
+            markets = [market for market in others.markets if kind_of(market, home.address) is kind]
+            if markets and self._unsaid([kind.name]):
+                said = ", ".join(said_of(market, home.address) for market in markets[:MOST_NAMED])
+                said = f"this engine is in the market {home.at}, and {said}{_rest(markets)}; {kind.value}"
+                self._write(logging.INFO, said)
         self._looks += 1
         if others.folder and not (others.total or others.markets) and self._looks >= LOOKS and self._unsaid(["folder"]):
             self._write(logging.INFO, others.folder)

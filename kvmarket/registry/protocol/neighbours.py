@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 
 from kvmarket.errors import AddressError
@@ -10,6 +11,14 @@ from kvmarket.registry.protocol.address import Address, default_directory, ident
 
 _SOCKETS = Path("/proc/net/unix")
 _LISTENS, _SEQPACKET = "00010000", "0005"  # as proc(5) shows the flags and the type of a socket
+
+
+class Kind(Enum):
+    """What another market is: that of another version beside the same address, one nearby, or one anywhere else."""
+
+    VERSION = "run one version of kvmarket"
+    NEAR = "engines of different markets never share: give all of them one address"
+    ELSEWHERE = "engines of different markets never share: give all of them that are to share one address"
 
 
 def others_near(place: Address) -> list[Address]:
@@ -31,7 +40,23 @@ def others_near(place: Address) -> list[Address]:
 
 def said_of_others(place: Address) -> list[str]:
     """One sentence for each other market of this user that lives."""
-    return [f"another market lives at {other}" for other in others_near(place)]
+    return [said_of(other, place) for other in others_near(place)]
+
+
+def said_of(other: Address, place: Address) -> str:
+    """A sentence about another market than that of `place`."""
+    if kind_of(other, place) is Kind.VERSION:
+        return f"engines that speak kvmarket/{other.socket.suffix[1:]} meet at {other}"
+    return f"another market lives at {other}"
+
+
+def kind_of(other: Address, place: Address) -> Kind:
+    """What another market is to that of `place`."""
+    beside = str(other).removeprefix(f"{place}.")
+    if beside != str(other) and beside.isdigit():
+        return Kind.VERSION
+    near = other.socket.parent in (place.socket.parent, default_directory())
+    return Kind.NEAR if near else Kind.ELSEWHERE
 
 
 def _sockets_in(directory: Path) -> Iterator[Path]:

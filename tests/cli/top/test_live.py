@@ -120,9 +120,9 @@ def test_a_service_of_another_version_is_waited_for_too(own_address: str, monkey
         assert lines == [
             f"waiting for a market at {own_address}",
             "the other side speaks kvmarket/1",
-            f"another market lives at {own_address}.9",
+            f"engines that speak kvmarket/9 meet at {own_address}.9",
         ]
-        with pytest.raises(VersionError, match=r"kvmarket/1; another market lives at .*\.9"):
+        with pytest.raises(VersionError, match=r"kvmarket/1; engines that speak kvmarket/9 meet at .*\.9"):
             top(own_address, 1.0, once=True)
     finally:
         listener.close()

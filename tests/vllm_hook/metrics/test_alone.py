@@ -9,6 +9,7 @@ import pytest
 from kvmarket import counters
 from kvmarket.errors import AddressError
 from kvmarket.registry.client.others import Apart, Others
+from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.differences import Difference
 from kvmarket.registry.protocol.status import Label
 from tests.vllm_hook.scheduler.fakes import FakeHome
@@ -29,7 +30,7 @@ def said(caplog: pytest.LogCaptureFixture):
     alone, home = Alone(), FakeHome()
 
     def say(*spaces: Apart, count: int = 0, markets: tuple[str, ...] = (), folder: str = "") -> list[tuple[str, str]]:
-        home.near = Others(list(spaces), count or len(spaces), list(markets), folder)  # type: ignore[arg-type]
+        home.near = Others(list(spaces), count or len(spaces), [Address(path) for path in markets], folder)  # type: ignore[arg-type]
         caplog.clear()
         with caplog.at_level(logging.INFO, "vllm.kvmarket"):
             alone.say(home)  # type: ignore[arg-type]
@@ -81,10 +82,19 @@ def test_other_models_are_normal_and_named_once(said):
 
 
 def test_another_market_is_said_once(said):
-    ((level, line),) = said(markets=("/k/typo",))
-    assert level == "INFO" and "in the market /m, and another market lives at /k/typo; " in line
-    assert line.endswith("give all of them one address")
-    assert said(markets=("/k/typo",)) == []
+    ((level, line),) = said(markets=("/typo",))
+    assert level == "INFO" and "in the market /m, and another market lives at /typo; " in line
+    assert line.endswith("never share: give all of them one address")
+    assert said(markets=("/typo",)) == []
+
+
+def test_a_market_elsewhere_does_not_hide_one_nearby_or_that_of_another_version(said):
+    assert "lives at /k/a, another market lives at /k/b; engines" in said(markets=("/k/a", "/k/b"))[0][1]
+    ((_, version), (_, near)) = said(markets=("/typo", "/m.8", "/k/c"))
+    assert version.endswith(
+        "in the market /m, and engines that speak kvmarket/8 meet at /m.8; run one version of kvmarket"
+    )
+    assert "another market lives at /typo; " in near and "/k/c" not in near
 
 
 def test_facts_that_are_not_told_are_not_made_up(said):

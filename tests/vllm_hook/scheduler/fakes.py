@@ -32,7 +32,8 @@ class FakeHome:
     """Where a control half has joined; it is left when `left` is set."""
 
     def __init__(self) -> None:
-        self.place, self.label, self.at = "market /m, space s", Label("m", 8000), Address("/m")
+        self.place, self.label = "market /m, space s", Label("m", 8000)
+        self.at = self.address = Address("/m")
         self.left = threading.Event()
         self.near: Others | KVMarketError = Others([], 0, [], "")
 
