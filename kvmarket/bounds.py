@@ -9,7 +9,8 @@ import xxhash
 
 from kvmarket.errors import LayoutError, MisuseError, TokenError
 from kvmarket.layout.layout import Layout
-from kvmarket.registry.protocol.messages import MAX_BLOCK_SIZE, MAX_NAME, MAX_SLOTS, MAX_TOKENS
+from kvmarket.registry.protocol.messages import MAX_BLOCK_SIZE, MAX_SLOTS, MAX_TOKENS
+from kvmarket.registry.protocol.status import MAX_NAME
 
 _SHOWN = 1000  # characters that are kept of a text that is too long to be sent whole
 

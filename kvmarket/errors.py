@@ -11,6 +11,7 @@
     │   └── ClosedError                   a call on a market that was closed, or in a fork of its process
     ├── RegistryError                     the control plane cannot be reached, or refused a request
     │   ├── AddressError                  the socket of the market cannot be made or is not private
+    │   │   └── WrongAddressError         no market can be there until the address, or what lies there, is changed
     │   ├── VersionError                  the service speaks another protocol version
     │   ├── MessageError                  a message that does not decode or breaks a bound
     │   │   ├── MissingBlockError         an offer that continues a block which is not offered
@@ -62,6 +63,10 @@ class RegistryError(KVMarketError):
 
 class AddressError(RegistryError):
     """The socket of the market cannot be made, or its directory is not private to the user."""
+
+
+class WrongAddressError(AddressError):
+    """No market can be at this address until somebody changes it, or removes what lies there: no waiting helps."""
 
 
 class VersionError(RegistryError):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from kvmarket.registry.protocol import neighbours
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.service.service import Service
 
@@ -53,6 +54,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reason, files in sorted(reasons.items(), key=lambda each: -each[1].total()):
         terminalreporter.write_line(f"{files.total()} skipped: {reason}")
         terminalreporter.write_line("    " + ", ".join(f"{file} {count}" for file, count in sorted(files.items())))
+
+
+@pytest.fixture(autouse=True)
+def no_markets_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see no markets of the machine that are in other folders than theirs."""
+    monkeypatch.setattr(neighbours, "_SOCKETS", Path("/proc/none"))
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from kvmarket.bounds import check_tokens, shortened
 from kvmarket.errors import LayoutError, MisuseError, TokenError
 from kvmarket.layout.layout import Layout, Part
 from kvmarket.market.offer import Stage, check_stages
-from kvmarket.registry.protocol.messages import MAX_BLOCK_SIZE, MAX_NAME, MAX_SLOTS, MAX_TOKENS, Name
+from kvmarket.registry.protocol.messages import MAX_BLOCK_SIZE, MAX_SLOTS, MAX_TOKENS, Name
+from kvmarket.registry.protocol.status import MAX_NAME
 from kvmarket.transport import ShmMemory
 from tests.model_engine import FACTS, ModelEngine, matched, prompt
 

@@ -25,6 +25,7 @@ from vllm_hook.guard import Guard
 from vllm_hook.identity import loads
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 from vllm_hook.metrics import summary
+from vllm_hook.metrics.alone import Alone
 from vllm_hook.metrics.first_peer import FirstPeer
 from vllm_hook.metrics.prom import MarketProm
 from vllm_hook.metrics.stats import OF_PROCESS, MarketStats
@@ -60,7 +61,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         reason = limits.refusal(vllm_config, kv_cache_config)
         self._refusal = reason or limits.refusal_beside(own, of_engine)
         self._scheduler: SchedulerSide | None = None
-        self._first_peer = FirstPeer(self._on)
+        self._first_peer = FirstPeer(self._on, Alone().say)
         self._worker: WorkerSide | None = None
         self._compared: Mapping[str, object] = {}  # facts of the fingerprint without weights and code, once known
         compat.keep_joint_lookup()  # needed by an inert connector too
@@ -214,7 +215,6 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         metadata = None
         with Guard("build_connector_meta", self._scheduler.fail):
             metadata = self._scheduler.dispatch(scheduler_output)
-            self._first_peer.look()
         return metadata or self._scheduler.plain_step()
 
     def update_connector_output(self, connector_output: Any) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import count
 
 from kvmarket import counters
-from kvmarket.errors import TokenError
+from kvmarket.errors import ClosedError, TokenError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.market.avoided import Avoided
 from kvmarket.market.ledger import Ledger
@@ -22,10 +22,10 @@ from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.market.peers import Peers
 from kvmarket.pool import Generations, Slots, UInt64s
 from kvmarket.registry.client.client import Client
+from kvmarket.registry.client.home import Home
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.protocol.status import NO_LABEL, Label
-from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
 
 
@@ -68,11 +68,11 @@ class ControlHalf:
         self._open_in = os.getpid()  # 0 when it is closed
         self._lock = threading.RLock()
         join, place = self._pools.joining(fingerprint, stages, label), Address(address)
-        self.place = f"market {place}, space {join.space}"  # as in `kvmarket top`: only engines with the same one share
-        with ExitStack() as undo, self._lock:  # the client's thread calls back, which needs `self._client`
+        with ExitStack() as undo, self._lock:  # the watching thread calls back, which needs the client
             undo.callback(self._pools.close)
             undo.callback(self._peers.close)
-            self._client = Client(place, join, self._forget, self._snapshot, self._go_on, self._pools.memory, finds_own)
+            tells = self._pools.snapshot, self._go_on, self._pools.memory
+            self._client = Client(place, join, self._forget, *tells, finds_own)
             undo.pop_all()
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:
@@ -107,14 +107,15 @@ class ControlHalf:
         `generations`: of the slots when the blocks were published. Stops at the first slot that was retired since: its
         block and the following ones are not offered. Call it only when the work that wrote the blocks has completed.
         `checksums` are sent with the offers. Others see the offers when the service has read the message; this call
-        never waits. Keeps the arrays: do not write to them any more. Raises TokenError, SlotError. Costs one pass over
-        the prefix.
+        never waits. Keeps the arrays: do not write to them any more. Raises TokenError, SlotError, ClosedError. Costs
+        one pass over the prefix.
         """
         array, pool = as_tokens(tokens), self._pools.of(staged)
         if (first + len(slots)) * self.block_size != len(array):
             raise TokenError(
                 f"{len(array)} tokens are not {first} + {len(slots)} blocks of {self.block_size}; give the whole prefix"
             )
+        self._check_open()
         with self._lock:
             ids = pool.generations.as_slots(slots)
             ledger = self._standing(pool)  # first: if the epoch is raised after this, the offers below are dead
@@ -124,15 +125,10 @@ class ControlHalf:
             if live == 0:
                 return 0
             offering = self._offering(pool, array, ids, generations, tenant, first, checksums).part(0, live)
-            old = ledger.news(offering)
-            if old < live:
-                offering = offering.part(old, live)
-                before = ledger.before(offering)
-                if before is not None:
-                    offering = offering.going_on(before)
-                ledger.add(offering)
-                self._client.offer(offering)
-                counters.add("blocks_offered", live - old)
+            new = ledger.enter(offering)
+            if new is not None:
+                self._client.offer(new)
+                counters.add("blocks_offered", len(new.slots))
             return live
 
     def check_news(self, tokens: Integers, slots: Slots, generations: UInt64s) -> None:
@@ -159,9 +155,10 @@ class ControlHalf:
         """Tell others that this engine computes the prefix `tokens` and will offer it; return a number for `settle`.
 
         Other engines may wait for these blocks instead of computing them too. Only a hint: no fetch relies on it.
-        Raises TokenError. Costs 10 us and 1 us a KiB.
+        Raises TokenError and ClosedError. Costs 10 us and 1 us a KiB.
         """
         array = as_tokens(tokens)
+        self._check_open()
         with self._lock:
             number = next(self._promises)
             self._client.promise(self.pool.id, self.tenant if tenant is None else tenant, array, number)
@@ -183,6 +180,11 @@ class ControlHalf:
     def peers(self) -> int:
         """Number of other engines that this one can exchange blocks with, as far as its replica knows."""
         return self._client.peers()
+
+    @property
+    def home(self) -> Home:
+        """Where this engine has joined, and who is near."""
+        return self._client.home
 
     def retire(self, slots: Sequence[int] | Slots, *, staged: bool = False, take_down: bool = True) -> None:
         """Raise the generations of these slots, then take their offers down. Call it before the slots are overwritten.
@@ -272,9 +274,9 @@ class ControlHalf:
             self._client.wake()  # to free the ledger's memory
         return pool.ledger
 
-    def _snapshot(self) -> SnapshotParts:
-        """All offers of this engine. Called when it joins, and whenever the service has missed a message."""
-        return self._pools.snapshot()
+    def _check_open(self) -> None:
+        if self._open_in != os.getpid():
+            raise ClosedError("this engine has left the market, or is a fork of the one that joined; join again")
 
     def _go_on(self) -> bool:
         """Send the next part of a snapshot or free some memory; return whether there was any work.

@@ -48,6 +48,20 @@ class Ledger:
         """
         self._late.append(offering)
 
+    def enter(self, offering: Offering) -> Offering | None:
+        """Note that these blocks are on offer now; what of it is to be told, None where all was on offer exactly so.
+
+        Raises and costs what `news` does, and where anything is to be told what `before` costs.
+        """
+        old = self.news(offering)
+        if old == len(offering.slots):
+            return None
+        new = offering.part(old, len(offering.slots))
+        before = self.before(new)
+        new = new.going_on(before) if before is not None else new
+        self.add(new)
+        return new
+
     def before(self, offering: Offering) -> Before | None:
         """The offer of the block before the first block of `offering`; None if that block is not offered here.
 

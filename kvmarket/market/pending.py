@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from kvmarket import counters
 from kvmarket.support.supervised import survived
+from kvmarket.support.threads import started
 
 POLL_SECONDS = 0.0005
 
@@ -35,13 +36,7 @@ class Pending:
                 return
             self._queue.append((ready, commit))
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="kvmarket-pending", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # no thread can be started at this moment: the next publication tries
-                    counters.add("offer_delayed", reason=str(error))
-                    return
-                self._thread = thread
+                self._thread = started(self._run, "kvmarket-pending", "offer_delayed")
             self._changed.notify()
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from kvmarket import counters
 from kvmarket.processes.relayed import Relayed
 from kvmarket.processes.shared_file import Process
 from kvmarket.support.supervised import survived
+from kvmarket.support.threads import started
 
 Watched = Process | Relayed
 LOOK_SECONDS = 1.0  # how often a process is looked at for which there is no descriptor
@@ -50,14 +51,10 @@ class ProcessWatch:
                     self._loops.pop().end()
             elif processes:
                 loop = _Loop(self._on_death, frozenset(processes))
-                thread = threading.Thread(target=loop.run, name="kvmarket-peers", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError as error:  # no thread can be started at this moment: the next call tries again
-                    counters.add("watch_delayed", reason=str(error))
-                    return
-                self._loops.append(loop)
-                self._thread = thread
+                thread = started(loop.run, "kvmarket-peers", "watch_delayed")
+                if thread is not None:
+                    self._loops.append(loop)
+                    self._thread = thread
 
     def close(self) -> None:
         """Stop watching, and wait until the thread has ended (unless called on it). May be called again."""

@@ -54,7 +54,7 @@ from kvmarket.registry.protocol.messages import (
 )
 from kvmarket.registry.protocol.offering import offering_of
 from kvmarket.registry.protocol.packets import PacketSocket, dial
-from kvmarket.registry.protocol.status import AskStatus, Fact, Label, Report
+from kvmarket.registry.protocol.status import AskOtherSpaces, AskStatus, Fact, Label, Report
 from kvmarket.registry.service.service import Service
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.space.snapshot import SnapshotParts
@@ -171,7 +171,7 @@ class ServiceTarget:
         requests: list[Request] = [
             Join(Process.current(), "space", "g", BLOCK, (record("mine"), record("more"))),
             *(Changes(2, (each,)) for each in news), Changes(2, (), snapshot=True), Changes(1), Again(3), AskStatus(),
-            AskStatus(facts=True), Report({"count{reason}": 1}),
+            AskStatus(facts=True), AskOtherSpaces("space"), Report({"count{reason}": 1}),
             Join(Process.current(), "space", "g", BLOCK, (record("more"),), (Fact("", "1", bytes(8)),), Label("m", 8)),
         ]  # fmt: skip
         return [body_of(each) for each in requests]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import numpy as np
 import pytest
 
 from kvmarket import counters
 from kvmarket.cli.top import ask_status
-from kvmarket.errors import SlotError
+from kvmarket.errors import ClosedError, SlotError
 from kvmarket.registry.client import client
 from kvmarket.registry.client.turns import Turns
 from kvmarket.registry.protocol.address import Address
@@ -76,7 +77,7 @@ def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
 def test_where_it_has_joined_is_told_as_the_service_names_it(own_address):
     one, other = ModelEngine(own_address), ModelEngine(own_address)
     (space,) = {member.space for member in ask_status(Address(own_address)).members}
-    assert one.market._control.place == other.market._control.place == f"market {own_address}, space {space}"
+    assert one.market._control.home.place == other.market._control.home.place == f"market {own_address}, space {space}"
     one.close()
     other.close()
 
@@ -193,3 +194,31 @@ def test_pools_that_have_gone_are_told_once(own_address):
     until(lambda: gone.extend(one.market._control.take_gone()) or gone)
     assert gone == [pool] and one.market._control.take_gone() == []
     one.close()
+
+
+def test_who_has_left_offers_nothing_and_may_go_on_retiring(market_address):
+    """Whoever closes it knows nothing of the thread that retires; its descriptors may be somebody else's by now."""
+    engine, tokens = ModelEngine(market_address), np.array(prompt(4 * BLOCK, 63), np.int32)
+    control = engine.market._control
+    assert engine.publish(tokens.tolist(), [0, 1, 2, 3]) == 4
+    number, wake = control.promise(tokens), control._client._wake
+    control.close()
+    generations = control.generations([0, 1, 2, 3])
+    taken = [os.eventfd(0, os.EFD_NONBLOCK)]
+    while taken[-1] < wake:  # the lowest number that is free comes first
+        taken.append(os.eventfd(0, os.EFD_NONBLOCK))
+    assert wake in taken
+    for call in (lambda: control.offer(tokens, [0, 1, 2, 3], generations), lambda: control.promise(tokens)):
+        with pytest.raises(ClosedError, match="join again"):
+            call()
+    control.retire([0, 1])
+    assert control.generations([0, 1]).tolist() == (generations[:2] + 1).tolist()
+    control.take_down([0, 1])
+    control.settle(number)
+    control.fail_closed("a test")
+    assert control.match(tokens).blocks == control.promised(tokens) == 0
+    for descriptor in taken:
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(descriptor)
+        os.close(descriptor)
+    engine.close()

@@ -185,7 +185,7 @@ def test_the_service_killed_and_back(own_address):
     tokens = prompt(16)
     peer.publish(tokens, [0, 1, 2, 3])
     until(lambda: engine.market.match(tokens).blocks == 4)
-    place = engine.market._control._client._home.address
+    place = engine.market._control._client.home.address
     assert isinstance(place, Address)
     before = counters.snapshot().get("service_lost{the service of the market died; joining again}", 0)
     os.kill(ask_status(place).service.pid, 9)

@@ -237,7 +237,7 @@ def test_markets_over_one_cache_share_its_generations(pair):
     """Two tenants of one engine: what one market retires is dead in the other one too."""
     owner, reader = pair
     cache, fingerprint = owner.cache, kvmarket.Fingerprint.of(**FACTS)
-    with kvmarket.connect(cache, fingerprint, "b", address=owner.market._control._client._home.address.socket) as other:
+    with kvmarket.connect(cache, fingerprint, "b", address=owner.market._control._client.home.address.socket) as other:
         tokens = prompt(16, 22)
         owner.publish(tokens, [0, 1, 2, 3])
         hit = matched(reader, tokens)

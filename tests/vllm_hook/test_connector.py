@@ -19,6 +19,7 @@ from vllm_hook.scheduler.side import SchedulerSide
 pytest.importorskip("vllm")
 
 from vllm_hook.connector import KVMarketConnector
+from vllm_hook.metrics.alone import Alone
 from vllm_hook.metrics.first_peer import FirstPeer
 
 OFF = "kvmarket is off: "
@@ -32,7 +33,7 @@ class Connector(KVMarketConnector):
         self._settings = Settings(tenant=tenant)
         self._scheduler = SchedulerSide(BLOCK, 1, tenant=tenant)
         self._worker = None
-        self._first_peer = FirstPeer(self._on)
+        self._first_peer = FirstPeer(self._on, Alone().say)
         self._compared = {"model": "m"}
         self.closed: Exception | None = None
 

@@ -47,7 +47,10 @@ def hit_source() -> Any:
 
 
 def defers_block_free() -> bool:
-    """Whether vLLM's scheduler reuses a freed page only when no step in flight can write it any more."""
+    """Whether vLLM's scheduler reuses a freed page only when no step in flight can write it any more.
+
+    Asked of the code, because a build without a version number ("dev") passes `too_old`.
+    """
     from vllm.v1.core.sched.scheduler import Scheduler
 
     return hasattr(Scheduler, "_drain_deferred_frees")
@@ -63,7 +66,7 @@ def transfer_config_of_engine() -> Any:
 
 
 def tells_stages_apart() -> bool:
-    """Whether vLLM tells a connector the pipeline stage of each worker."""
+    """Whether vLLM tells a connector the pipeline stage of each worker; a build without a number may not."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 
     return hasattr(KVConnectorBase_V1, "set_xfer_handshake_metadata_pp_aware")

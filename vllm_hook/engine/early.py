@@ -10,7 +10,8 @@ import functools
 import logging
 from typing import Any
 
-from kvmarket.errors import MisuseError
+from kvmarket.errors import AddressError, MisuseError, WrongAddressError
+from kvmarket.registry.protocol.address import Address
 from vllm_hook.engine import limits
 
 _log = logging.getLogger("vllm.kvmarket")
@@ -40,7 +41,21 @@ def check(transfer_config: Any, name: str) -> None:
     for entry in entries:
         if entry.kv_connector == name:
             try:
-                limits.settings_of(entry, transfer_config)
+                _check_address(limits.settings_of(entry, transfer_config).address)
             except MisuseError as error:
                 _log.error("kvmarket stops the engine before its model is loaded: %s", error)
                 raise
+
+
+def _check_address(address: str | None) -> None:
+    """Raise MisuseError where no market can be at the address, whatever happens there by itself.
+
+    A directory that is missing may be made yet, and another user may go: such an engine starts, and tries to join.
+    """
+    try:
+        Address(address)
+    except WrongAddressError as error:
+        setting = "KVMARKET_ADDRESS" if address is None else 'kv_connector_extra_config, "address"'
+        raise MisuseError(f"{setting}: {error}") from error
+    except AddressError:
+        return  # the line that says why it cannot join comes when it tries to

@@ -144,7 +144,9 @@ class Kept:
 def _only_one_reads() -> Iterator[Kept]:
     """Lock the cache and hand it over, so that only one process reads the files; another waits `_PATIENCE` at most."""
     try:
-        path = Address("market").socket.with_name("weights")
+        place = Address("market")
+        place.prepare()
+        path = place.socket.with_name("weights")
         fd = os.open(path.with_name("weights.lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except (KVMarketError, OSError) as error:
         counters.add("vllm_weight_digests_lost", reason=type(error).__name__, detail=str(error))

@@ -133,7 +133,7 @@ class SchedulerSide:
     def describe(self, joined: ControlHalf | None = None) -> str:
         """One line for the log: what is on, and why the rest is off. With `joined` it may be called on any thread."""
         control, watched = joined or self._control, compat.can_watch(self._reuse.pool)
-        found = (control.place, control.peers()) if control is not None else ("no market", 0)
+        found = (control.home.place, control.peers()) if control is not None else ("no market", 0)
         return str(Summary(*found, self._offers, self._imports, watched, self._ranks, self._block_size, self._ways))
 
     # ---- requests

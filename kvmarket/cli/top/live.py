@@ -8,11 +8,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from kvmarket.cli.top.asking import ask_status, said_of_others
 from kvmarket.cli.top.screen import screen_of
 from kvmarket.cli.top.why import comparison_of
-from kvmarket.errors import AddressError, RegistryError
+from kvmarket.errors import AddressError, RegistryError, VersionError
+from kvmarket.registry.client.asking import ask_status
 from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.neighbours import said_of_others
 from kvmarket.registry.protocol.status import Status
 
 
@@ -24,7 +25,7 @@ def top(address: str | None, interval: float, *, once: bool, why: bool = False) 
     """
     place, console = Address(address), Console()
     if why:
-        console.print(comparison_of(_asked(place, facts=True)))
+        console.print(Group(comparison_of(_asked(place, facts=True)), *map(Text, said_of_others(place))))
     elif once:
         console.print(Group(screen_of(place, _asked(place)), *map(Text, said_of_others(place))))
     else:
@@ -55,5 +56,5 @@ def _asked(place: Address, *, facts: bool = False) -> Status:
     """The state of the market. The text of an AddressError also names other running markets."""
     try:
         return ask_status(place, facts=facts)
-    except AddressError as error:
-        raise AddressError("; ".join([str(error), *said_of_others(place)])) from error
+    except (AddressError, VersionError) as error:
+        raise type(error)("; ".join([str(error), *said_of_others(place)])) from error

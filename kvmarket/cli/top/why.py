@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
-from kvmarket.registry.protocol.status import FINGERPRINT, OF_MEMORY, Fact, SpaceStatus, Status
+from kvmarket.registry.protocol.differences import differences
+from kvmarket.registry.protocol.status import FINGERPRINT, SpaceStatus, Status
 
 MOST_SHOWN = 20  # facts of one pair
-NOT_GIVEN = "not given"
 
 
 def comparison_of(status: Status) -> Group:
@@ -25,25 +25,20 @@ def comparison_of(status: Status) -> Group:
     shown: list[Text | Padding] = []
     for one, other in itertools.combinations(status.spaces, 2):
         shown.append(Text(f"{_named(pids[one.name])} and {_named(pids[other.name])} do not share:"))
-        shown += [Padding(Text(line), (0, 0, 0, 2)) for line in differences(one, other)]
+        shown += [Padding(Text(line), (0, 0, 0, 2)) for line in lines_of_differences(one, other)]
     return Group(*shown)
 
 
-def differences(one: SpaceStatus, other: SpaceStatus) -> Iterator[str]:
+def lines_of_differences(one: SpaceStatus, other: SpaceStatus) -> Iterator[str]:
     """The facts that differ between two spaces, one line each; facts with fewer dots in their names come first."""
     if not one.facts or not other.facts:
         yield "their facts are not told: the service tells those of its first spaces alone"
         return
-    first, second = ({fact.name: fact for fact in reversed(space.facts)} for space in (one, other))
-    names = dict.fromkeys(fact.name for space in (one, other) for fact in space.facts)
-    differing = [name for name in names if _digest(first.get(name)) != _digest(second.get(name))]
-    told = sorted((name for name in differing if name != FINGERPRINT), key=lambda name: name.count("."))
-    for name in told[:MOST_SHOWN]:
-        yield f"{name} is {_pair(first.get(name), second.get(name))}"
-    if len(told) > MOST_SHOWN:
-        yield f"and {len(told) - MOST_SHOWN} more facts"
-    if FINGERPRINT in differing and set(told) <= set(OF_MEMORY):
-        yield f"{FINGERPRINT} is {_pair(first.get(FINGERPRINT), second.get(FINGERPRINT))}, and no facts of it differ"
+    found = differences(one.facts, other.facts)
+    for name, here, there in found[:MOST_SHOWN]:
+        yield f"{name} is {here} / {there}" + (", and no facts of it differ" if name == FINGERPRINT else "")
+    if len(found) > MOST_SHOWN:
+        yield f"and {len(found) - MOST_SHOWN} more facts"
 
 
 def _alone(pids: list[int]) -> str:
@@ -56,15 +51,3 @@ def _alone(pids: list[int]) -> str:
 
 def _named(pids: list[int]) -> str:
     return f"pid{'s' if len(pids) > 1 else ''} {', '.join(map(str, sorted(pids)))}"
-
-
-def _digest(fact: Fact | None) -> bytes:
-    return fact.digest if fact else b""
-
-
-def _pair(one: Fact | None, other: Fact | None) -> str:
-    """The texts of both facts; with their digests if the texts are equal."""
-    texts = [fact.text if fact else NOT_GIVEN for fact in (one, other)]
-    if one and other and one.text == other.text:
-        texts = [f"{fact.text} (digest {fact.digest.hex()[:8]})" for fact in (one, other)]
-    return " / ".join(texts)

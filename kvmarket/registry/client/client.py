@@ -71,7 +71,7 @@ class Client:
         self._turns = Turns()
         self._replica = Replica(join.block_size, join.pools)
         self._foreign = ForeignPools(memory)
-        self._home = Home(address, join, self._replica, snapshot, self._foreign, self._closing)
+        self.home = Home(address, join, self._replica, snapshot, self._foreign, self._closing)
         with ExitStack() as undo:
             try:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -123,7 +123,9 @@ class Client:
 
     def wake(self) -> None:
         """Wake the watching thread, so that it does deferred work."""
-        os.eventfd_write(self._wake, 1)
+        with self._lock:
+            if not self._closing.is_set():
+                os.eventfd_write(self._wake, 1)
 
     def match(
         self, tokens: Int32s, tenant: str, first: int, without: Collection[str]
@@ -155,7 +157,10 @@ class Client:
             return len({pool.record.processes[0] for name, pool in pools.items() if name not in own})
 
     def close(self) -> None:
-        """Leave the market: the service takes down all offers of this engine. May be called twice."""
+        """Leave the market: the service takes down all offers of this engine. May be called twice.
+
+        Changes after this call are sent to nobody.
+        """
         if self._closing.is_set():
             return
         self._closing.set()
@@ -166,12 +171,15 @@ class Client:
             self._replica.space.trie.clear()
         self._foreign.close()
         os.close(self._wake)
-        del self._on_gone, self._on_more, self._home  # the callbacks refer to us: no cycle may keep our memory
+        self.home.close()
+        del self._on_gone, self._on_more  # the callbacks refer to us: no cycle may keep our memory
 
     def _tell(self, change: News) -> None:
-        """Send a change to the service, and with `finds_own` put it into our replica."""
+        """Send a change to the service, and with `finds_own` put it into our replica; after `close` do nothing."""
         self._turns.called(time.monotonic())
         with self._lock:
+            if self._closing.is_set():
+                return
             if self._finds_own:
                 self._replica.add(change)
             connection = self._connection
@@ -183,15 +191,13 @@ class Client:
         """Join, and wait for the first snapshot for up to `JOIN_SECONDS`. Raises AddressError, or as `Home.join`."""
         deadline = time.monotonic() + START_SECONDS
         while True:
-            connection = self._home.join()
+            connection = self.home.join()
             if self._settled(connection, time.monotonic() + JOIN_SECONDS):
                 return connection
             connection.close()
             if time.monotonic() > deadline:
-                raise AddressError(
-                    f"the service at {self._home.address} let this engine in and died, again and again; see "
-                    f"{self._home.address.log}"
-                )
+                at = self.home.at
+                raise AddressError(f"the service at {at} let this engine in and died, again and again; see {at.log}")
 
     def _settled(self, connection: Connection, deadline: float) -> bool:
         """Exchange first snapshots until `deadline`; False if the service dies meanwhile."""
@@ -224,16 +230,15 @@ class Client:
                     self._gone += self._replica.expired(time.monotonic())
                     gone, self._gone = self._gone, []
                     self._foreign.forget(gone)
-                    self._ask()
+                    self._ask(self._connection, gone)
                 if gone:
                     self._on_gone(gone)
             if turn.failed:
                 self._closing.wait(AGAIN_SECONDS)
 
-    def _ask(self, connection: Connection | None = None) -> bool:
-        """Ask for descriptors of pools in other PID namespaces; return whether some have not come yet."""
-        records = [pool.record for pool in self._replica.space.pools.values()]
-        return self._foreign.look(records, (connection or self._connection).socket, time.monotonic())
+    def _ask(self, connection: Connection, gone: Sequence[str] = ()) -> bool:
+        """Ask for descriptors of pools in other PID namespaces; return whether any is missing. `gone` just left."""
+        return self._foreign.look(self._replica.take_new(gone), connection.socket, time.monotonic())
 
     def _vigil(self) -> Vigil:
         return Vigil(self._connection, self._wake, self._closing)
@@ -246,7 +251,7 @@ class Client:
             counters.add("service_lost", reason="the service of the market died; joining again")
         elif self._connection.socket.closed:
             counters.add("membership_lost", reason="the connection to the service broke; joining again")
-        elif not self._home.free(time.monotonic()):
+        elif not self.home.free(time.monotonic()):
             return False
         return True
 
@@ -277,7 +282,7 @@ class Client:
             self._connection.close()
         while not self._closing.is_set():
             try:
-                connection = self._home.join()
+                connection = self.home.join()
             except KVMarketError as error:
                 if self._closing.is_set():  # this ended the waiting, no fault
                     return False

@@ -14,11 +14,12 @@ from kvmarket import counters
 from kvmarket.errors import RegistryError, VersionError
 from kvmarket.registry.client.connection import ANSWER_SECONDS, Connection, join_service
 from kvmarket.registry.client.foreign import ForeignPools
+from kvmarket.registry.client.others import Others, others_of
 from kvmarket.registry.client.replica import Replica
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import PROTOCOL, Join, pack_message, unpack_reply
 from kvmarket.registry.protocol.packets import dial
-from kvmarket.registry.protocol.status import AskStatus
+from kvmarket.registry.protocol.status import AskStatus, Label
 from kvmarket.registry.space.snapshot import SnapshotParts
 
 LOOK_SECONDS = 2.0  # between two checks whether the address is free
@@ -38,20 +39,47 @@ class Home:
     ) -> None:
         """Join nothing yet. The other arguments are for `join_service`."""
         self.address = address
-        self.away = False
+        self.at = address  # where it joins, or has joined: at the address or beside it
+        self._join, self._closing = join, closing
         self._joining = join, replica, snapshot, foreign, closing
         self._look_at = 0.0
 
     def join(self) -> Connection:
         """Join at the address, or beside it. Raises what `join_service` raises."""
-        self.away = False
+        self.at = self.address
         try:
-            return join_service(self.address, *self._joining)
+            return join_service(self.at, *self._joining)
         except VersionError as error:
             counters.add("market_beside", reason="engines of another version have the address", detail=error)
-        connection = join_service(self.beside(), *self._joining)
-        self.away = True
-        return connection
+        self.at = self.beside()
+        return join_service(self.at, *self._joining)
+
+    @property
+    def place(self) -> str:
+        """The market and the space, as in `kvmarket top`: whoever has another never meets this engine."""
+        if self.at is self.address:
+            return f"market {self.at}, space {self._join.space}"
+        return (
+            f"market {self.at} (engines of another version of kvmarket have {self.address}, and share among "
+            f"themselves: run one version), space {self._join.space}"
+        )
+
+    @property
+    def label(self) -> Label:
+        """What this engine is called."""
+        return self._join.label
+
+    def others(self) -> Others:
+        """Who is near, and shares nothing with this engine. See `others_of`."""
+        return others_of(self._join, self.at, self.address)
+
+    def left_within(self, seconds: float) -> bool:
+        """Wait until the market was left, at most so long; whether it was."""
+        return self._closing.wait(seconds)
+
+    def close(self) -> None:
+        """Join no more; let go of whoever tells what is on offer, who holds us."""
+        del self._joining
 
     def beside(self) -> Address:
         """The address beside ours, for engines with this version of the protocol."""
@@ -62,7 +90,7 @@ class Home:
 
         Checks every `LOOK_SECONDS`, which costs up to a few ms. False if the engine is not away.
         """
-        if not self.away or now < self._look_at:
+        if self.at is self.address or now < self._look_at:
             return False
         self._look_at = now + LOOK_SECONDS
         try:

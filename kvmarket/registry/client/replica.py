@@ -8,7 +8,7 @@ outlives a service: its offers stay until the next service has sent its snapshot
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from kvmarket import counters
@@ -53,6 +53,7 @@ class Replica:
         self._queue: deque[Change | _Own | _Begin] = deque()
         self._work: Iterator[object] | None = None  # the change under way
         self._told: set[str] | None = None  # pools that the snapshot under way has named
+        self._new: dict[str, PoolRecord] = {}  # pools met since `take_new` was called
         self._absent: dict[str, float] = {}  # pools that a new service does not know yet -> when they count as left
         self._absent_until = 0.0
 
@@ -90,6 +91,11 @@ class Replica:
             if self._told is None or not isinstance(error, MissingBlockError):  # else the snapshot will hold the block
                 counters.add("change_refused", reason=type(error).__name__, detail=error)
         return []
+
+    def take_new(self, gone: Iterable[str]) -> Collection[PoolRecord]:
+        """The pools met since the last call, and those of `gone` that are there again. This engine's own never are."""
+        new, self._new = self._new, {}
+        return (new | {name: self.space.pools[name].record for name in gone if name in self.space.pools}).values()
 
     def expired(self, now: float) -> list[str]:
         """Drop pools that a new service does not know and whose owners have died, or have not joined in time.
@@ -130,13 +136,14 @@ class Replica:
     def _met(self, joined: PoolJoined) -> None:
         name = joined.record.pool
         if name not in self._own:
-            self.space.add_pool(joined.record)
+            self._new[name] = self.space.add_pool(joined.record).record
             self._absent.pop(name, None)
             if self._told is not None:
                 self._told.add(name)
 
     def _gone(self, name: str) -> list[str]:
         self._absent.pop(name, None)
+        self._new.pop(name, None)
         if name in self._own or name not in self.space.pools:
             return []
         self.space.drop_pool(name)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 from pathlib import Path
 
-from kvmarket.errors import AddressError
+from kvmarket.errors import AddressError, WrongAddressError
 from kvmarket.support.advice import explained
 
 _MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its final zero
+_WRONG = (errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # what lies there has to be changed
 _HOME = Path("/tmp")  # holds the directory of default addresses and names: the same in every environment of a user
 
 
@@ -28,26 +30,36 @@ class Address:
         it is a different one elsewhere. No other variable matters: engines of one user find each other, wherever they
         were started.
 
-        Makes the directory (0700) if it is missing. Raises AddressError if the user cannot write to it, if it is the
-        default one and others own or can enter it, if other files have these names, or if the path is too long.
+        Makes nothing, not even the directory. Raises AddressError if others own the directory, or if it is the default
+        one and others can enter it; WrongAddressError if no market can ever have this address: no path, a path too long
+        for a socket, a directory that the user cannot write to, or other files with these names.
         """
         path, self._private = _parsed(address)
         self.socket = path / "market" if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir raises
         if len(os.fsencode(self.socket)) + len(".lock") > _MAX_SOCKET_PATH:
-            raise AddressError(
+            raise WrongAddressError(
                 f"{self.socket} is too long for a Unix socket ({_MAX_SOCKET_PATH - 5} bytes); give a shorter address"
             )
         self.lock = self.socket.with_name(self.socket.name + ".lock")
         self.log = self.socket.with_name(self.socket.name + ".log")
-        self.prepare()
+        self._check()
 
     def __str__(self) -> str:
         """The socket's path."""
         return str(self.socket)
 
     def prepare(self) -> None:
-        """Make the directory if it is missing. Raises AddressError if it, or a file of the market, is not ours."""
-        _private_directory(self.socket.parent, strict=self._private)
+        """Make the directory (0700) where it is missing. Raises AddressError where it cannot be, or is not ours."""
+        directory = self.socket.parent
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise AddressError(f"the directory {directory} cannot be made {explained(error)}") from error
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse a directory that is not ours, and what lies in it that is no market of ours; there may be none."""
+        _check_directory(self.socket.parent, strict=self._private)
         self._check_files()
 
     def _check_files(self) -> None:
@@ -58,9 +70,9 @@ class Address:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise AddressError(f"{path} cannot be made {explained(error)}") from error
+                raise _cannot(f"{path} cannot be made", error) from error
             if not ours(status.st_mode) or (path == self.lock and status.st_size):
-                raise AddressError(f"{path} exists and is not a market's; give another address")
+                raise WrongAddressError(f"{path} exists and is not a market's; give another address")
             if status.st_uid != os.geteuid():
                 raise AddressError(f"{path} belongs to another user (uid {status.st_uid}); give another address")
 
@@ -144,28 +156,31 @@ def _parsed(address: str | os.PathLike[str] | None) -> tuple[Path, bool]:
         address = variable if variable.strip() else "market"
     text = os.fspath(address).removeprefix("ipc://")
     if not text or "\0" in text or "://" in text:
-        raise AddressError(f"address {address!r} names no Unix socket; give a path, or a name without slashes")
+        raise WrongAddressError(f"address {address!r} names no Unix socket; give a path, or a name without slashes")
     if text != text.strip():
-        raise AddressError(f"address {address!r} begins or ends with white space; give it without")
+        raise WrongAddressError(f"address {address!r} begins or ends with white space; give it without")
     private = "/" not in text and text not in (".", "..") and not text.startswith("~")
     try:
         os.fsencode(text)
         path = (default_directory() / text if private else Path(text).expanduser()).absolute()
     except (UnicodeEncodeError, RuntimeError, OSError) as error:  # no file name; unknown user; no current directory
-        raise AddressError(f"address {address!r} names no path ({error}); give an absolute path") from error
+        raise WrongAddressError(f"address {address!r} names no path ({error}); give an absolute path") from error
     return path, private
 
 
-def _private_directory(path: Path, *, strict: bool) -> None:
-    """Make `path` (0700) or check that the user can write to it. Raises AddressError.
+def _cannot(what: str, error: OSError) -> AddressError:
+    """The error to raise where the system says `error`: a WrongAddressError where no waiting helps."""
+    return (WrongAddressError if error.errno in _WRONG else AddressError)(f"{what} {explained(error)}")
 
-    `strict`: it must also be a directory of the user that nobody else can enter.
-    """
+
+def _check_directory(path: Path, *, strict: bool) -> None:
+    """Refuse a directory that is not the user's own; `strict` also demands that nobody else can enter it."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.lstat()
+        status = path.lstat() if strict else path.stat()
+    except FileNotFoundError:
+        return  # whoever serves makes it
     except OSError as error:
-        raise AddressError(f"the directory {path} cannot be made {explained(error)}") from error
+        raise _cannot(f"the directory {path} cannot be looked at", error) from error
     if strict and (not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid()):
         raise AddressError(
             f"{path} is a link or belongs to another user (uid {status.st_uid}); "
@@ -173,5 +188,7 @@ def _private_directory(path: Path, *, strict: bool) -> None:
         )
     if strict and stat.S_IMODE(status.st_mode) & 0o077:
         raise AddressError(f"{path} must belong to you with mode 0700; chmod 700 it, or give another address")
+    if not stat.S_ISDIR(status.st_mode):
+        raise WrongAddressError(f"{path} is no directory; give another address")
     if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
-        raise AddressError(f"you cannot write to {path}; give an address in a directory of your own")
+        raise WrongAddressError(f"you cannot write to {path}; give an address in a directory of your own")

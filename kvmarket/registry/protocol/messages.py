@@ -20,7 +20,17 @@ import xxhash
 from kvmarket.errors import MessageError, VersionError
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.descriptors import MOST_DESCRIPTORS
-from kvmarket.registry.protocol.status import NO_LABEL, AskStatus, Facts, Label, Report, Status
+from kvmarket.registry.protocol.status import (
+    MAX_NAME,
+    NO_LABEL,
+    AskOtherSpaces,
+    AskStatus,
+    Facts,
+    Label,
+    OtherSpaces,
+    Report,
+    Status,
+)
 
 PROTOCOL = b"kvmarket/10\n"  # the first bytes of every message
 MAX_MESSAGE_BYTES = 64 << 20
@@ -28,7 +38,6 @@ MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
 MAX_CHANGES = 1 << 16
 SUM_BYTES = 8  # of the checksum after the protocol's name
-MAX_NAME = 4096  # characters
 MAX_BLOCK_SIZE = 1 << 20  # tokens
 MAX_DESCRIPTORS = 1 << 14  # of the memory of one pool
 
@@ -223,8 +232,8 @@ class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
         return min(MOST_DESCRIPTORS, self.total - self.first)
 
 
-Request = Join | Changes | Again | Report | AskStatus | AskDescriptors | Descriptors
-Reply = Joined | Refused | Changes | Again | Status | AskDescriptors | Descriptors
+Request = Join | Changes | Again | Report | AskStatus | AskOtherSpaces | AskDescriptors | Descriptors
+Reply = Joined | Refused | Changes | Again | Status | OtherSpaces | AskDescriptors | Descriptors
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

@@ -12,6 +12,7 @@ import msgspec
 
 from kvmarket.processes.shared_file import Process
 
+MAX_NAME = 4096  # characters, of a space or a tenant
 MAX_FACTS = 512
 MAX_FACT_NAME, MAX_FACT_TEXT = 128, 64  # characters
 FACT_DIGEST_BYTES = 8
@@ -96,3 +97,25 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     blocks: int
     counters: dict[str, int]
     spaces: tuple[SpaceStatus, ...] = ()
+
+
+class AskOtherSpaces(msgspec.Struct, frozen=True, tag="ask-other-spaces"):
+    """Ask who is in the market but not in this space, and so shares nothing with its engines."""
+
+    space: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+
+
+class OtherSpace(msgspec.Struct, frozen=True):
+    """A space, by the engine that joined it first. `facts` are told of few spaces, and empty of the others."""
+
+    name: str
+    pid: int
+    label: Label
+    facts: tuple[Fact, ...] = ()
+
+
+class OtherSpaces(msgspec.Struct, frozen=True, tag="other-spaces"):
+    """The answer to `AskOtherSpaces`: some of the `total` other spaces, with engines of the same model first."""
+
+    spaces: tuple[OtherSpace, ...]
+    total: int

@@ -33,6 +33,7 @@ class Listener:
         self._lock = -1
         self._directory_made = False  # whether we made the directory anew, so that we must remove it
         self._look_at = 0.0
+        address.prepare()
         try:
             self._poll = select.epoll()  # a descriptor that stays the same when the socket is made anew
         except OSError as error:

@@ -6,7 +6,8 @@ Pure data: no sockets, no files, no processes. `Exchange` calls it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import msgspec
 
@@ -20,12 +21,13 @@ from kvmarket.registry.protocol.messages import (
     Snapshot,
     SnapshotEnd,
 )
-from kvmarket.registry.protocol.status import MemberStatus, Report, SpaceStatus
+from kvmarket.registry.protocol.status import MemberStatus, OtherSpace, OtherSpaces, Report, SpaceStatus
 from kvmarket.registry.space.news import put_in
 from kvmarket.registry.space.space import Space
 
 RETIRED_SLOTS = 1 << 14  # in one message
 MOST_DESCRIBED = 64  # spaces in one status
+MOST_NAMED, MOST_EXPLAINED = 32, 4  # other spaces in one answer, and those of them with facts
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -47,6 +49,7 @@ class Members:
         """Start without members."""
         self.by_name: dict[str, Member] = {}
         self.spaces: dict[str, Space] = {}
+        self._joined: dict[str, dict[str, Join]] = {}  # space -> member -> its Join, in order of joining
         self._left: list[Space] = []  # spaces without members, whose memory is not yet freed
         self._owners: dict[str, str] = {}  # pool -> member
         self._reports: dict[str, Report] = {}  # member -> its last report
@@ -64,16 +67,16 @@ class Members:
         for record in join.pools:
             if record.pool in self._owners or sum(record.pool == other.pool for other in join.pools) > 1:
                 raise RefusedError(f"pool {record.pool} has joined already; give every pool a new id")
-        for member in self.by_name.values():
-            other = member.join
-            if other.space == join.space and (other.geometry, other.block_size) != (join.geometry, join.block_size):
-                raise LayoutError(
-                    f"an engine of this fingerprint (process {other.process.pid}) has blocks of {other.geometry}, "
-                    f"this one of {join.geometry}; "
-                    "put what differs into the fingerprint, or give the caches equal logical shapes"
-                )
+        other = next(iter(self._joined.get(join.space, {}).values()), join)
+        if (other.geometry, other.block_size) != (join.geometry, join.block_size):
+            raise LayoutError(
+                f"an engine of this fingerprint (process {other.process.pid}) has blocks of {other.geometry}, "
+                f"this one of {join.geometry}; "
+                "put what differs into the fingerprint, or give the caches equal logical shapes"
+            )
         space = self.spaces.setdefault(join.space, Space(join.block_size))
         self.by_name[name] = Member(join, space)
+        self._joined.setdefault(join.space, {})[name] = join
         for record in join.pools:
             space.add_pool(record)
             self._owners[record.pool] = name
@@ -99,7 +102,10 @@ class Members:
         for pool in member.pools:
             member.space.drop_pool(pool)
             del self._owners[pool]
-        if not any(other.space is member.space for other in self.by_name.values()):
+        others = self._joined[member.join.space]
+        del others[name]
+        if not others:
+            del self._joined[member.join.space]
             self._left.append(self.spaces.pop(member.join.space))
         return member.join
 
@@ -157,13 +163,24 @@ class Members:
 
     def told_spaces(self, facts: bool) -> tuple[SpaceStatus, ...]:
         """One row per space; with `facts`, the first `MOST_DESCRIBED` rows hold facts, which bounds the answer."""
-        first: dict[str, Join] = {}
-        for member in self.by_name.values():
-            first.setdefault(member.join.space, member.join)
         return tuple(
-            SpaceStatus(name, join.facts if facts and number < MOST_DESCRIBED else ())
-            for number, (name, join) in enumerate(first.items())
+            SpaceStatus(name, _first(joined).facts if facts and number < MOST_DESCRIBED else ())
+            for number, (name, joined) in enumerate(self._joined.items())
         )
+
+    def other_spaces(self, space: str) -> OtherSpaces:
+        """Of the other spaces at most `MOST_NAMED`, those of the same model first; the facts of the first of them.
+
+        Costs up to some ms, however many engines there are.
+        """
+        model = _first(self._joined[space]).label.model if space in self._joined else ""
+        others = [_first(joined) for name, joined in islice(self._joined.items(), MOST_DESCRIBED) if name != space]
+        others.sort(key=lambda join: join.label.model != model)
+        told = tuple(
+            OtherSpace(join.space, join.process.pid, join.label, join.facts if number < MOST_EXPLAINED else ())
+            for number, join in enumerate(others[:MOST_NAMED])
+        )
+        return OtherSpaces(told, len(self._joined) - (space in self._joined))
 
     def report(self, name: str, report: Report) -> None:
         """Keep `report` as the last report of member `name`."""
@@ -185,3 +202,8 @@ class Members:
         for pool in pools:
             if self._owners.get(pool) != name:
                 raise MessageError(f"pool {pool} is not one of this engine")
+
+
+def _first(joined: Mapping[str, Join]) -> Join:
+    """What the first member of a space joined with."""
+    return next(iter(joined.values()))

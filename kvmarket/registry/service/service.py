@@ -40,7 +40,7 @@ from kvmarket.registry.protocol.messages import (
     pack_message,
     unpack_request,
 )
-from kvmarket.registry.protocol.status import AskStatus, Report, Status
+from kvmarket.registry.protocol.status import AskOtherSpaces, AskStatus, Report, Status
 from kvmarket.registry.service.deaths import Deaths, open_pidfds
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.listener import Listener
@@ -194,6 +194,8 @@ class Service:
                 spaces = members.told_spaces(request.facts)
                 counted = {**self._counters, **self._exchange.heard, **counters.snapshot()}
                 self._send(session, Status(self._me, members.status(), members.blocks, counted, spaces))
+            case AskOtherSpaces():
+                self._send(session, self._exchange.members.other_spaces(request.space))
 
     def _join(self, session: Session, join: Join) -> None:
         if session.member:

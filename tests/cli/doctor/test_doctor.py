@@ -21,6 +21,7 @@ from kvmarket.cli.doctor.measure import Owned, Task
 from kvmarket.cli.doctor.second_process import second_process
 from kvmarket.errors import KVMarketError
 from kvmarket.processes import numbers
+from kvmarket.registry.protocol import folder
 from kvmarket.transport import export
 from kvmarket.ways.choice import Candidate, Choice, Rate, Table, load, path_of, save
 
@@ -127,6 +128,7 @@ MOUNTS = """22 28 0:21 / /proc rw,nosuid shared:5 - proc proc rw
 28 1 8:1 / / rw,relatime shared:1 - {kind} /dev/root rw
 30 28 0:26 {tmp} /tmp rw shared:12 - ext4 /dev/sda1 rw
 41 28 0:30 / /srv/market rw - tmpfs tmpfs rw
+42 28 0:31 / /run rw - tmpfs tmpfs rw
 """
 
 
@@ -137,15 +139,16 @@ MOUNTS = """22 28 0:21 / /proc rw,nosuid shared:5 - proc proc rw
         ("/tmp/kvm/market", "ext4", "/tmp/systemd-private-3f2-vllm.service-Yx/tmp", "PrivateTmp"),
         ("/opt/market/s", "overlay", "/tmp", "container"),
         ("/srv/market/s", "overlay", "/tmp", ""),
+        ("/run/market/s", "overlay", "/tmp", "container"),
     ],
 )
 @pytest.mark.parametrize("contained", [True, False])
 def test_whether_others_can_have_the_folder(monkeypatch, tmp_path, address, kind, tmp, says, contained):
-    monkeypatch.setattr(machine, "pid_namespace", lambda: 7 if contained else numbers.HOST)
+    monkeypatch.setattr(folder, "pid_namespace", lambda: 7 if contained else numbers.HOST)
     monkeypatch.setattr(machine, "Address", lambda: SimpleNamespace(socket=Path(address)))
     lines = MOUNTS.format(kind=kind, tmp=tmp).splitlines()
-    real = machine._mount_of
-    monkeypatch.setattr(machine, "_mount_of", lambda folder, of_this_machine: real(Path(address).parent, lines))
+    real = folder._mount_of
+    monkeypatch.setattr(folder, "_mount_of", lambda _here, _lines: real(Path(address).parent, lines))
     finding = machine._folder()
     noted = says and (contained or says == "PrivateTmp")
     assert finding.level == ("note" if noted else "ok") and str(Path(address).parent) in finding.found

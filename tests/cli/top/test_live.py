@@ -101,7 +101,8 @@ def test_a_market_is_shown_once_with_the_others(
         shown = taken(terminal)
         assert f"service {os.getpid()} at {market_address}" in shown and f"another market lives at {other}" in shown
         top(market_address, 1.0, once=False, why=True)
-        assert "no engine has joined" in taken(terminal)
+        shown = taken(terminal)
+        assert "no engine has joined" in shown and f"another market lives at {other}" in shown
     finally:
         listener.close()
 
@@ -109,7 +110,7 @@ def test_a_market_is_shown_once_with_the_others(
 def test_a_service_of_another_version_is_waited_for_too(own_address: str, monkeypatch: pytest.MonkeyPatch):
     """Its engines leave it some day; where those of this version meet meanwhile is said."""
 
-    def fail(place: Address) -> None:
+    def fail(place: Address, *, facts: bool = False) -> None:
         raise VersionError("the other side speaks kvmarket/1")
 
     monkeypatch.setattr(live, "ask_status", fail)
@@ -119,8 +120,10 @@ def test_a_service_of_another_version_is_waited_for_too(own_address: str, monkey
         assert lines == [
             f"waiting for a market at {own_address}",
             "the other side speaks kvmarket/1",
-            f"another market lives at {own_address}.9",
+            f"engines that speak kvmarket/9 meet at {own_address}.9",
         ]
+        with pytest.raises(VersionError, match=r"kvmarket/1; engines that speak kvmarket/9 meet at .*\.9"):
+            top(own_address, 1.0, once=True)
     finally:
         listener.close()
 

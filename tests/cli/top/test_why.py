@@ -9,7 +9,7 @@ import torch
 
 from kvmarket import Fingerprint
 from kvmarket.cli.top import ask_status, top
-from kvmarket.cli.top.why import MOST_SHOWN, comparison_of, differences
+from kvmarket.cli.top.why import MOST_SHOWN, comparison_of, lines_of_differences
 from kvmarket.fact_texts import fact
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
@@ -33,7 +33,7 @@ def space(
 
 
 def why(one: SpaceStatus, other: SpaceStatus) -> list[str]:
-    return list(differences(one, other))
+    return list(lines_of_differences(one, other))
 
 
 def test_facts_that_differ_are_named_with_both_values():

@@ -13,8 +13,12 @@ import pytest
 
 from kvmarket import counters
 from kvmarket.errors import AddressError
+from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client import client
 from kvmarket.registry.client.client import Client
+from kvmarket.registry.client.foreign import ForeignPools
+from kvmarket.registry.client.replica import Replica
+from kvmarket.registry.protocol.messages import Changes, PoolGone, PoolJoined, PoolRecord
 from kvmarket.registry.protocol.packets import PacketSocket
 
 
@@ -62,7 +66,7 @@ def rejoining(monkeypatch, watching, service: str, *, fails: int = 0) -> tuple[l
             raise AddressError("a test")
         return SimpleNamespace(service=service)
 
-    made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
+    made._lock, made.home = threading.Lock(), SimpleNamespace(join=join)
     made._connection.service, made._connection.close = "a", lambda: said.append("closed")
     made._replica = SimpleNamespace(rejoin=lambda now: said.append("rejoined"))
     assert made._rejoin() is True
@@ -102,3 +106,60 @@ def test_who_leaves_meanwhile_waits_no_longer(watching):
     start = time.monotonic()
     assert not watching.client._vigil().dies(client.WATCH_SECONDS, client.AGAIN_SECONDS)
     assert time.monotonic() - start < 0.5
+
+
+class Looked(ForeignPools):
+    """Notes which pools it was to look at."""
+
+    def look(self, new, socket, now):
+        new = list(new)
+        self.at.append([record.pool for record in new])
+        return super().look(new, socket, now)
+
+
+@pytest.fixture
+def asking(watching) -> Iterator[SimpleNamespace]:
+    """A client that asks for the memory of foreign pools: what it hears, and which pools a turn looks at."""
+    made, memory = watching.client, Looked(lambda _pool: ((), ()))
+    memory.at = []
+    made._replica, made._foreign = Replica(4, (record("mine"),)), memory
+
+    def hear(*changes: PoolJoined | PoolGone) -> list[str]:
+        made._replica.receive(Changes(0, changes))
+        gone = []
+        while made._replica.pending:
+            gone += made._replica.step()
+        return gone
+
+    def turn(gone: list[str] = ()) -> list[str]:
+        made._foreign.forget(gone)
+        made._ask(made._connection, gone)
+        return made._foreign.at.pop()
+
+    yield SimpleNamespace(hear=hear, turn=turn, foreign=memory)
+    memory.close()
+
+
+def record(pool: str) -> PoolRecord:
+    elsewhere = Process(os.getpid(), 1, 1)
+    return PoolRecord(pool, 8, (elsewhere,), b"")
+
+
+def test_a_turn_looks_at_the_pools_that_are_new(asking):
+    assert asking.hear(*(PoolJoined(record(name)) for name in ("a", "b", "mine"))) == []
+    assert asking.turn() == ["a", "b"]
+    assert asking.turn() == []
+    asking.hear(PoolJoined(record("c")), PoolJoined(record("d")))
+    gone = asking.hear(PoolGone("c"))
+    assert asking.turn(gone) == ["d"] and sorted(asking.foreign._lacking) == ["a", "b", "d"]
+    assert asking.turn() == []
+
+
+def test_a_pool_that_goes_and_comes_again_is_asked_for_again(asking):
+    asking.hear(PoolJoined(record("a")))
+    asking.turn()
+    gone = asking.hear(PoolGone("a"), PoolJoined(record("a")))
+    assert gone == ["a"] and asking.turn(gone) == ["a"] and "a" in asking.foreign._lacking
+    gone = asking.hear(PoolGone("a"), PoolJoined(record("a")))
+    asking.turn()  # as a new member does, which tells later of what has gone meanwhile
+    assert asking.turn(gone) == ["a"] and "a" in asking.foreign._lacking

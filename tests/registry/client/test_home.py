@@ -79,7 +79,7 @@ def test_who_is_at_home_does_not_look_for_it(own_address, monkeypatch):
     monkeypatch.setattr(home, "LOOK_SECONDS", 0.0)
     engine = ModelEngine(own_address)
     connection = engine.market._control._client._connection
-    assert not engine.market._control._client._home.free(1e9)
+    assert not engine.market._control._client.home.free(1e9)
     engine.publish(tokens := prompt(16, 2), [0, 1, 2, 3])
     until(lambda: engine.market.match(tokens).blocks == 4)
     assert engine.market._control._client._connection is connection

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
-import signal
 import socket
 import threading
-import time
-from pathlib import Path
 
 import pytest
 
 import kvmarket
-from kvmarket.errors import AddressError, VersionError
+from kvmarket.errors import AddressError, VersionError, WrongAddressError
 from kvmarket.registry.client.connection import join_service
 from kvmarket.registry.protocol import address as address_module
 from kvmarket.registry.protocol import messages
 from kvmarket.registry.protocol.address import _MAX_SOCKET_PATH, Address
+from kvmarket.registry.protocol.neighbours import others_near
 from kvmarket.registry.protocol.packets import PacketListener, PacketSocket
 from tests.model_engine import FACTS, ModelEngine
 from tests.registry.service.test_strangers import as_nobody, joining_with, refusal_of
@@ -27,16 +24,35 @@ FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 
 
 def test_addresses_that_cannot_be(tmp_path):
-    with pytest.raises(AddressError, match="too long"):
+    with pytest.raises(WrongAddressError, match="too long"):
         Address(tmp_path / ("x" * 120))
     Address(tmp_path / (longest := "x" * (_MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))))  # its lock has a longer name
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / f"{longest}x")
-    with pytest.raises(AddressError, match="names no Unix socket"):
+    with pytest.raises(WrongAddressError, match="names no Unix socket"):
         Address("tcp://127.0.0.1:5555")
     (tmp_path / "file").touch()
-    with pytest.raises(AddressError, match="cannot be made"):
-        Address(tmp_path / "file" / "socket")
+    for path in ("file/socket", "file/sub/socket"):
+        with pytest.raises(WrongAddressError, match="give another address"):
+            Address(tmp_path / path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(WrongAddressError, match="remove the links"):
+        Address(tmp_path / "loop" / "socket")
+
+
+def test_who_looks_makes_no_directory(tmp_path):
+    """Whoever mistypes an address for `kvmarket top` leaves nothing behind; whoever serves makes what is missing."""
+    place = Address(tmp_path / "typo" / "sub" / "s")
+    assert not place.service_lives() and others_near(place) == [] and not (tmp_path / "typo").exists()
+    place.prepare()
+    assert place.socket.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_somebody_else_has_to_make_is_no_wrong_address():
+    place = Address("/proc/nothing/s")  # where not even root can make it
+    with pytest.raises(AddressError, match="cannot be made") as said:
+        place.prepare()
+    assert not isinstance(said.value, WrongAddressError)
 
 
 @pytest.fixture
@@ -70,6 +86,18 @@ def test_a_default_directory_that_another_user_has_made(home, monkeypatch):
         Address()
 
 
+@pytest.mark.parametrize("another", ["dir", "file", "link"])
+def test_no_other_user_can_make_an_address_wrong(home, another, monkeypatch):
+    """Else he could keep engines from starting: where he has the directory of names, they go on trying."""
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    path = home.with_name("kvmarket-12345")
+    {"dir": path.mkdir, "file": path.touch, "link": lambda: path.symlink_to("loop")}[another]()
+    for given in (None, "name"):
+        with pytest.raises(AddressError, match="belongs to another user") as said:
+            Address(given)
+        assert not isinstance(said.value, WrongAddressError)
+
+
 @pytest.mark.parametrize("variable", ["XDG_RUNTIME_DIR", "TMPDIR", "HOME", "KVMARKET_ADDRESS"])
 @pytest.mark.parametrize("value", ["a directory", "", "  ", None])
 def test_the_default_is_the_same_in_every_environment(home, tmp_path, monkeypatch, variable, value):
@@ -82,6 +110,8 @@ def test_the_default_is_the_same_in_every_environment(home, tmp_path, monkeypatc
         monkeypatch.setenv(variable, str(tmp_path))
     assert Address().socket == home / "market"
     assert Address("name").socket == home / "name"
+    assert not home.exists()
+    Address().prepare()
     assert home.stat().st_mode & 0o777 == 0o700
 
 
@@ -132,7 +162,7 @@ def test_directories_that_may_not_be_entered(tmp_path):
 
 
 def test_the_markets_files_are_private(engine):
-    place = engine.market._control._client._home.address
+    place = engine.market._control._client.home.address
     assert [oct(path.stat().st_mode & 0o777) for path in (place.socket, place.lock)] == ["0o600", "0o600"]
 
 
@@ -195,7 +225,7 @@ def test_an_address_where_something_else_lies(tmp_path):
     """The service would remove it to bind its socket there."""
     precious = tmp_path / "model.db"
     precious.write_text("data")
-    with pytest.raises(AddressError, match="is not a market's"):
+    with pytest.raises(WrongAddressError, match="is not a market's"):
         Address(precious)
     assert precious.read_text() == "data"
 
@@ -235,59 +265,5 @@ def test_a_directory_that_may_not_be_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "os.access", lambda path, mode, effective_ids: not (effective_ids and mode == os.W_OK | os.X_OK)
     )
-    with pytest.raises(AddressError, match="cannot write to"):
+    with pytest.raises(WrongAddressError, match="cannot write to"):
         Address(tmp_path / "s")
-
-
-def test_whoever_looks_keeps_no_descriptor_and_is_no_service(tmp_path):
-    place = Address(tmp_path / "s")
-    place.lock.touch(mode=0o600)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    with place.lock.open("r+") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)
-        assert not place.service_lives(), "another one who looks"
-        assert place.take_lock() is None
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert place.service_lives()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
-
-
-def test_a_lock_that_is_removed_while_it_is_taken(own_address, monkeypatch):
-    """A lock that nobody finds keeps nobody out."""
-    place, flock, times = Address(own_address), fcntl.flock, []
-
-    def remove_first(fd: int, how: int) -> None:
-        flock(fd, how)
-        times.append(fd)
-        if len(times) <= 2:
-            place.lock.unlink()
-            if len(times) == 2:
-                place.lock.touch()
-
-    monkeypatch.setattr("fcntl.flock", remove_first)
-    fd = place.take_lock()
-    assert len(times) == 3 and os.fstat(fd).st_ino == place.lock.stat().st_ino
-    os.close(fd)
-
-
-def test_a_fork_keeps_no_lock_of_who_looks(own_address, monkeypatch):
-    """Whoever looks whether a service lives locks for a moment, and another thread may fork in it."""
-    place, flock, children = Address(own_address), fcntl.flock, []
-    place.lock.touch()
-
-    def fork_then(fd: int, how: int) -> None:
-        flock(fd, how)
-        if not children and not (child := os.fork()):
-            time.sleep(60)
-            os._exit(0)
-        elif not children:
-            children.append(child)
-
-    with monkeypatch.context() as patched:
-        patched.setattr("fcntl.flock", fork_then)
-        assert not place.service_lives()
-    lock = place.take_lock()
-    os.kill(children[0], signal.SIGKILL)
-    os.waitpid(children[0], 0)
-    assert lock is not None
-    os.close(lock)

@@ -10,7 +10,6 @@ from kvmarket.errors import MessageError, VersionError
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import (
     MAX_BLOCK_SIZE,
-    MAX_NAME,
     MAX_SLOTS,
     PROTOCOL,
     Again,
@@ -35,6 +34,8 @@ from kvmarket.registry.protocol.status import (
     MAX_FACT_TEXT,
     MAX_FACTS,
     MAX_LABEL,
+    MAX_NAME,
+    AskOtherSpaces,
     AskStatus,
     Fact,
     Label,
@@ -73,12 +74,14 @@ WITHIN = [
     Again(MOST),
     AskStatus(),
     AskStatus(facts=True),
+    AskOtherSpaces("x" * MAX_NAME),
     join(facts=(Fact("x" * MAX_FACT_NAME, "x" * MAX_FACT_TEXT, bytes(8)),) * MAX_FACTS),
     join(label=Label("x" * MAX_LABEL, 65535)),
     Report({"x" * MAX_COUNTER_NAME: MOST}),
     Report({str(number): 0 for number in range(MAX_COUNTERS)}),
 ]
 BEYOND = [
+    AskOtherSpaces("x" * (MAX_NAME + 1)),
     join(pools=()),
     join(pools=(record(slots=0),)),
     join(pools=(record(slots=MAX_SLOTS + 1),)),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmarket.registry.protocol import address as address_module
+from kvmarket.registry.protocol import neighbours
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.neighbours import others_near
 from kvmarket.registry.service.listener import Listener
@@ -94,5 +95,34 @@ def test_a_market_that_is_reached_by_two_paths_is_one(own_address: str, serve):
 
 def test_a_directory_that_is_gone(own_address: str):
     place = Address(str(Path(own_address).parent / "sub" / "s"))
-    place.socket.parent.rmdir()
     assert others_near(place) == []
+
+
+def test_a_market_in_another_folder_is_seen_by_its_socket(own_address: str, serve, monkeypatch: pytest.MonkeyPatch):
+    """A folder may be mistyped as a name may. No other test sees markets that are not its own."""
+    monkeypatch.setattr(neighbours, "_SOCKETS", Path("/proc/net/unix"))
+    folder = Path(own_address).parent
+    elsewhere = str(folder / "typo" / "s")
+    listener = serve(elsewhere)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other, socket.socket(socket.AF_UNIX) as stream:
+        (folder / "other").mkdir()
+        for name, door in {"packets": other, "stream": stream}.items():
+            door.bind(str(folder / "other" / name))
+            door.listen()
+        found = [name for name in names(own_address) if name.startswith(f"{folder}/")]
+        assert found == [elsewhere], "a program that is no service is none"
+        assert names(elsewhere) == [name for name in names(own_address) if name != elsewhere]
+    serve(own_address + ".z")
+    assert names(own_address)[:2] == [own_address + ".z", elsewhere], "those nearby come first"
+    listener.close()
+    assert elsewhere not in names(own_address)
+
+
+@pytest.mark.parametrize(
+    "shown", ["", "Num RefCount Protocol Flags Type St Inode Path\n", "x\n0: 1 1 00010000 0005 01 1\n"]
+)
+def test_sockets_that_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str):
+    (tmp_path / "unix").write_text(shown)
+    for path in (tmp_path / "unix", tmp_path / "missing"):
+        monkeypatch.setattr(neighbours, "_SOCKETS", path)
+        assert others_near(Address(tmp_path / "s")) == []

@@ -27,10 +27,12 @@ from kvmarket.registry.protocol.status import (
     MAX_FACTS,
     Fact,
     Label,
+    OtherSpace,
+    OtherSpaces,
     Report,
     Status,
 )
-from kvmarket.registry.service.members import MOST_DESCRIBED, Members
+from kvmarket.registry.service.members import MOST_DESCRIBED, MOST_EXPLAINED, MOST_NAMED, Members
 from kvmarket.registry.space.space import Space
 
 ME = Process(1, 1, 1)
@@ -182,3 +184,30 @@ def test_facts_are_told_of_so_many_spaces_that_the_answer_can_be_sent():
     spaces = members.told_spaces(facts=True)
     assert [bool(space.facts) for space in spaces] == [True] * MOST_DESCRIBED + [False] * 3
     assert len(pack_message(Status(ME, members.status(), 0, {}, spaces))) < MAX_MESSAGE_BYTES
+
+
+def test_of_other_spaces_few_are_told_with_those_of_the_same_model_first():
+    members, fact = Members(), Fact("dtype", "float16", bytes(8))
+    assert members.other_spaces("") == OtherSpaces((), 0)
+    for number in range(2 * MOST_NAMED):
+        name, label = f"s{number}", Label(f"m{number % 7}", number)
+        told = msgspec.structs.replace(joining(f"p{number}", space=name), facts=(fact,), label=label)
+        members.join(name, told)
+    members.join("second", joining("another", space="s7"))
+    found = members.other_spaces("s0")
+    assert found.total == 2 * MOST_NAMED - 1 and len(found.spaces) == MOST_NAMED
+    like = -(-(2 * MOST_NAMED) // 7) - 1
+    assert [space.label.model == "m0" for space in found.spaces] == [True] * like + [False] * (MOST_NAMED - like)
+    assert [space.facts for space in found.spaces] == [(fact,)] * MOST_EXPLAINED + [()] * (MOST_NAMED - MOST_EXPLAINED)
+    assert found.spaces[0] == OtherSpace("s7", ME.pid, Label("m0", 7), (fact,)), "by who was there first"
+    members.leave("s7")
+    assert members.other_spaces("s0").spaces[0].name == "s14" and members.other_spaces("s0").total == found.total
+    members.leave("second")
+    assert members.other_spaces("s0").total == found.total - 1
+
+
+def test_the_answer_about_other_spaces_can_be_sent():
+    members, most = Members(), (Fact("\U00012000" * MAX_FACT_NAME, "\U00012000" * MAX_FACT_TEXT, bytes(8)),) * MAX_FACTS
+    for number in range(MOST_DESCRIBED):
+        members.join(str(number), msgspec.structs.replace(joining(str(number), space=str(number)), facts=most))
+    assert len(pack_message(members.other_spaces("nobody's"))) < 1 << 21

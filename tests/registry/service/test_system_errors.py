@@ -25,7 +25,7 @@ def test_what_the_system_refuses_is_said_with_what_to_do(own_address, monkeypatc
         raise OSError(number, os.strerror(number))
 
     targets = {
-        "mkdir": ("pathlib.Path.mkdir", [lambda: Address(own_address)]),
+        "mkdir": ("pathlib.Path.mkdir", [place.prepare, lambda: start_service(place)]),
         "lstat": (
             "pathlib.Path.lstat",
             [lambda: Address(own_address), lambda: place.is_locked_by(0), place.service_lives],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from kvmarket.errors import KVMarketError
 from kvmarket.market.offer import Hit
+from kvmarket.registry.client.others import Others
+from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Name
+from kvmarket.registry.protocol.status import Label
 from vllm_hook.metadata import Load, RankMemory, StepDone
 from vllm_hook.scheduler.side import SchedulerSide
 
@@ -23,12 +28,30 @@ def check_message(tokens: Any, tenant: str) -> None:
     msgspec.msgpack.decode(msgspec.msgpack.encode(tenant), type=Name)
 
 
+class FakeHome:
+    """Where a control half has joined; it is left when `left` is set."""
+
+    def __init__(self) -> None:
+        self.place, self.label = "market /m, space s", Label("m", 8000)
+        self.at = self.address = Address("/m")
+        self.left = threading.Event()
+        self.near: Others | KVMarketError = Others([], 0, [], "")
+
+    def left_within(self, seconds: float) -> bool:
+        return self.left.wait(seconds)
+
+    def others(self) -> Others:
+        if isinstance(self.near, KVMarketError):
+            raise self.near
+        return self.near
+
+
 class FakeControl:
     """A control half with generations, an epoch and a log of its calls; offers die as those of the real one."""
 
     def __init__(self) -> None:
         self.generation: dict[int, int] = defaultdict(lambda: 1)
-        self.epoch, self.place = 1, "market /m, space s"
+        self.epoch, self.home = 1, FakeHome()
         self.log: list[str] = []
         self.standing: dict[int, tuple[int, int, tuple[int, ...], str]] = {}  # slot: generation, epoch, tokens, tenant
         self.found = 0
@@ -108,6 +131,7 @@ class FakeControl:
 
     def close(self) -> None:
         self.closed = True
+        self.home.left.set()
         self.epoch += 1
 
     def live(self) -> dict[int, tuple[int, ...]]:

@@ -1,33 +1,43 @@
-"""Ask the service of a market for its state."""
+"""Ask the service of a market something without being a member."""
 
 from __future__ import annotations
 
 import time
+from typing import TypeVar
 
 from kvmarket.errors import AddressError, MessageError
 from kvmarket.registry.client.connection import KNOCK_SECONDS
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import pack_message, unpack_reply
-from kvmarket.registry.protocol.neighbours import others_near
+from kvmarket.registry.protocol.messages import Request, pack_message, unpack_reply
 from kvmarket.registry.protocol.packets import dial
-from kvmarket.registry.protocol.status import AskStatus, Status
+from kvmarket.registry.protocol.status import AskOtherSpaces, AskStatus, OtherSpaces, Status
 
 ANSWER_SECONDS = 2.0
+Answer = TypeVar("Answer", Status, OtherSpaces)
 
 
 def ask_status(place: Address, *, facts: bool = False) -> Status:
-    """Ask the service of `place`; with `facts`, also for the facts of its spaces.
+    """Ask the service of `place` for its state; with `facts`, also for the facts of its spaces.
 
     Raises AddressError if there is no service or it does not answer within two seconds, VersionError if it has another
     version of the protocol, MessageError for another answer.
     """
+    return _ask(place, AskStatus(facts), Status)
+
+
+def ask_other_spaces(place: Address, space: str) -> OtherSpaces:
+    """Ask the service of `place` who is in other spaces than this one. Raises what `ask_status` raises."""
+    return _ask(place, AskOtherSpaces(space), OtherSpaces)
+
+
+def _ask(place: Address, question: Request, kind: type[Answer]) -> Answer:
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
     end = time.monotonic() + ANSWER_SECONDS
     while True:
         try:
             with dial(place.socket) as sock:
-                sock.send(pack_message(AskStatus(facts)))
+                sock.send(pack_message(question))
                 frame = sock.wait(ANSWER_SECONDS)
             break
         except OSError as error:
@@ -37,12 +47,7 @@ def ask_status(place: Address, *, facts: bool = False) -> Status:
         time.sleep(KNOCK_SECONDS)
     if frame is None:
         raise AddressError(f"the service at {place} does not answer; see {place.log}")
-    status = unpack_reply(frame)
-    if not isinstance(status, Status):
-        raise MessageError("the service answered something else than its status")
-    return status
-
-
-def said_of_others(place: Address) -> list[str]:
-    """One sentence for each other running market of this user (see `others_near`)."""
-    return [f"another market lives at {other}" for other in others_near(place)]
+    answer = unpack_reply(frame)
+    if not isinstance(answer, kind):
+        raise MessageError(f"the service answered {question} with something else; see {place.log}")
+    return answer
