@@ -72,8 +72,10 @@ class Peers:
             peer = _meet(record, self._descriptors)
         except (msgspec.DecodeError, UnicodeDecodeError, LayoutError, TransportError, OSError, MemoryError) as error:
             scarce = is_transient(error)
-            name = "pool_passed_over" if scarce else "pool_unreachable"
-            counters.add(name, reason=type(error).__name__, detail=error)
+            if scarce:
+                counters.add("pool_passed_over", reason=type(error).__name__, detail=error)
+            else:
+                counters.add("pool_unreachable", reason=type(error).__name__, detail=error)
             (self._on_scarce if scarce else self._on_unreadable)(record.pool)
             return None
         with self._lock:

@@ -94,7 +94,7 @@ def test_who_leaves_while_it_joins_again_has_not_failed(watching):
         made._closing.set()
         raise AddressError("the waiting was ended")
 
-    made._lock, made._home = threading.Lock(), SimpleNamespace(join=join)
+    made._lock, made.home = threading.Lock(), SimpleNamespace(join=join)
     made._connection.close = lambda: None
     before = counters.snapshot().get("rejoin_failed{AddressError}", 0)
     assert made._rejoin() is False
