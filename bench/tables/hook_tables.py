@@ -16,6 +16,8 @@ TTFT_COLUMNS = [
     "host memory (LMCache)",
 ]
 
+HTTP_COLUMNS = [*TTFT_COLUMNS[:2], "own prefix cache, hook off", "own prefix cache, hook on", "peer's pool"]
+
 PEER_COLUMNS = {"goal": "goal for the peer's pool", "extra": "longer than own, round by round"}
 
 RUNNING = (
@@ -52,6 +54,30 @@ def ttft(path: Path) -> str:
         text += "Goal: own prefix cache, 1.15 times the bytes at that rate, and 2 ms. "
     head = ["prompt tokens", *columns, *(PEER_COLUMNS[key] for key in shown_too)]
     return "\n".join([f"{text}From `bench/results/{path.name}`.", *markdown(head, rows)])
+
+
+def ttft_http(path: Path) -> str:
+    """Milliseconds to the first token as a client of `vllm serve` sees it, one row per prompt length."""
+    result = json.loads(path.read_text())
+    cells = {(row["column"], row["tokens"]): row for row in result["rows"]}
+    columns = HTTP_COLUMNS
+    rows = []
+    for tokens in sorted({tokens for _, tokens in cells}):
+        shown = [cells[column, tokens] for column in columns]
+        values = [f"{row['p50']:.1f} ({row['p10']:.1f} – {row['p90']:.1f})" for row in shown]
+        rows.append([f"{tokens:,}", *values, *(f"{row['goal']:.1f}" for row in shown if "goal" in row)])
+    text = (
+        f"{result['gpu']}, vLLM {result['versions']['vllm']}, `vllm serve` over HTTP, Llama-3.1-8B shape, bf16, as vLLM "
+        f"comes, cores not chosen, one request at a time, median of {result['repeats']} (prefill: of "
+        f"{result['prompts']}) in ms (p10 – p90); contiguous peer copy {result['copy_GBps']:.0f} GB/s. Goal: the "
+        "own hit of the same server, 1.1 times the bytes at that rate, and 3 ms. "
+    )
+    return "\n".join(
+        [
+            f"{text}From `bench/results/{path.name}`.",
+            *markdown(["prompt tokens", *columns, "goal for the peer's pool"], rows),
+        ]
+    )
 
 
 def throughput(path: Path) -> str:

@@ -167,6 +167,9 @@ def versions(path: Path) -> str:
 TABLES = {
     "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
     "ttft, default": (hook_tables.ttft, "h200x2-default-ttft.json"),
+    "ttft, http": (hook_tables.ttft_http, "h200x2-vllm32-ttft-http.json"),
+    "throughput, vllm 0.32": (hook_tables.throughput, "h200x2-vllm32-throughput.json"),
+    "retrieval, vllm 0.32": (hook_tables.serving, "h200x2-vllm32-serving.json"),
     "throughput": (hook_tables.throughput, "h200x2-throughput.json"),
     "serving": (hook_tables.serving, "h100x2-serving.json"),
     "retrieval": (hook_tables.serving, "h100x4-retrieval.json"),
