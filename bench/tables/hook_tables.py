@@ -67,8 +67,8 @@ def ttft_http(path: Path) -> str:
         values = [f"{row['p50']:.1f} ({row['p10']:.1f} – {row['p90']:.1f})" for row in shown]
         rows.append([f"{tokens:,}", *values, *(f"{row['goal']:.1f}" for row in shown if "goal" in row)])
     text = (
-        f"{result['gpu']}, vLLM {result['versions']['vllm']}, `vllm serve` over HTTP, Llama-3.1-8B shape, bf16, as vLLM "
-        f"comes, cores not chosen, one request at a time, median of {result['repeats']} (prefill: of "
+        f"{result['gpu']}, vLLM {result['versions']['vllm']}, `vllm serve` over HTTP, Llama-3.1-8B shape, bf16, as "
+        f"vLLM comes, cores not chosen, one request at a time, median of {result['repeats']} (prefill: of "
         f"{result['prompts']}) in ms (p10 – p90); contiguous peer copy {result['copy_GBps']:.0f} GB/s. Goal: the "
         "own hit of the same server, 1.1 times the bytes at that rate, and 3 ms. "
     )
