@@ -126,19 +126,31 @@ class Bench:
 
     def rows(self, rate: float, token_bytes: int) -> list[dict[str, Any]]:
         """The rows of the result file so far; `rate` of the contiguous copy in GB/s."""
-        found = []
-        for (column, tokens), times in self.samples.items():
-            own = report.percentiles(self.samples[OWN, tokens])["p50"]
-            size = tokens * token_bytes
-            copy = 1e3 * size / (rate * 1e9)
-            made = load.row(f"{column}, {tokens} tokens", times, "ms", own + (copy if column == PEER else 0))
-            made |= {"column": column, "tokens": tokens, "bytes": size}
-            if column == PEER:
-                made["goal"] = round(own + GOAL_BYTES * copy + GOAL_MS, 2)
-                pairs = zip(times, self.samples[OWN, tokens], strict=True)
-                made["extra"] = report.percentiles([peer - mine for peer, mine in pairs])["p50"]
-            found.append(made)
-        return found
+        return rows_of(self.samples, rate, token_bytes, OWN, {PEER: OWN}, (GOAL_BYTES, GOAL_MS))
+
+
+def rows_of(
+    samples: Samples, rate: float, token_bytes: int, own: str, beside: dict[str, str], goal: tuple[float, float]
+) -> list[dict[str, Any]]:
+    """Rows of a result file, from milliseconds by column and prompt length.
+
+    `own`: the column of own hits, the ceiling of all others (plus the copy at `rate` GB/s, for PEER). `beside`: column
+    -> column measured in the same round; ``extra`` is the median difference to it. `goal` of PEER: a factor of the time
+    of that copy, and milliseconds beyond the own hit.
+    """
+    found = []
+    for (column, tokens), times in samples.items():
+        floor, size = report.percentiles(samples[own, tokens])["p50"], tokens * token_bytes
+        copy = 1e3 * size / (rate * 1e9)
+        made = load.row(f"{column}, {tokens} tokens", times, "ms", floor + (copy if column == PEER else 0))
+        made |= {"column": column, "tokens": tokens, "bytes": size}
+        if column == PEER:
+            made["goal"] = round(floor + goal[0] * copy + goal[1], 2)
+        if column in beside:
+            pairs = zip(times, samples[beside[column], tokens], strict=True)
+            made["extra"] = report.percentiles([one - other for one, other in pairs])["p50"]
+        found.append(made)
+    return found
 
 
 def start(engines: Engines, stack: ExitStack, longest: int, graphs: str) -> dict[str, EngineProcess]:

@@ -32,13 +32,12 @@ from bench.engines import load
 from bench.engines.commands import ANSWER, prompt_of
 from bench.engines.server import Server
 from bench.engines.shapes import Engines
-from bench.hook.ttft import copy_rate
+from bench.hook.ttft import PEER, Samples, copy_rate, rows_of
 
-PLAIN, OWN, PEER = "own prefix cache, hook off", "own prefix cache, hook on", "peer's pool"
+PLAIN, OWN = "own prefix cache, hook off", "own prefix cache, hook on"
 GOAL_BYTES, GOAL_MS = 1.10, 3.0
 VISIBLE = 0.3  # seconds after which an offer has surely reached the other server
 PACKAGES = ("torch", "triton", "vllm", "kvmarket")
-Samples = dict[tuple[str, int], list[float]]
 
 
 class Bench:
@@ -75,21 +74,8 @@ class Bench:
         return str(answer["first"])
 
     def rows(self, rate: float, token_bytes: int) -> list[dict[str, Any]]:
-        """The rows of the result file so far; `rate` in GB/s."""
-        found = []
-        for (column, tokens), times in self.samples.items():
-            size = tokens * token_bytes
-            own, copy = report.percentiles(self.samples[OWN, tokens])["p50"], 1e3 * size / (rate * 1e9)
-            made = load.row(f"{column}, {tokens} tokens", times, "ms", own + (copy if column == PEER else 0))
-            made |= {"column": column, "tokens": tokens, "bytes": size}
-            if column == PEER:
-                made["goal"] = round(own + GOAL_BYTES * copy + GOAL_MS, 2)
-            beside = {PEER: OWN, OWN: PLAIN}.get(column)
-            if beside is not None:
-                pairs = zip(times, self.samples[beside, tokens], strict=True)
-                made["extra"] = report.percentiles([one - other for one, other in pairs])["p50"]
-            found.append(made)
-        return found
+        """The rows of the result file so far; `rate` of the contiguous copy in GB/s."""
+        return rows_of(self.samples, rate, token_bytes, OWN, {PEER: OWN, OWN: PLAIN}, (GOAL_BYTES, GOAL_MS))
 
 
 def main() -> None:

@@ -32,3 +32,11 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert not end.value.code
     rows = json.loads((tmp_path / "small-ttft-http.json").read_text())["rows"]
     assert {row["column"] for row in rows} >= {ttft_http.PLAIN, ttft_http.OWN, ttft_http.PEER}
+
+
+def test_an_own_hit_is_compared_with_one_without_the_hook():
+    bench = ttft_http.Bench({}, 16)
+    bench.samples |= {(ttft_http.PLAIN, 100): [5.0], (ttft_http.OWN, 100): [7.0], (ttft_http.PEER, 100): [10.0]}
+    plain, own, peer = bench.rows(rate=0.1, token_bytes=1000)
+    assert ("extra" in plain, own["extra"], peer["extra"]) == (False, 2.0, 3.0)
+    assert peer["goal"] == 7.0 + 1.1 + 3
