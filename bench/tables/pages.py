@@ -159,7 +159,11 @@ def versions(path: Path) -> str:
     """Tests passed and failed per version of vLLM; tests/vllm_hook/engines/versions.py writes `path`."""
     result = json.loads(path.read_text())
     columns = ["vLLM", "torch", "tests passed", "failed"]
-    table = [[row["name"], row["versions"]["torch"], str(row["passed"]), str(row["failed"])] for row in result["rows"]]
+    table = []
+    for row in result["rows"]:
+        sources, _, libraries = row["versions"].get("vllm", "").partition("+cpu.")
+        name = f"{sources}, its Python sources over the compiled libraries of {libraries}" if libraries else row["name"]
+        table.append([name, row["versions"]["torch"], str(row["passed"]), str(row["failed"])])
     text = f"Real engines sharing prefixes, on the {result['machine'].upper()} build. From `bench/results/{path.name}`."
     return "\n".join([text, *markdown(columns, table)])
 

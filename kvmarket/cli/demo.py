@@ -18,7 +18,6 @@ from kvmarket.child import command, environment
 from kvmarket.cli.demo_engine import Configuration, Ready, Reply, Request
 from kvmarket.errors import KVMarketError, MisuseError
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "mini_engine.py"
 BLOCK_SIZE = 16
 QUESTION = 40  # tokens that the two prompts do not share
 VOCABULARY = 8192
@@ -89,13 +88,9 @@ def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, con
     """Run the demo and print a table. Returns the exit status: 0 if blocks were imported and outputs are identical.
 
     `device`: auto, cpu or cuda; with two or more GPUs each engine has its own. `prompt_tokens`: 0 means 2,000 on a CPU
-    and 8,000 on a GPU. Takes about twenty seconds. Raises MisuseError without a checkout, without such a device, or for
-    a prompt that is too short; KVMarketError if an engine dies.
+    and 8,000 on a GPU. Takes about twenty seconds. Raises MisuseError without such a device, or for a prompt that is
+    too short; KVMarketError if an engine dies.
     """
-    if not EXAMPLE.exists():
-        raise MisuseError(
-            f"the demo's engine is an example of the repository, and {EXAMPLE} does not exist; run it from a checkout"
-        )
     console = console or Console()
     first_gpu, second_gpu = gpus_for_two(device)
     on_gpu = first_gpu is not None
@@ -104,7 +99,6 @@ def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, con
         raise MisuseError(f"a prompt of {length} tokens shares no block; give at least {QUESTION + 2 * BLOCK_SIZE}")
     with tempfile.TemporaryDirectory(prefix="kvmarket-demo-", ignore_cleanup_errors=True) as directory:
         configuration = Configuration(
-            example=str(EXAMPLE),
             device="cuda" if on_gpu else "cpu",
             address=str(Path(directory) / "market"),
             blocks=4 * -(-(length + new_tokens) // BLOCK_SIZE),

@@ -6,11 +6,9 @@ answers each `Request` with a `Reply`. It ends when stdin is closed.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
-from types import ModuleType
 
 import msgspec
 
@@ -18,7 +16,6 @@ import msgspec
 class Configuration(msgspec.Struct, frozen=True):
     """The argument with which a demo engine is started."""
 
-    example: str  # path of mini_engine.py
     device: str  # "cpu" or "cuda"
     address: str  # socket of the market
     blocks: int
@@ -51,32 +48,22 @@ class Ready(msgspec.Struct, frozen=True):
     ready: str
 
 
-def load(path: str) -> ModuleType:
-    """Load the example as a module, by its path: it is not part of the package."""
-    spec = importlib.util.spec_from_file_location("mini_engine", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} cannot be loaded; give the path of a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(configuration: Configuration) -> None:
     """Serve requests until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print goes to stderr, not between replies
     import torch
 
+    from kvmarket.cli.mini_engine import LARGE, SMALL, MiniEngine
+
     torch.set_num_threads(configuration.threads)
-    example = load(configuration.example)
     on_gpu = configuration.device == "cuda"
-    engine = example.MiniEngine(
+    engine = MiniEngine(
         configuration.device,
         blocks=configuration.blocks,
         block_size=configuration.block_size,
         address=configuration.address,
-        shape=example.LARGE if on_gpu else example.SMALL,
+        shape=LARGE if on_gpu else SMALL,
     )
     name = torch.cuda.get_device_name() if on_gpu else f"CPU, {configuration.threads} threads"
     replies.write(msgspec.json.encode(Ready(name)) + b"\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-TESTED = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32")  # by bench/results/cpu-vllm-versions.json
+TESTED = ("0.26", "0.27", "0.28", "0.29", "0.30", "0.31", "0.32", "0.33")  # by bench/results/cpu-vllm-versions.json
 
 
 def version() -> str:

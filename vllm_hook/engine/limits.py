@@ -157,6 +157,8 @@ def _parallel_refusal(config: Any) -> str:
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             return f"{name} is {getattr(parallel, name)}; only 1 is supported"
+    if getattr(parallel, "enable_fault_tolerance", False):
+        return "fault tolerance is on: after a step that failed it goes on, and does not say which step that was"
     overlapping = config.scheduler_config.async_scheduling or parallel.pipeline_parallel_size > 1
     if overlapping and not compat.defers_block_free():
         return (

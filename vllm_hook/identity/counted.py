@@ -1,4 +1,4 @@
-"""Fields of vLLM's configuration that were reviewed and count in the fingerprint, by class, for vLLM 0.26 to 0.32.
+"""Fields of vLLM's configuration that were reviewed and count in the fingerprint, by class, for vLLM 0.26 to 0.33.
 
 Only a test reads this: it lists the fields of the installed vLLM's classes that are neither here nor in `harmless`.
 Such fields count too, until somebody has reviewed them.
@@ -43,14 +43,15 @@ _FIELDS = {
         "use_prefill_decode_attention disable_flashinfer_q_quantization mla_prefill_backend "
         "use_prefill_query_quantization use_fp4_indexer_cache indexer_kv_dtype indexer_sparse_logits hisparse_config "
         "use_non_causal sparse_mla_force_mqa sparse_mla_prefill_workspace_factor flex_attn_block_m flex_attn_block_n "
-        "flex_attn_q_block_size flex_attn_kv_block_size"
+        "flex_attn_q_block_size flex_attn_kv_block_size trtllm_ragged_backend indexer_tp_shard_min_rows "
+        "minimax_m3_indexer_cp"
     ),
     "HiSparseConfig": "device_buffer_size eager_host_mirror",
     "EngramConfig": "cpu_offload embedding_across_dp dp_shared_memory use_thp",
     "MambaConfig": "backend enable_stochastic_rounding stochastic_rounding_philox_rounds ssu_algorithm",
     "KernelConfig": (
         "ir_op_priority enable_flashinfer_autotune enable_rocm_segmented_attn_autotune enable_bf16x3_router_gemm "
-        "moe_backend sparse_indexer_topk_backend linear_backend linear_backend_per_quant"
+        "moe_backend sparse_indexer_topk_backend linear_backend linear_backend_per_quant monokernel"
     ),
     "IrOpPriorityConfig": "rms_norm fused_add_rms_norm gelu_and_mul_sparse",
     "LoRAConfig": (
@@ -66,7 +67,9 @@ _FIELDS = {
         "target_parallel_config num_speculative_tokens_per_batch_size draft_model_config draft_parallel_config "
         "suffix_decoding_max_tree_depth suffix_decoding_max_cached_requests suffix_decoding_max_spec_factor "
         "suffix_decoding_min_token_prob draft_load_config rejection_sample_method synthetic_acceptance_rates "
-        "synthetic_acceptance_length enable_adaptive_verification draft_sample_method dspark_draft_topk"
+        "synthetic_acceptance_length enable_adaptive_verification draft_sample_method dspark_draft_topk "
+        "disable_lookahead_block_hashes draft_lm_head_quantization xpress_topc fly_window_size fly_entropy_threshold "
+        "fly_entropy_top_k"
     ),
     "DiffusionConfig": "canvas_length max_denoising_steps",
     "CompilationConfig": (

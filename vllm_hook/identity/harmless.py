@@ -27,7 +27,7 @@ _BY_REASON: dict[str, dict[str, str]] = {
         MEMORY: "offload_config",
         WORKER: "device_config",
         OUTPUT: "structured_outputs_config reasoning_config watermark_config aux_output_config",
-        WATCHING: "observability_config logging_config profiler_config instance_id shutdown_timeout",
+        WATCHING: "observability_config logging_config profiler_config watchdog_config instance_id shutdown_timeout",
         HANDLING: "kv_transfer_config kv_events_config ec_transfer_config ec_manager_config",
         LOADED: "weight_transfer_config",
         DERIVED: "optimization_level performance_mode",
@@ -59,7 +59,8 @@ _BY_REASON: dict[str, dict[str, str]] = {
     "CacheConfig": {
         MEMORY: (
             "gpu_memory_utilization num_gpu_blocks_override num_gpu_blocks num_cpu_blocks kv_cache_size_tokens "
-            "kv_cache_max_concurrency kv_cache_memory_bytes kv_offloading_size kv_offloading_backend"
+            "kv_cache_max_concurrency kv_cache_memory_bytes kv_offloading_size kv_offloading_backend "
+            "simple_cpu_offload_num_blocks"
         ),
         HANDLING: (
             "enable_prefix_caching prefix_caching_hash_algo prefix_cache_retention_interval prefix_match_unit "
@@ -78,13 +79,13 @@ _BY_REASON: dict[str, dict[str, str]] = {
             "distributed_executor_backend master_addr master_port node_rank nnodes numa_bind numa_bind_nodes "
             "numa_bind_cpus assigned_physical_gpu_ids distributed_timeout_seconds cpu_distributed_timeout_seconds "
             "world_size rank _data_parallel_master_port_list _coord_store_port _api_process_count _api_process_rank "
-            "enable_shm_tensor_arena elastic_ep_max_dp_size enable_fault_tolerance fault_tolerance_config"
+            "enable_shm_tensor_arena elastic_ep_max_dp_size"
         ),
         LOADED: "max_parallel_loading_workers enable_ep_weight_filter",
         LIMITS: "enable_dbo ubatch_size dbo_decode_token_threshold dbo_prefill_token_threshold",
         OUTPUT: "enable_batch_sharded_sampling",
         DERIVED: "_allow_auto_resolve_cp_interleave_size",
-        REFUSED: "sd_worker_cls",
+        REFUSED: "sd_worker_cls enable_fault_tolerance fault_tolerance_config",
     },
     "EPLBConfig": {
         WATCHING: "log_balancedness log_balancedness_interval",

