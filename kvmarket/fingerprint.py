@@ -2,6 +2,8 @@
 
 Two engines share blocks only if their fingerprints are equal. Every fact that can change a byte of the KV cache must be
 hashed: model and revision, dtype, quantization, rope scaling, tensor-parallel rank count, an epoch of the weights.
+A vLLM engine's facts are collected in ``vllm_hook/engine/facts.py`` and ``vllm_hook/identity``; the space in which it
+shares also has its kind of memory and ranks (``market/own_pool.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The connector that vLLM creates in the scheduler and in each worker: it delegates, and catches exceptions."""
+"""The connector that vLLM creates in the scheduler and in each worker: it delegates, mostly in a `Guard`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class KVMarketConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     Settings (``kv_connector_extra_config``): ``address`` of the market's socket, ``tenant`` of this engine,
     ``programs`` (SMs that a fetch may use), ``wait_tokens`` (a request waits for a peer that computes at least so many
-    of its tokens), ``min_tokens`` (smallest import), ``any_gpu`` (share with other models of GPU), ``block_outermost``
+    of its tokens), ``min_tokens`` (smallest import), ``any_gpu`` (share with other types of GPU), ``block_outermost``
     (ask vLLM for that KV layout), ``force`` (accept any ``kv_load_failure_policy``).
     Raises MisuseError for wrong settings. With a configuration that is not supported it does nothing but log why.
     """

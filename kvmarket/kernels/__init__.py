@@ -1,7 +1,8 @@
 """The data plane: copy blocks between slots of two arrays. ``copy_blocks`` chooses the kernel; ``fragments`` plans.
 
-Each Triton kernel is a module (``pack``, ``scatter``, ``pull``); ``reference`` has the torch reference of each. Import
-the kernels from their modules: this package can be imported on a machine without Triton.
+Each Triton kernel is a module (``pack``, ``scatter``, ``pull``, ``piece_sums``); ``tile`` has the code that they share,
+which decodes the address table; ``reference`` has their torch references. Import the kernels from their modules: this
+package can be imported on a machine without Triton.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The code that pack, scatter and pull share: moving the tile of one program per step, and the launch.
+"""The code that pack, scatter and pull share: read the address table, move the tile of a program, and launch.
 
 A tile is ROWS units of COLUMNS words; a unit is a chunk of a fragment of a slot. A tile holds several small fragments
 side by side, and large fragments are cut into chunks, so both use the full width. Each program moves every n-th tile,

@@ -99,9 +99,10 @@ class OwnPools:
         return self.staging
 
     def joining(self, fingerprint: Fingerprint, stages: Sequence[Stage], label: Label = NO_LABEL) -> Join:
-        """The message by which the engine joins a market. Engines with the same `space` in it can exchange all blocks.
+        """The message by which the engine joins a market.
 
-        A `label` without a model gets the text of the fingerprint's fact "model", if there is one.
+        Engines with the same `space` in it share within a tenant: their fingerprints, kinds of memory and ranks are
+        equal. A `label` without a model gets the text of the fingerprint's fact "model", if there is one.
         """
         kind = stages[0].ranks[0].kind
         ranks = "+".join(str(len(stage.ranks)) for stage in stages)

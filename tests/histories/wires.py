@@ -1,4 +1,4 @@
-"""A fake connection: two ends in one process, with faults between them."""
+"""A fake connection between two ends in one process that drops, doubles, delays, reorders and tears messages."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The files that weights are read from: they are held open, and identified by a digest of their content.
 
 Digests are cached in ``/tmp/kvmarket-<uid>/weights``, by what changes with a file's content: device, inode, size, mtime
-and ctime. So a second start reads no file again, except files of read-only images (see `WeightFile`).
+and ctime. So a second start reads no file again, except files of read-only images: their
+times are those of the image's maker, so files of two images may have equal times.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def unreadable(error: OSError) -> str:
 
 
 class WeightFile:
-    """A file that is held open, and its stamp from then: `digest_of` gives the digest of its content at that time."""
+    """A file that is held open, and its stamp from then: `digest` gives the digest of its content at that time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open `path`. Raises OSError.

@@ -1,6 +1,7 @@
 """Fields of vLLM's configuration that change no byte of the KV cache: by class, then by reason.
 
-All other fields count. Add a field only after a review of what vLLM does with it; `counted` lists those that were
+All other fields count, unless configuration.py says otherwise: there some of these fields count for some models, and
+some others never do. Add a field only after a review of what vLLM does with it; `counted` lists those that were
 reviewed and do count.
 """
 

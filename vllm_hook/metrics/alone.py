@@ -52,7 +52,9 @@ class Alone:
             self._write(logging.WARNING, f"{named}{_rest(new)}: see `kvmarket top --why --address {home.at}`")
         elif others.total > len(like) and self._unsaid(["other models"]):
             unlike = [_named(space.pid, space.label) for space in others.spaces if space not in like]
-            self._write(logging.INFO, f"of other models are in the same market {_listed(unlike, others.total)}")
+            self._write(
+                logging.INFO, f"only engines of other models are in this market: {_listed(unlike, others.total)}"
+            )
         for kind in Kind:
             markets = [market for market in others.markets if kind_of(market, home.address) is kind]
             if markets and self._unsaid([kind.name]):

@@ -1,4 +1,7 @@
-"""Adds the statistics of engines to vLLM's ``/metrics`` page, in the process that serves the page."""
+"""Adds the statistics of engines to vLLM's ``/metrics`` page, in the process that serves the page.
+
+metrics.py defines the metrics.
+"""
 
 from __future__ import annotations
 

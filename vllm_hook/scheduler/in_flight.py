@@ -2,9 +2,9 @@
 
 An engine promises a prompt to the market when it begins to compute it. When another engine has promised enough blocks
 of a request's prompt, the request is not scheduled until these are offered: an import costs less than computing them
-again, and the engine computes other requests meanwhile. A request whose prefill has begun never waits, so two engines
-never wait for each other. No request waits longer than its own engine would need to compute the promised blocks, plus
-`OFFER_SECONDS`.
+again, and the engine computes other requests meanwhile. A request never waits while its own promise is open, so two
+engines never wait for each other. No request waits longer than its own engine would need to compute the promised
+blocks, plus `OFFER_SECONDS`.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class InFlightPrefills:
     def worth(self, control: ControlHalf, request: str, tokens: Int32s, tenant: str, offered: int) -> bool:
         """Whether a request with these `tokens` should wait for blocks that peers compute.
 
-        `offered` leading blocks need no wait: peers offer them, or they are local. Counts waits and their ends. Costs
-        some us; next to nothing for a prompt that is too short.
+        `offered` leading blocks need no wait: peers offer them, or they are local. Counts waits, and those given up.
+        Costs some us; next to nothing for a prompt that is too short.
         """
         if request in self._promised:  # preempted: it may take long to compute what it promised
             self._settle(control, request)

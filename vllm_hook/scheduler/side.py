@@ -1,6 +1,6 @@
 """The scheduler side: offers blocks of finished steps, retires pages before reuse, plans imports. It has no tensors.
 
-KVMarketConnector calls it on vLLM's scheduling thread. Nothing but `join` blocks; work that can wait is deferred.
+KVMarketConnector calls it on vLLM's scheduling thread. Only `join` and `close` block; work that can wait is deferred.
 """
 
 from __future__ import annotations

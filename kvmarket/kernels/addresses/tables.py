@@ -1,4 +1,7 @@
-"""The table of a pair of arrays: the addresses of all fragments, on the device that copies. The kernels read it."""
+"""The table of a pair of arrays: the addresses of all fragments, on the device that copies.
+
+`locate_tile` in ``kernels/tile.py`` reads it on the GPU.
+"""
 
 from __future__ import annotations
 

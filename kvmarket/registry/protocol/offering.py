@@ -1,4 +1,4 @@
-"""Offers of consecutive blocks of one prefix, as arrays: the checked form of the message `OfferBlocks`."""
+"""Offers of consecutive blocks of one prefix, as arrays: the checked form of `OfferBlocks` in messages.py."""
 
 from __future__ import annotations
 

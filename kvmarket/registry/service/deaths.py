@@ -1,4 +1,7 @@
-"""The pidfds by which the service notices the death of a member: one per process, readable the moment it dies."""
+"""The pidfds by which the service notices the death of a member: one per process, readable when it dies.
+
+`Service` then drops the member's offers.
+"""
 
 from __future__ import annotations
 

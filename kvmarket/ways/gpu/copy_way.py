@@ -38,7 +38,7 @@ class CopyWay(Way):
         return copy_engine.takes_batches()
 
     def prepare(self, source: SlotArray) -> Maker | None:
-        """Return what makes the jobs; None unless a slot is one contiguous range on both sides."""
+        """Return what makes the jobs; None unless a slot is one contiguous range in `source` and in our own array."""
         return partial(CopyJob, self._means) if table_of(source, self._means.own).count == 1 else None
 
     def takes(self, copy: Copy, table: Table) -> bool:

@@ -1,4 +1,4 @@
-"""The way of long fetches from packed slots: the copy engine fills a ring of buffers, a kernel scatters each buffer.
+"""A way for packed slots that pays for long fetches: the copy engine fills a ring of buffers, a kernel scatters each.
 
 It has the highest rate when several fetches are under way. For a single fetch a pull is faster on NVLink: here the copy
 engine pauses between chunks, a thread has to launch them, and nothing hides the last scatter.
@@ -148,14 +148,15 @@ class StagedJob:
         return self._sums.found() if self._sums else None
 
 
-def chunks(blocks: int, most: int, last: int) -> Iterator[tuple[int, int]]:
+def chunks(blocks: int, most: int, smallest: int) -> Iterator[tuple[int, int]]:
     """Cut ``blocks`` blocks into chunks (start, end) of at most ``most`` blocks.
 
-    The last ``most`` blocks are halved again and again, down to ``last``, because nothing hides the last scatter.
+    The final chunks get smaller, down to ``smallest``, so that less is left to scatter after the last copy. Where the
+    blocks do not divide, the last chunk is smaller still.
     """
     start = 0
     while start < blocks:
         left = blocks - start
-        size = min(most, left) if left > most or left <= last else max(last, left // 2)
+        size = min(most, left) if left > most or left <= smallest else max(smallest, left // 2)
         yield start, start + size
         start += size

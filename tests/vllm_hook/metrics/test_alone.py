@@ -72,8 +72,8 @@ def test_other_models_are_normal_and_named_once(said):
     assert said(*others, count=40) == [
         (
             "INFO",
-            "kvmarket shares with nobody yet: of other models are in the same market pid 0 (other0), pid 1 (other1), "
-            "pid 2 (other2) and engines of 37 more",
+            "kvmarket shares with nobody yet: only engines of other models are in this market: pid 0 (other0), "
+            "pid 1 (other1), pid 2 (other2) and engines of 37 more",
         )
     ]
     assert said(*others, apart("new", MANY, "another")) == []
