@@ -82,7 +82,7 @@ define overlay
 	@$(pip) $(3) -r $(1)/vllm.txt && rm -r $(1)/wheel
 endef
 
-.PHONY: install help demo demo-vllm demo-serve test test-long test-vllm check docs dist mutants bench clean
+.PHONY: install help demo demo-vllm demo-serve test test-long test-vllm check docs dist coverage mutants bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -132,6 +132,12 @@ sys.exit(f'odd files {odd}, missing ones {missing}' if odd or missing else 0)
 endef
 export CHECK_WHEEL
 
+coverage: $(FULL) ## which lines of each folder the tests run; results go to bench/results/
+	$(PY) -m coverage erase
+	$(PY) -m coverage run -m pytest -m "not long"
+	$(PY) -m coverage combine --quiet
+	$(PY) -m tests.covered $(MACHINE)
+
 mutants: $(FULL) ## small faults in the core, one at a time: which ones no test notices; MUTANTS chooses
 	$(PY) -m tests.mutants $(MUTANTS)
 
@@ -139,7 +145,7 @@ bench: $(FULL) ## microbenchmarks; results go to bench/results/
 	$(PY) -m pytest bench --benchmark-only
 
 clean: ## remove environments and caches
-	rm -rf .venv .vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:

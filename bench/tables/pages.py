@@ -155,6 +155,26 @@ def registry(path: Path) -> str:
     return "\n".join([f"Two CPU cores for everything. From {named}.", *markdown(["", "p50", "p99", "max"], table)])
 
 
+def coverage(path: Path) -> str:
+    """What part of each folder's lines the tests run, on a machine without a GPU and on one with it if measured."""
+    files = [path, *(other for other in sorted(path.parent.glob("*-coverage.json")) if other != path)]
+    results = [json.loads(file.read_text()) for file in files]
+    cells = [{row["name"]: row for row in result["rows"]} for result in results]
+    table = [
+        [
+            f"`{name}`",
+            f"{row['lines']:,}",
+            *(f"{100 * cell[name]['covered'] / cell[name]['lines']:.0f} %" if name in cell else "" for cell in cells),
+            f"`{row['worst']}` ({row['missed']})" if row["missed"] else "",
+        ]
+        for name, row in cells[0].items()
+        if row["lines"]
+    ]
+    named = ", ".join(f"`bench/results/{file.name}`" for file in files)
+    columns = ["folder", "lines", *(f"run on {result['machine'].upper()}" for result in results), "most lines not run"]
+    return "\n".join([f"From {named}.", *markdown(columns, table)])
+
+
 def versions(path: Path) -> str:
     """Tests passed and failed per version of vLLM; tests/vllm_hook/engines/versions.py writes `path`."""
     result = json.loads(path.read_text())

@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.parametrize(
     ("mounts", "path", "says"),
     [
-        ("mount -t tmpfs none /tmp", "/tmp/kvmarket-1", "in this container's own file system"),
-        ("mount -t tmpfs none /tmp && mkdir /tmp/shared && mount -t tmpfs none /tmp/shared", "/tmp/shared/s", ""),
+        ("mount -t tmpfs none /var/tmp", "/var/tmp/kvmarket-1", "in this container's own file system"),
+        ("mount -t tmpfs none /var/tmp && mkdir /var/tmp/s && mount -t tmpfs none /var/tmp/s", "/var/tmp/s/m", ""),
     ],
 )
 def test_a_container_with_a_tmp_of_its_own(mounts: str, path: str, says: str):
+    """In /var/tmp: the checkout may lie in /tmp."""
     command = [*(apart() or ()), "sh", "-c", f'{mounts} && exec "$@"', "sh", sys.executable, "-c", SAYS, path]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     whose_alone, sentence = shown.stdout.splitlines()

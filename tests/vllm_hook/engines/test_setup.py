@@ -17,7 +17,7 @@ from tests.model_engine import until
 from tests.vllm_hook.engines.model import llm_options, save_tiny_llama
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]
