@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from bench.engines.engine import Engine
+from bench.engines.engine import Engine, streamed
 
 ANSWER = 4  # tokens in an answer of which only the first one is timed
 FIRST, LAST = 1000, 120_000  # of the token ids that occur in prompts
@@ -30,12 +29,6 @@ def _part(seed: int, tokens: int) -> list[int]:
 def prompt_of(parts: Parts) -> list[int]:
     """The tokens of a prompt: for each part so many random ones, the same in every process for the same seed."""
     return [token for seed, count in parts for token in _part(seed, count)]
-
-
-def _sampling(tokens: int) -> Any:
-    from bench.engines.engine import streamed  # here: it sets up the process for an engine
-
-    return streamed(tokens)
 
 
 @functools.cache
@@ -56,7 +49,7 @@ def ask(engine: Engine, parts: Parts, trace: bool = False) -> dict[str, Any]:
     if spans is not None:
         spans.start()
     start = time.perf_counter()
-    core.add_request(str(start), {"prompt_token_ids": prompt}, _sampling(ANSWER))
+    core.add_request(str(start), {"prompt_token_ids": prompt}, streamed(ANSWER))
     while not (outputs := [output for output in core.step() if output.outputs[0].token_ids]):
         pass
     answer: dict[str, Any] = {"ms": 1e3 * (time.perf_counter() - start)}
@@ -90,7 +83,7 @@ def replay(engine: Engine, start: float, window: int = 0, times: bool = False) -
         now = time.monotonic() - start
         while waiting and waiting[0][1]["at"] <= now and (not window or len(running) < window):
             at, request = waiting.popleft()
-            core.add_request(str(at), {"prompt_token_ids": prompts[at]}, _sampling(request["tokens"]))
+            core.add_request(str(at), {"prompt_token_ids": prompts[at]}, streamed(request["tokens"]))
             running[str(at)] = done[at] = {"at": now if window else request["at"], "cached": 0, "count": 0, "times": []}
         if not running:
             time.sleep(min(0.001, max(0.0, waiting[0][1]["at"] - now)))

@@ -8,7 +8,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ GPUS = torch.cuda.device_count()
 
 class EngineError(AssertionError):
     """An engine process died or hung; the message has its last output."""
+
+
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process' environment for one that imports this checkout, with `more`, and without Triton's interpreter."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+    environment.pop("TRITON_INTERPRET", None)
+    return environment
 
 
 class EngineProcess:
@@ -40,16 +48,13 @@ class EngineProcess:
         """
         options = {"gpu": GPUS > 0, **options}
         self.log = log
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {})}
-        environment.pop("TRITON_INTERPRET", None)
         with log.open("wb") as stderr:
             self._process = subprocess.Popen(
                 [*within, python, str(HERE / "engine.py"), json.dumps(options)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=environment,
+                env=child_environment(env or {}),
                 cwd=log.parent,
             )
         self.pid = self._process.pid

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from bench.engines.process import child_environment
 
 SECONDS = 600  # a request or a start that takes longer hangs
 MODEL = "model"  # the name by which requests ask for it
@@ -56,8 +57,7 @@ class Server:
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
         command += ["--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--enable-prompt-tokens-details", *arguments(settings)]
-        environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
-        environment.pop("TRITON_INTERPRET", None)
+        environment = child_environment({"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", **environment})
         with log.open("wb") as out:
             self._process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
         self._connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)

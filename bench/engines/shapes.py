@@ -14,7 +14,7 @@ from typing import Any
 
 import pynvml
 
-from bench.engines.engine import CPU
+from bench.engines.engine import CPU, transfer_config
 from bench.engines.process import EngineProcess
 from bench.engines.server import Server, save_tokenizer
 
@@ -67,12 +67,6 @@ MLA = LLAMA_8B | {  # attention of DeepSeek-V2-Lite: 16 heads over one latent ve
 }
 WEIGHTS, OTHER = 16.1e9, 5e9  # bytes of an engine: LLAMA_8B, the largest; activations, graphs, contexts
 START_SECONDS = 600  # longest wait for an engine; with CUDA graphs one alone takes 40 s
-TRANSFER = {
-    "kv_connector": "KVMarketConnector",
-    "kv_connector_module_path": "vllm_hook.connector",  # so that a checkout need not be installed
-    "kv_role": "kv_both",
-    "kv_load_failure_policy": "recompute",
-}
 COMMANDS = "bench.engines.commands"  # further commands of the engine processes
 
 
@@ -128,7 +122,7 @@ class Engines:
         """Start `vllm serve` with the same settings; `address` gives it the connector, with that market."""
         llm, environment = self._settings(gpu, share, longest, 16, 1)
         if address is not None:
-            llm["kv_transfer_config"] = TRANSFER | {"kv_connector_extra_config": {"address": address}}
+            llm["kv_transfer_config"] = transfer_config({"address": address})
         save_tokenizer(self._folder, self.shape["vocab_size"])
         environment |= {} if self.gpus else CPU
         return Server(self._folder / f"{name}.log", str(self._folder), llm, environment)

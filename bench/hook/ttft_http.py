@@ -25,8 +25,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bench import report
 from bench.engines import load
 from bench.engines.commands import ANSWER, prompt_of
@@ -90,8 +88,6 @@ def main() -> None:
     options = parser.parse_args()
     lengths = options.lengths or ([300] if options.cpu else [1000, 10_000, 33_000, 65_000])
     rate = 1.0 if options.cpu else copy_rate(*options.gpus)
-    if not options.cpu:
-        torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(prefix="http-", dir="/tmp") as folder, ExitStack() as stack:
         engines = Engines(Path(folder), [] if options.cpu else options.gpus)
         share = 0.45 if len(set(options.gpus)) > 1 else 0.3

@@ -22,7 +22,8 @@ import pytest
 import torch
 
 from bench.engines.engine import CPU
-from bench.engines.process import ROOT
+from bench.engines.process import child_environment
+from bench.engines.server import free_port
 from kvmarket.cli.top import ask_status
 from kvmarket.cli.top.screen import FETCHED, HITS, IMPORTED
 from kvmarket.registry.protocol.address import Address
@@ -37,14 +38,15 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="its servers are those of the CPU build"),
 ]
 
+# The CPU build would run its one worker in a process of its own, whose counters the market does not hear of.
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
 
 class Server:
     """One API server: what ``vllm serve`` starts, whose command line does not know vLLM's CPU build by its name."""
 
     def __init__(self, folder: Path, name: str, model: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         transfer = {
             "kv_connector": "KVMarketConnector",
             "kv_connector_module_path": "vllm_hook",
@@ -58,15 +60,12 @@ class Server:
         arguments += ["--num-gpu-blocks-override", "64", "--max-num-seqs", "4"]
         self.market, self.model = str(folder / "s"), model
         self.log = folder / f"{name}.log"
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **CPU, "PYTHONPATH": os.pathsep.join(paths)}
-        environment.pop("TRITON_INTERPRET", None)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
                 stdout=log,
                 stderr=log,
-                env=environment,
+                env=child_environment({**CPU, **ONE_PROCESS}),
                 start_new_session=True,
             )
 
