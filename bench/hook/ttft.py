@@ -104,6 +104,7 @@ class Bench:
             for _ in range(again):
                 firsts[OWN] = ask("plain", OWN, whole)
                 firsts[PEER] = ask("reader", PEER, whole)
+                ask("plain", "")  # an engine that has idled answers later: so all have idled as long
                 firsts[f"{OWN}, hook on"] = ask("reader", f"{OWN}, hook on", whole)
                 self.reset("reader")
                 self.compare(tokens, firsts)

@@ -6,8 +6,9 @@
 One request at a time; prompts are token ids; Llama-3.1-8B shape, bf16, vLLM as it comes. Each server has its HTTP
 front end and its engine in processes of their own. On the first GPU the owner; on the second the reader, and a server
 without the connector. `--prompts` fresh random prompts of each length; each is prefilled once and then asked for
-`--again` times from every place, the reader's own cache emptied before its peer's turn. Time runs at the client, from
-the request's first byte until the first token's event has come.
+`--again` times from every place, the reader's own cache emptied before its peer's turn. The two servers of the second
+GPU take turns, because a server that has idled answers up to 5 ms later than one that has just answered. Time runs at
+the client, from the request's first byte until the first token's event has come.
 
 `goal` for the peer's pool: the reader's own hit in the same run, GOAL_BYTES times the time of the prompt's KV at the
 rate of a contiguous peer copy, measured in the same run, and GOAL_MS. `extra` of the reader's own hit: the median of
@@ -55,9 +56,9 @@ class Bench:
             time.sleep(VISIBLE)
             whole = (tokens - 1) // self.block_size * self.block_size
             for _ in range(again):
-                firsts.add(self.ask("plain", prompt, PLAIN, whole, keep=at > 0))
-                firsts.add(self.ask("reader", prompt, PEER, whole, keep=at > 0))
-                firsts.add(self.ask("reader", prompt, OWN, whole, keep=at > 0))
+                for column in (PEER, OWN):  # each after a request to the other server: all have idled as long
+                    firsts.add(self.ask("plain", prompt, PLAIN, whole, keep=at > 0 and column == OWN))
+                    firsts.add(self.ask("reader", prompt, column, whole, keep=at > 0))
                 self.servers["reader"].reset()
             if len(firsts) > 1:
                 self.wrong.append(f"{tokens} tokens: first tokens differ: {sorted(firsts)}")

@@ -38,8 +38,8 @@ def measure(owner: EngineProcess, reader: EngineProcess, tokens: int, repeats: i
     for repeat in range(-2, repeats):  # the first two warm up
         parts = [[load.fresh(), tokens]]
         owner.ask("ask", load.SECONDS, parts=parts)
-        time.sleep(VISIBLE)
         for column in (PEER, OWN):
+            time.sleep(VISIBLE)  # also before the own hit: an engine that has idled answers later
             answer = reader.ask("ask", parts=parts, trace=True)
             if not answer["cached"] and repeat >= 0:
                 raise SystemExit(f"{tokens} tokens, {column}: nothing was cached; is the hook on? {reader.tail(5)}")
