@@ -4,8 +4,8 @@
     python -m bench.hook.throughput --cpu               a tiny model: shows that it runs, its times mean nothing
 
 1. Throughput without hits: an engine with the hook and one without, with caches of one size, share the first GPU. When
-these are full, they take turns for `--pairs` pairs of runs of fresh random prompts. Rows: tokens of prompts and answers per second, and
-hook on over hook off by pair. `blocks_retired`: how many the engine with the hook retired in these runs.
+these are full, they take turns for `--pairs` pairs of runs of fresh random prompts. Rows: tokens of prompts and answers
+per second, and hook on over hook off by pair. `blocks_retired`: how many the first one retired in these runs.
 2. Time per output token (TPOT) of requests that run on the engine with the hook, while every `--every` seconds a prefix
 of `--prefix` tokens is fetched: by this engine from one on the second GPU, or by that one from this engine. It is
 compared with no fetch, and with the same prefixes in the engine's own cache: these requests, too, compute their last
@@ -193,9 +193,9 @@ def main() -> None:
         sizes: dict[str, Any] = {"longest": options.prefix + 1024, "seqs": max(64, options.requests + 8)}
         if options.cpu:
             sizes["llm"] = {"num_gpu_blocks_override": 128}
-        hook = engines.start("hook", 0, share=0.46, address=engines.address, **sizes)
+        hook = engines.start("hook", 0, share=0.47, address=engines.address, **sizes)
         other = engines.start("other", 1, share=0.6, address=engines.address, **sizes)
-        plain = engines.start("plain", 0, share=0.46, **sizes)
+        plain = engines.start("plain", 0, share=0.47, **sizes)
         with ExitStack() as stack:
             await_up(stack, (hook, other, plain))
             rows += no_hits(hook, plain, options, wrong)

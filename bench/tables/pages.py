@@ -199,7 +199,7 @@ TABLES = {
     "retrieval": (hook_tables.serving, "h100x4-retrieval.json"),
     "waits": (hook_tables.waits, "h200x2-waits.json"),
     "outputs": (hook_tables.outputs, "h100x2-outputs.json"),
-    "transfer": (transfer, "h100x2-transfer.json"),
+    "transfer": (transfer, "h200x2-2026-11-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
     "versions": (versions, "cpu-vllm-versions.json"),
 }
