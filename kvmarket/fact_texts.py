@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from kvmarket.facts import encoded
+from kvmarket.fact_bytes import encoded
 from kvmarket.registry.protocol.status import FACT_DIGEST_BYTES, MAX_FACT_NAME, MAX_FACT_TEXT, Fact
 
 MOST_FACTS = 500  # of one fingerprint; the kind of memory and the geometry are sent in addition

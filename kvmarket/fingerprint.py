@@ -13,8 +13,8 @@ import xxhash
 
 from kvmarket.bounds import check_tenant
 from kvmarket.errors import FingerprintError
+from kvmarket.fact_bytes import encoded
 from kvmarket.fact_texts import described
-from kvmarket.facts import encoded
 from kvmarket.registry.protocol.status import Fact
 
 

@@ -22,8 +22,8 @@ from kvmarket.registry.service import stream
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.space import feed
+from tests.histories.lossy_socket import FAULTS, LossySocket, Weather, connection
 from tests.histories.owner import DEPTH, SLOTS, TENANTS, VOCABULARY, Engine
-from tests.histories.wires import FAULTS, FakeWire, Weather, connection
 
 ME = Process.current()
 PATIENCE = 10  # times of 30 rounds until all is known: a fault that heals itself has healed by then
@@ -173,7 +173,7 @@ class Node:
 
     def late(self, engine: Engine) -> None:
         """Let delayed messages arrive."""
-        sock: FakeWire = engine.client._connection.socket
+        sock: LossySocket = engine.client._connection.socket
         for hop in (sock.out, sock.into):
             hop.arrive_late()
 

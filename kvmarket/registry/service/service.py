@@ -41,7 +41,7 @@ from kvmarket.registry.protocol.messages import (
     unpack_request,
 )
 from kvmarket.registry.protocol.status import AskOtherSpaces, AskStatus, Report, Status
-from kvmarket.registry.service.deaths import Deaths, open_pidfds
+from kvmarket.registry.service.death_watch import DeathWatch, open_pidfds
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.listener import Listener
 from kvmarket.registry.service.relay import Relay
@@ -78,7 +78,7 @@ class Service:
         self._look_at = self._sweep_at = self._empty_since = 0.0
         self._me = Process.current()
         self._poll = select.epoll()
-        self._deaths = Deaths(self._poll)
+        self._deaths = DeathWatch(self._poll)
         self._sessions = Sessions(self._poll, self._listener)
 
     def run(self) -> None:

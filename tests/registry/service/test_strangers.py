@@ -27,7 +27,7 @@ from kvmarket.registry.protocol import packets
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import PROTOCOL, Joined, pack_message
 from kvmarket.registry.protocol.packets import PacketListener, PacketSocket, dial
-from kvmarket.registry.service.deaths import open_pidfds
+from kvmarket.registry.service.death_watch import open_pidfds
 from kvmarket.registry.space.snapshot import SnapshotParts
 from tests.registry.service.test_service import join_message
 from tests.scarcity import descriptors

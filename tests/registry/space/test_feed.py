@@ -11,7 +11,7 @@ from kvmarket.registry.protocol.numbering import Heard
 from kvmarket.registry.space import feed as feed_module
 from kvmarket.registry.space.feed import Feed
 from kvmarket.registry.space.snapshot import SnapshotParts
-from tests.histories.wires import FAULTS, FakeWire, Weather, connection
+from tests.histories.lossy_socket import FAULTS, LossySocket, Weather, connection
 from tests.registry.space.test_space import made, offer
 
 
@@ -22,7 +22,7 @@ class Pair:
         self.space = made("pa")
         self.weather = Weather(random.Random(1), dict.fromkeys(FAULTS, 0.0))
         ours, self.theirs = connection(self.weather)
-        self.socket: FakeWire = ours
+        self.socket: LossySocket = ours
         self.snapshots = 0
         self.feed = Feed(ours, self._snapshot)  # type: ignore[arg-type]
         self.heard = Heard(0.0)

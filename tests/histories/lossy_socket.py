@@ -62,13 +62,13 @@ class Hop:
         self.late.clear()
 
 
-class FakeWire:
+class LossySocket:
     """One end of the connection, with the methods of `kvmarket.registry.protocol.packets.PacketSocket`."""
 
     def __init__(self, out: Hop, into: Hop) -> None:
         self.out, self.into = out, into
         self.closed = False
-        self.peer: FakeWire | None = None
+        self.peer: LossySocket | None = None
         self.blocked, self.events = False, 0
 
     @property
@@ -95,9 +95,9 @@ class FakeWire:
             self.peer.closed = True
 
 
-def connection(weather: Weather) -> tuple[FakeWire, FakeWire]:
+def connection(weather: Weather) -> tuple[LossySocket, LossySocket]:
     """Both ends of a new connection."""
     there, back = Hop(weather), Hop(weather)
-    ours, theirs = FakeWire(there, back), FakeWire(back, there)
+    ours, theirs = LossySocket(there, back), LossySocket(back, there)
     ours.peer, theirs.peer = theirs, ours
     return ours, theirs

@@ -14,7 +14,7 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.processes.watching import watch
 
 
-class Deaths:
+class DeathWatch:
     """The pidfds of all members' processes, registered in the service's epoll."""
 
     def __init__(self, poll: select.epoll) -> None:
