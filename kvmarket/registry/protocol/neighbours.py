@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from kvmarket.errors import AddressError
@@ -22,19 +24,25 @@ class Kind(Enum):
 
 
 def others_near(place: Address) -> list[Address]:
-    """The other markets of this user whose service runs, sorted by path.
+    """The other markets of this user whose service runs: those in the directory of `place` or in the default one first.
 
-    Looks in the directory of `place` and in the default directory first, then at all sockets that listen in this
-    network namespace. Makes no files. Costs a look at every file of these directories and at every Unix socket.
+    The others listen at a socket of this network namespace. Of each kind those come first whose path most resembles
+    that of `place`: perhaps one of the two is mistyped. Makes no files. Costs a look at every file of these directories
+    and at every Unix socket.
     """
     found: dict[tuple[int, int], Address] = {}
     near = (place.socket.parent, default_directory())
     for candidates in (socket for directory in near for socket in _sockets_in(directory)), _listened_at():
-        for other in sorted(_living(candidates), key=str):
+        for other in sorted(_living(candidates), key=partial(_unlike, place)):
             known = identity(other.lock)
             if known is not None and known != identity(place.lock):
                 found.setdefault(known, other)
     return list(found.values())
+
+
+def _unlike(place: Address, other: Address) -> tuple[float, str]:
+    """How little the path of `other` resembles that of `place`, then the path itself: a key to sort by."""
+    return -difflib.SequenceMatcher(None, str(place), str(other)).ratio(), str(other)
 
 
 def said_of_others(place: Address) -> list[str]:

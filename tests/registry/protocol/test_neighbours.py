@@ -48,7 +48,7 @@ def test_those_that_live_in_the_directory_and_in_that_of_names(own_address: str,
     serve(own_address)
     beside, named = own_address + ".more", serve("named")
     listener = serve(beside)
-    assert names(own_address) == sorted([beside, str(named_path(home))])
+    assert names(own_address) == [beside, str(named_path(home))]
     assert names("typo") == sorted([own_address, beside, str(named_path(home))][2:])
     listener.close()
     named.close()
@@ -119,6 +119,19 @@ def test_a_market_in_another_folder_is_seen_by_its_socket(own_address: str, serv
     assert mine(own_address) == [own_address + ".z", elsewhere], "those nearby come first"
     listener.close()
     assert elsewhere not in names(own_address)
+
+
+def test_the_market_that_was_meant_comes_before_those_of_strangers(
+    own_address: str, serve, monkeypatch: pytest.MonkeyPatch
+):
+    """The log names three: tests of others, say, must not hide the one whose folder was mistyped."""
+    monkeypatch.setattr(neighbours, "_SOCKETS", Path("/proc/net/unix"))
+    folder = Path(own_address).parent
+    meant = str(folder / "market" / "s")
+    for elsewhere in ("a-b-0/s", "c-d-1/s", "e-f-2/s", "g-h-3/s"):
+        serve(str(folder / elsewhere))
+    serve(meant)
+    assert [name for name in names(str(folder / "mraket" / "s")) if name.startswith(f"{folder}/")][0] == meant
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ def on(node: Node, model: str, log: str) -> EngineProcess:
     return engine
 
 
+@pytest.mark.long
 def test_engines_share_by_what_their_weights_are(node: Node, tmp_path: Path):
     copy, link = tmp_path / "copy", tmp_path / "current"
     shutil.copytree(node.model, copy)

@@ -20,6 +20,7 @@ from tests.vllm_hook.engines.node import CONNECTORS, VISIBLE
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.skipif(GPUS == 1, reason="two ranks need two GPUs, this machine has one"),
@@ -95,9 +96,7 @@ def alone(node: Node) -> tuple[EngineProcess, EngineProcess]:
     return node.start("plain", None), node.start("one", "KVMarketConnector")
 
 
-@pytest.fixture(
-    scope="module", params=["tensor_parallel_size", pytest.param("pipeline_parallel_size", marks=pytest.mark.long)]
-)
+@pytest.fixture(scope="module", params=["tensor_parallel_size", "pipeline_parallel_size"])
 def pair(request: pytest.FixtureRequest, node: Node, alone: tuple[EngineProcess, EngineProcess]) -> Iterator[Pair]:
     parallel = {request.param: 2}
     a = node.start(f"{request.param}-a", "KVMarketConnector", **parallel)

@@ -33,6 +33,7 @@ from tests.vllm_hook.engines.model import BLOCK, VOCAB, save_tiny_llama
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="its servers are those of the CPU build"),
