@@ -88,9 +88,10 @@ def _folder() -> Finding:
     """Whether other containers, or other units of systemd, can see the folder of the default market."""
     try:
         directory = Address().socket.parent
-    except KVMarketError as error:
+        alone = folder.whose(directory)
+    except (KVMarketError, OSError) as error:
         return Finding("the market's folder", "note", f"cannot be looked at: {type(error).__name__}")
-    if alone := folder.whose(directory):
+    if alone:
         return Finding("the market's folder", "note", f"{directory}, {alone}", folder.ADVICE)
     return Finding("the market's folder", "ok", str(directory))
 

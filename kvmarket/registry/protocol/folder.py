@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from kvmarket.processes.numbers import HOST
 from kvmarket.processes.shared_file import pid_namespace
 
 ADVICE = "engines elsewhere have another one: mount a folder that all of them share, and set KVMARKET_ADDRESS to it"
+MOUNTS = Path("/proc/self/mountinfo")
 _LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that containers have of their own
 _OWN_TMPFS = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/run"))  # where containers have one of their own
 
@@ -23,15 +25,15 @@ class Mount(NamedTuple):
 
 
 def whose(folder: Path) -> str:
-    """Whose alone the folder is, as the end of a sentence; empty where others can have it too, or nobody can tell.
+    """Whose alone the folder is, as the end of a sentence; empty where others can have it too.
 
-    Costs some ms.
+    Raises OSError where the mounts or the folder cannot be looked at. Costs some ms.
     """
+    lines = MOUNTS.read_text().splitlines()
     try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
         mount = _mount_of(folder.resolve(), lines)
-    except (OSError, RuntimeError):  # links that lead to each other
-        return ""
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, "its links lead to each other") from error
     if "systemd-private" in mount.root:
         return "in the /tmp of this unit alone (PrivateTmp)"
     own = mount.kind in _LAYERED or (mount.kind == "tmpfs" and mount.point in _OWN_TMPFS)
@@ -40,7 +42,11 @@ def whose(folder: Path) -> str:
 
 def said_to_who_is_alone(folder: Path) -> str:
     """Why nobody may come to the market in this folder, as a sentence; empty where nothing speaks for that."""
-    if alone := whose(folder):
+    try:
+        alone = whose(folder)
+    except OSError:  # nobody can tell
+        alone = ""
+    if alone:
         return f"the market's folder {folder} is {alone}; {ADVICE}"
     if pid_namespace() != HOST:
         return f"engines in other containers meet this one where the very same folder is mounted at {folder}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmarket.cli.doctor import machine
 from kvmarket.processes.numbers import HOST
 from kvmarket.registry.protocol import folder
 from tests.container import apart
@@ -40,6 +41,11 @@ def test_on_the_host_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert folder.said_to_who_is_alone(tmp_path) == ""
 
 
-def test_a_folder_that_cannot_be_looked_at(tmp_path: Path):
+def test_a_folder_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "loop").symlink_to("loop")
-    assert folder.whose(tmp_path / "loop") == ""
+    with pytest.raises(OSError):
+        folder.whose(tmp_path / "loop")
+    monkeypatch.setattr(folder, "pid_namespace", lambda: HOST)
+    assert folder.said_to_who_is_alone(tmp_path / "loop") == ""
+    monkeypatch.setattr(folder, "MOUNTS", tmp_path / "unreadable")
+    assert machine._folder().level == "note" and "cannot be looked at" in machine._folder().found

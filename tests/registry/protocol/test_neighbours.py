@@ -131,7 +131,7 @@ def test_the_market_that_was_meant_comes_before_those_of_strangers(
     for elsewhere in ("a-b-0/s", "c-d-1/s", "e-f-2/s", "g-h-3/s"):
         serve(str(folder / elsewhere))
     serve(meant)
-    assert [name for name in names(str(folder / "mraket" / "s")) if name.startswith(f"{folder}/")][0] == meant
+    assert next(name for name in names(str(folder / "mraket" / "s")) if name.startswith(f"{folder}/")) == meant
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_one_server_imports_what_the_other_computed(servers: list[Server]):
     assert (cached, nothing) == (400 // BLOCK * BLOCK, 0)
     assert tokens == alone
     address = Address(second.market)
-    until(lambda: HITS in member_of(address, second.port).counters)
+    until(lambda: {HITS, IMPORTED, FETCHED} <= member_of(address, second.port).counters.keys())
     status, counted = ask_status(address, facts=True), member_of(address, second.port).counters
     assert counted[HITS] == counted[IMPORTED] == cached and counted[FETCHED] > 0
     assert {member.label for member in status.members} == {Label(second.model, each.port) for each in servers}
