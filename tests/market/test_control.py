@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import kvmarket
 from kvmarket import counters
 from kvmarket.cli.top import ask_status
-from kvmarket.errors import ClosedError, SlotError
+from kvmarket.errors import ClosedError, LayoutError, SlotError
 from kvmarket.registry.client import client
 from kvmarket.registry.client.turns import Turns
 from kvmarket.registry.protocol.address import Address
@@ -72,6 +76,22 @@ def test_retired_offers_are_dead_before_they_are_taken_down(market_address):
     assert control.offer(tokens, [0], control.generations([0])) == 1
     assert control.match(tokens).blocks == 1
     engine.close()
+
+
+def test_who_is_not_let_in_keeps_nothing_open(market_address):
+    with closing(ModelEngine(market_address, facts={"model": "not let in"})):
+        fingerprint = kvmarket.Fingerprint.of(model="not let in")
+
+        def attempt() -> int:
+            """How many files are open after an attempt to join with new memory."""
+            cache = kvmarket.PagedCache([torch.zeros(4, 2, BLOCK, 25, dtype=torch.int16)], block_size=BLOCK)
+            with pytest.raises(LayoutError):
+                kvmarket.connect(cache, fingerprint, address=market_address)
+            gc.collect()  # what was raised holds frames
+            return len(list(Path("/proc/self/fd").iterdir()))
+
+        before = attempt()
+        assert attempt() == before
 
 
 def test_where_it_has_joined_is_told_as_the_service_names_it(own_address):
