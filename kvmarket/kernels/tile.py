@@ -1,4 +1,4 @@
-"""The code that pack, scatter and pull share: read the address table, move the tile of a program, and launch.
+"""The code that pack, scatter and pull share: move the tiles of a program, and launch.
 
 A tile is ROWS units of COLUMNS words; a unit is a chunk of a fragment of a slot. A tile holds several small fragments
 side by side, and large fragments are cut into chunks, so both use the full width. Each program moves every n-th tile,
@@ -16,6 +16,7 @@ import triton.language as tl
 
 from kvmarket.errors import MisuseError
 from kvmarket.kernels import checksum
+from kvmarket.kernels.addresses.decode import locate_tile
 from kvmarket.kernels.addresses.pairs import PairCache
 from kvmarket.kernels.addresses.slots import check_slots, check_sums
 from kvmarket.kernels.addresses.tables import Table, table_of
@@ -28,43 +29,6 @@ POINTERS = ["source_slots", "destination_slots", "sums"]  # nor for the alignmen
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
 NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # the values of SUM
 _PER_UNIT = tl.constexpr(PER_UNIT)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def locate_tile(
-    table: tl.tensor,
-    source_slots: tl.tensor,
-    destination_slots: tl.tensor,
-    fragments: int,
-    chunks: int,
-    units: int,
-    start: int,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    WORD: tl.constexpr,
-) -> Any:
-    """Locate the tile that starts with unit ``start``.
-
-    Returns per row (unit): source and destination address, whether the unit exists, its chunk, the offset of its first
-    byte in a packed slot, its block.
-    """
-    unit = start + tl.arange(0, ROWS)
-    live = unit < units
-    chunk = unit % chunks
-    piece = unit // chunks
-    fragment = piece % fragments
-    block = piece // fragments
-    begin = chunk.to(tl.int64) * (COLUMNS * WORD)
-    source = tl.load(table + fragment, mask=live, other=0) + begin
-    source += tl.load(source_slots + block, mask=live, other=0) * tl.load(
-        table + fragments + fragment, mask=live, other=0
-    )
-    destination = tl.load(table + 2 * fragments + fragment, mask=live, other=0) + begin
-    destination += tl.load(destination_slots + block, mask=live, other=0) * tl.load(
-        table + 3 * fragments + fragment, mask=live, other=0
-    )
-    place = tl.load(table + 4 * fragments + fragment, mask=live, other=0) + begin
-    return source, destination, live, chunk, place, block
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -1,6 +1,6 @@
 """The table of a pair of arrays: the addresses of all fragments, on the device that copies.
 
-`locate_tile` in ``kernels/tile.py`` reads it on the GPU.
+`locate_tile` in decode.py reads it on the GPU.
 """
 
 from __future__ import annotations
