@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import weakref
 from contextlib import closing
 from pathlib import Path
 
@@ -136,6 +137,20 @@ def test_who_leaves_gives_its_memory_back_at_once(own_address):
         other.close()
         engine.close()
         assert before - nodes() > 2.5 * 20, "two replicas and the ledger of one of them, but for their roots"
+    finally:
+        gc.enable()
+
+
+def test_nothing_of_who_has_left_waits_for_the_collector(own_address):
+    engine = ModelEngine(own_address)
+    control = engine.market._control
+    left = [weakref.ref(each) for each in (control, control._client, control._client.home, control.pool)]
+    gc.collect()
+    gc.disable()
+    try:
+        engine.close()
+        del engine, control
+        assert [each() for each in left] == [None] * len(left)
     finally:
         gc.enable()
 

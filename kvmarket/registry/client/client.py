@@ -171,7 +171,6 @@ class Client:
             self._replica.space.trie.clear()
         self._foreign.close()
         os.close(self._wake)
-        self.home.close()
         del self._on_gone, self._on_more  # the callbacks refer to us: no cycle may keep our memory
 
     def _tell(self, change: News) -> None:

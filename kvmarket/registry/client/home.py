@@ -77,10 +77,6 @@ class Home:
         """Wait until the market was left, at most so long; whether it was."""
         return self._closing.wait(seconds)
 
-    def close(self) -> None:
-        """Join no more; let go of whoever tells what is on offer, who holds us."""
-        del self._joining
-
     def beside(self) -> Address:
         """The address beside ours, for engines with this version of the protocol."""
         return Address(f"{self.address}.{PROTOCOL.decode().strip().rpartition('/')[2]}")

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -108,6 +109,41 @@ def test_who_leaves_meanwhile_waits_no_longer(watching):
     assert time.monotonic() - start < 0.5
 
 
+def test_who_is_let_in_and_thrown_out_again_and_again_is_told(watching, monkeypatch):
+    made, tries = watching.client, []
+
+    def join() -> SimpleNamespace:
+        tries.append(1)
+        if len(tries) > 100:
+            raise RuntimeError("it goes on for ever")
+        return SimpleNamespace(close=lambda: time.sleep(0.01))
+
+    monkeypatch.setattr(client, "START_SECONDS", 0.05)
+    made.home, made._settled = SimpleNamespace(join=join, at=SimpleNamespace(log="log")), lambda *_: False
+    with pytest.raises(AddressError, match="again and again; see log"):
+        made._first_connection()
+    assert len(tries) > 1
+
+
+def test_who_joins_waits_for_the_memory_of_engines_elsewhere(watching, monkeypatch):
+    """Else the first match would pass over their pools."""
+    made, left = watching.client, [True, True, True, False]
+    monkeypatch.setattr(client, "WATCH_SECONDS", 0.01)
+    made._replica, made._gone = SimpleNamespace(whole=True), []
+    made._ask = lambda _connection: left.pop(0)
+    quiet, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    feed = SimpleNamespace(telling=False, go_on=lambda: None)
+    with other, closing(PacketSocket(quiet)) as line:
+        dead = watching.client._connection.pidfd
+        connection = SimpleNamespace(socket=line, pidfd=dead, feed=feed, drain=lambda _end: (True, []))
+        assert made._settled(connection, time.monotonic() + 30)
+        assert left == []
+        left[:] = [True] * 100
+        monkeypatch.setattr(client, "LACKING_SECONDS", 0.05)
+        assert made._settled(connection, time.monotonic() + 30)
+        assert 0 < len(left) < 100, "it goes on without that memory in the end"
+
+
 class Looked(ForeignPools):
     """Notes which pools it was to look at."""
 
@@ -136,7 +172,7 @@ def asking(watching) -> Iterator[SimpleNamespace]:
         made._ask(made._connection, gone)
         return made._foreign.at.pop()
 
-    yield SimpleNamespace(hear=hear, turn=turn, foreign=memory)
+    yield SimpleNamespace(client=made, hear=hear, turn=turn, foreign=memory)
     memory.close()
 
 
@@ -148,6 +184,7 @@ def record(pool: str) -> PoolRecord:
 def test_a_turn_looks_at_the_pools_that_are_new(asking):
     assert asking.hear(*(PoolJoined(record(name)) for name in ("a", "b", "mine"))) == []
     assert asking.turn() == ["a", "b"]
+    assert asking.client.descriptors("a") is None, "they have not come"
     assert asking.turn() == []
     asking.hear(PoolJoined(record("c")), PoolJoined(record("d")))
     gone = asking.hear(PoolGone("c"))
