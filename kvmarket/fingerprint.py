@@ -1,9 +1,9 @@
 """The fingerprint of an engine: a 128-bit hash of everything that must agree before KV may be reused.
 
-Two engines share blocks only if their fingerprints are equal. Every fact that can change a byte of the KV cache must be
-hashed: model and revision, dtype, quantization, rope scaling, tensor-parallel rank count, an epoch of the weights.
-A vLLM engine's facts are collected in ``vllm_hook/engine/facts.py`` and ``vllm_hook/identity``; the space in which it
-shares also has its kind of memory and ranks (``market/own_pool.py``).
+Two engines share blocks only if their fingerprints are equal. The caller must pass every fact that can change a byte of
+the KV cache: model and revision, dtype, quantization, rope scaling, number of tensor-parallel ranks, a number that
+changes with the weights. A vLLM engine's facts are collected in ``vllm_hook/engine/facts.py`` and
+``vllm_hook/identity``. A space also separates engines by kind of memory and by ranks (`OwnPools.joining`).
 """
 
 from __future__ import annotations
@@ -49,11 +49,14 @@ class Fingerprint(msgspec.Struct, frozen=True, eq=False):
     def of(cls, **facts: object) -> Fingerprint:
         """Hash `facts`: names, values and the types of the values. Their order does not matter.
 
-        Values may be None, bool, int, float, str, bytes, enums, paths, classes, torch's and numpy's dtypes, torch
-        devices, numpy scalars; arrays and tensors, with all their elements; dataclasses, msgspec Structs, and nested
-        lists, tuples, sets and mappings of all these. Raises FingerprintError when there are no facts, for NaN, and
-        for other types: their text might be equal for different values, or differ between processes. Costs about
-        20 us a fact, and two passes over arrays.
+        Values may be None, bool, int, float, complex, str, bytes, bytearray, enums, paths, classes; dtypes of torch and
+        numpy, torch's devices, layouts and memory formats, numpy scalars; arrays and dense tensors, with all their
+        elements; dataclasses, msgspec Structs, and nested lists, tuples, sets and mappings of all these.
+
+        Raises FingerprintError when there are no facts; for a number that is NaN (elements of arrays and tensors may
+        be); for local classes, whose names may be equal; for arrays of Python objects; and for other types: their text
+        might be equal for different values, or differ between processes. Costs about 20 us a fact, and two passes over
+        arrays.
         """
         if not facts:
             raise FingerprintError("no facts given; name at least the model: Fingerprint.of(model=..., dtype=...)")

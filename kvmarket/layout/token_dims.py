@@ -1,4 +1,4 @@
-"""Find the dimension of a cache's tensors that counts the tokens of a block.
+"""Check which dimension of a cache's tensors counts the tokens of a block; refuse shapes that do not tell.
 
 Blocks of two engines may have equal shapes with different meanings, [token][head] and [head][token] say; these engines
 must not share. So where the shapes alone do not tell the dimension, the caller must name it before a cache is shared.
@@ -15,7 +15,7 @@ from kvmarket.errors import LayoutError
 
 
 def check_token_dim(tensors: Sequence[torch.Tensor], block_size: int, slot_dim: int, token_dim: int) -> None:
-    """Raise LayoutError unless dimension `token_dim` of every tensor counts `block_size` tokens."""
+    """Raise LayoutError unless `token_dim` of every tensor exists, is not `slot_dim`, and has `block_size` elements."""
     for number, tensor in enumerate(tensors):
         name = f"tensor {number}, {tuple(tensor.shape)},"
         if not -tensor.ndim <= token_dim < tensor.ndim or token_dim % tensor.ndim == slot_dim % tensor.ndim:
@@ -30,9 +30,10 @@ def check_token_dim(tensors: Sequence[torch.Tensor], block_size: int, slot_dim: 
 def open_dims(shape: tuple[int, ...], block_size: int, pair: bool) -> tuple[int, ...]:
     """The dimensions of a layer's block that may count its tokens. More than one: the shape does not tell.
 
-    `shape` has no slot dimension and no dimension of size 1. `pair`: K and V are separate tensors. If several
-    dimensions have `block_size` elements, the last one is left out, because it holds the elements of a head, and so is
-    a first dimension of size 2 if `pair` is false, because it holds K and V.
+    `shape` has no slot dimension and no dimension of size 1. `pair`: K and V are separate tensors. The dimensions with
+    `block_size` elements may count tokens; none does if `block_size` is 1. If they are several and the last dimension
+    of `shape` is one of them, it is left out: it holds the elements of a head. If they are still several, `block_size`
+    is 2 and `pair` is false, a first dimension of size 2 is left out: it holds K and V.
     """
     found = [dim for dim, size in enumerate(shape) if size == block_size > 1]
     if len(found) > 1 and found[-1] == len(shape) - 1:
@@ -45,9 +46,10 @@ def open_dims(shape: tuple[int, ...], block_size: int, pair: bool) -> tuple[int,
 def named_dims(
     groups: Sequence[Sequence[torch.Tensor]], block_size: int, slot_dim: int, token_dim: int
 ) -> tuple[int, ...]:
-    """For each layer of the layout, the dimension of its logical shape that `token_dim` is.
+    """For each layer of the layout, where `token_dim` is in its logical shape.
 
-    Empty where the shapes of all layers tell it: an engine that names it then shares with engines that do not.
+    Empty if the shapes of all layers tell it, or if `block_size` is 1: then an engine that names it and an engine that
+    does not can still share.
     """
     if block_size == 1:
         return ()
@@ -65,9 +67,11 @@ def named_dims(
 
 
 def check_shape(shape: tuple[int, ...], block_size: int, pair: bool) -> None:
-    """Raise LayoutError if a block of this shape cannot hold `block_size` tokens, or can in several ways.
+    """Raise LayoutError if `shape` does not tell which dimension counts the tokens, or has no room for them.
 
-    `shape` and `pair` as for `open_dims`. A shape of one dimension always passes.
+    It does not tell if `open_dims` finds several. It has no room if no dimension is a multiple of `block_size` and no
+    product of neighbouring dimensions equals it; a dimension that holds K and V does not count. `shape` and `pair` as
+    for `open_dims`. A shape of one dimension always passes.
     """
     found = open_dims(shape, block_size, pair)
     if len(found) > 1:

@@ -44,14 +44,15 @@ class Ledger:
     def add(self, offering: Offering) -> None:
         """Note that these blocks are offered now. They replace older offers of their slots.
 
-        The work is done by the next other call: until then do not write to the arrays.
+        `noted` does the work, also where `news`, `before`, `drop` or `slots` calls it: until then do not write to the
+        arrays.
         """
         self._late.append(offering)
 
     def enter(self, offering: Offering) -> Offering | None:
-        """Note that these blocks are on offer now; what of it is to be told, None where all was on offer exactly so.
+        """Note that these blocks are on offer now; return the part that others must be told, None if all was on offer.
 
-        Raises and costs what `news` does, and where anything is to be told what `before` costs.
+        Raises and costs what `news` does; if there is something to tell, it also costs what `before` does.
         """
         old = self.news(offering)
         if old == len(offering.slots):

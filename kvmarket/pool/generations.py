@@ -89,7 +89,10 @@ class Generations:
         return leading(self._slots[slots] == generations)
 
     def raise_slots(self, slots: Slots) -> None:
-        """Raise the generation of each slot: every earlier offer of it is dead when this returns. Costs a few us."""
+        """Raise the generation of each slot: every earlier offer of it is dead when this returns. Costs a few us.
+
+        Only `OwnPool.kill` calls this.
+        """
         with self._lock:
             self._slots[slots] += np.uint64(1)
 

@@ -2,8 +2,11 @@
 
 A killed process leaves files named ``torch_<pid>_...``. The number does not say whose they are: where /dev/shm is
 shared, processes of other PID namespaces have the same numbers. So a mark names files by device and inode, and its
-process holds a record lock on the mark. A process that can take the lock knows that the owner of the mark is dead,
-whatever its namespace. A fork does not inherit the lock.
+process holds a record lock on the mark. If the mark says `locked` and another process can take the lock, the owner is
+dead, whatever its namespace: `leftovers.sweep` then removes the listed files. A fork does not inherit the lock.
+
+The lines of a mark: `locked`; `file`, device, inode, name; `creating`, device and inode of the newest file (missing if
+unknown), bytes (-1: few).
 """
 
 from __future__ import annotations
@@ -38,8 +41,9 @@ def mark() -> None:
 def creating(nbytes: int | None) -> Iterator[None]:
     """A context in which torch creates a file of `nbytes` bytes (None: a small one) whose name is not yet known.
 
-    If this process is killed inside, the mark still tells which file that was: inodes of a tmpfs are numbered one after
-    another, and the file's number follows the one that is noted here. Costs 50 us.
+    If this process is killed inside, `leftovers.sweep` can usually find the file: inodes of a tmpfs are numbered one
+    after another, and the file has one of the next 64 numbers after the one that is noted here. Do not call `mark`,
+    `created` or `creating` inside: they would wait for ever. Costs 50 us.
     """
     with _lock:
         fd = _own_mark()
@@ -72,10 +76,13 @@ def owner_of(path: Path) -> Process | None:
 
 
 def try_lock(fd: int) -> bool:
-    """Take the record lock of a mark; False if another process has it. Closing any descriptor of it ends the lock."""
+    """Take the record lock of a mark; False if another process has it, or the file cannot be locked.
+
+    If this process closes any descriptor of the file, the lock ends.
+    """
     try:
         fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # or where files cannot be locked
+    except OSError:
         return False
     return True
 

@@ -1,5 +1,7 @@
 """Choose the way of a copy by the rates measured on this machine, or by the rates built into the ways.
 
+`Ways.job` in way.py asks it for each copy, if there are several ways.
+
 A table holds the measured rates of one pair of devices: how fast each way was for copies of some sizes. `kvmarket
 doctor --measure` writes one for every pair of GPUs to ``$XDG_CACHE_HOME/kvmarket`` (or ``~/.cache/kvmarket``).
 """

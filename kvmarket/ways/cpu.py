@@ -49,7 +49,7 @@ class ShmJob:
         return sums
 
 
-WAYS: list[type[Way]] = [ShmWay]  # one line a way; the first one takes every copy that no other takes
+WAYS: list[type[Way]] = [ShmWay]  # one line a way; the first must take every copy
 
 
 class CpuMover:

@@ -1,4 +1,4 @@
-"""The state of a market as one screen, within 80 columns."""
+"""The state of a market as one screen. The table fits 80 columns; long lines wrap at the terminal's width."""
 
 from __future__ import annotations
 
@@ -59,6 +59,7 @@ def total(counters: Mapping[str, int], names: Iterable[str]) -> int | None:
 
 
 def _engines(members: Iterable[MemberStatus], spaces: Mapping[str, int]) -> Table:
+    """One row for each engine, by space and pid; `UNKNOWN` where nothing is counted."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
         table.add_column(heading, justify="right")

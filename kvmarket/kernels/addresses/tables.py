@@ -1,4 +1,4 @@
-"""The table of a pair of arrays: the addresses of all fragments, on the device that copies.
+"""The table of a pair of arrays: addresses, strides and packed places of all fragments, on the device that copies.
 
 `locate_tile` in decode.py reads it on the GPU.
 """
@@ -22,7 +22,8 @@ class Table:
 
     ``entries`` is (5, count) int64 on the destination's device: source address in slot 0, source stride, destination
     address in slot 0, destination stride, place within a packed slot (0 where neither side is packed), in bytes.
-    ``align`` (1 to 16) divides every address and ``length``.
+    ``first``: the first column, used where a slot is one fragment. ``count``: fragments of a slot. ``length``: bytes of
+    every fragment. ``align`` (1 to 16) divides every address and ``length``.
     """
 
     entries: torch.Tensor
@@ -62,4 +63,7 @@ def _places(source: SlotArray, destination: SlotArray, pieces: Fragments) -> Int
 
 
 table_of = PairCache(_build)
-"""The table for (source, destination). The first call builds it and waits for its upload; cached while both live."""
+"""The table for (source, destination). The first call builds it and waits for its upload; cached while both live.
+
+Raises LayoutError if their geometries or their types of device differ.
+"""

@@ -19,8 +19,8 @@ Answer = TypeVar("Answer", Status, OtherSpaces)
 def ask_status(place: Address, *, facts: bool = False) -> Status:
     """Ask the service of `place` for its state; with `facts`, also for the facts of its spaces.
 
-    Raises AddressError if there is no service or it does not answer within two seconds, VersionError if it has another
-    version of the protocol, MessageError for another answer.
+    Waits up to `ANSWER_SECONDS` to be let in, and as long for the answer. Raises AddressError if there is no service or
+    it does not answer, VersionError if it has another version of the protocol, MessageError for another answer.
     """
     return _ask(place, AskStatus(facts), Status)
 

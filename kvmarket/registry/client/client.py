@@ -1,10 +1,10 @@
 """An engine's membership of a market, with a replica of the service's offers: a match needs no message.
 
-A watching thread puts the received changes into the replica. It holds the lock for turns so short that a match waits
-about 0.6 ms at most. It runs while the engine's own thread waits for its GPU, and then costs that thread nothing. An
-engine that never waits leaves it one turn every 5 ms (Python's switch interval); the longer the replica is behind, the
-longer the turns, up to 5 ms. The same thread sends snapshots of the engine's offers, part by part. If the service dies,
-the thread starts it anew and joins again; matches are answered from the replica meanwhile.
+A watching thread puts the received changes into the replica. While the engine steps, it holds the lock for turns so
+short that a match waits about 0.6 ms at most. It runs while the engine's own thread waits for its GPU, and then costs
+that thread nothing. An engine that never waits leaves it one turn every 5 ms (Python's switch interval). While the
+engine calls nothing, turns grow with the time that the replica is behind, up to 5 ms. The same thread sends snapshots
+of its offers. If the service dies, the thread starts a new one and joins again; the replica answers matches meanwhile.
 """
 
 from __future__ import annotations

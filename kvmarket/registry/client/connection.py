@@ -196,7 +196,8 @@ def join_service(
 ) -> Connection:
     """Join by a new connection, and start the service if none runs.
 
-    Raises AddressError if that does not work within `START_SECONDS`, or the error that a refusal names.
+    Raises AddressError if that does not work within `START_SECONDS` or before `closing` is set, the errors of
+    `start_service` and `dial`, and the error that a refusal names.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and not closing.is_set():

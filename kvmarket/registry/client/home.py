@@ -1,8 +1,8 @@
 """Choose the market to join: the one at the given address, or one beside it while another version uses the address.
 
-In a rolling upgrade engines of two versions run at the same time. The service of the older ones keeps the address. The
-newer ones join a second market, whose address ends in the protocol's version, and move to the first address when the
-last older engine has left.
+Two protocol versions may run at the same time. Engines of the version whose service holds the address stay there. The
+others join a second market, whose address ends in their protocol version. They move to the first address when the
+service there has ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOOK_SECONDS = 2.0  # between two checks whether the address is free
 
 
 class Home:
-    """An engine's address, and whether it has joined beside it (`away`). Not thread-safe."""
+    """An engine's address, and `at`, where it has joined: the address, or the one beside it. Not thread-safe."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Home:
 
     @property
     def place(self) -> str:
-        """The market and the space, as in `kvmarket top`: whoever has another never meets this engine."""
+        """The market and the space, as text for a log; with a warning if the market is the one beside the address."""
         if self.at is self.address:
             return f"market {self.at}, space {self._join.space}"
         return (
@@ -70,11 +70,14 @@ class Home:
         return self._join.label
 
     def others(self) -> Others:
-        """Who is near, and shares nothing with this engine. See `others_of`."""
+        """The other spaces of this market, and other markets nearby. May take seconds.
+
+        Raises RegistryError (see `others_of`).
+        """
         return others_of(self._join, self.at, self.address)
 
     def left_within(self, seconds: float) -> bool:
-        """Wait until the market was left, at most so long; whether it was."""
+        """Wait up to `seconds` until the engine begins to leave the market; return whether it has begun."""
         return self._closing.wait(seconds)
 
     def beside(self) -> Address:
@@ -84,7 +87,8 @@ class Home:
     def free(self, now: float) -> bool:
         """Whether to move back to the address: no service holds it any more, or one of this protocol version does.
 
-        Checks every `LOOK_SECONDS`, which costs up to a few ms. False if the engine is not away.
+        False between two checks, and while the engine is at its address. Checks every `LOOK_SECONDS`. A check costs a
+        few ms, or up to `ANSWER_SECONDS` if the service there does not answer.
         """
         if self.at is self.address or now < self._look_at:
             return False
@@ -96,7 +100,10 @@ class Home:
 
 
 def _speaks(address: Address) -> bool:
-    """Whether the service there has this version of the protocol. Raises RegistryError if that cannot be known."""
+    """True if the service there answers in this version of the protocol; False without an answer.
+
+    Raises VersionError for another version, another RegistryError if the service cannot be asked or understood.
+    """
     try:
         with dial(address.socket) as sock:
             sock.send(pack_message(AskStatus()))

@@ -1,6 +1,6 @@
 """The pidfds by which the service notices the death of a member: one per process, readable when it dies.
 
-`Service` then drops the member's offers.
+`Service._turn` then drops the member's offers.
 """
 
 from __future__ import annotations

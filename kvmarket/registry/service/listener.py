@@ -26,7 +26,10 @@ class Listener:
     """The lock and the listening socket of one service. Not thread-safe."""
 
     def __init__(self, address: Address) -> None:
-        """Take the lock and make the socket. Raises AddressError if another service has the lock, or on failure."""
+        """Take the lock and make the socket.
+
+        Raises AddressError if another service has the lock, or if the files cannot be made.
+        """
         self._address = address
         self._listener: PacketListener | None = None
         self._socket: tuple[int, int] | None = None  # identity of its file
@@ -55,11 +58,11 @@ class Listener:
         return None if self._listener is None else self._listener.accept()
 
     def keep(self, needed: bool = True) -> bool:
-        """Make lock and socket anew if they are missing; False if the service must end.
+        """Make lock and socket anew if they are missing, or if the socket was replaced; False if the service must end.
 
-        That is so if another service has taken the address, or if the lock is missing and the service is not `needed`:
-        the next engine starts another one. Checks every `LOOK_SECONDS`, which costs 10 us. A failure is counted, and
-        tried again at the next check.
+        It must end if another service has taken the address, or if the lock is missing and the service is not `needed`:
+        the next engine starts another one. `needed`: whether the service has members, or never ends by idling. Checks
+        every `LOOK_SECONDS`, which costs 10 us. A failure is counted, and tried again at the next check.
         """
         now = time.monotonic()
         if now < self._look_at:
@@ -77,7 +80,10 @@ class Listener:
         return True
 
     def close(self) -> None:
-        """Remove socket, lock and an empty log if the address is still ours, and close all descriptors."""
+        """Remove socket, lock and an empty log if the address is still ours, and close all descriptors.
+
+        Also removes the directory if we made it anew and it is empty.
+        """
         place = self._address
         with contextlib.suppress(AddressError, OSError):  # the next service uses the files that are left
             if place.is_locked_by(self._lock):

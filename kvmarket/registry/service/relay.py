@@ -1,4 +1,7 @@
-"""Forwards descriptors of pools' memory between PID namespaces, from the owner to engines that asked. Keeps none."""
+"""Forwards open file descriptors of a pool's memory, in the service: from the owner to engines of other PID namespaces.
+
+Keeps no descriptor.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ class Relay:
         self._asked: dict[str, list[Session]] = {}  # pool -> sessions that wait for its descriptors
 
     def ask(self, session: Session, ask: AskDescriptors) -> None:
-        """Forward an engine's request for the memory of a pool to the owner, which must be in the same space.
+        """Forward an engine's request for the memory of a pool to the owner.
 
-        Raises NotJoinedError.
+        Ignored if the pool has left or is in another space. Raises NotJoinedError.
         """
         owner = self._exchange.owner(session, ask.pool)
         if owner is None:

@@ -1,4 +1,7 @@
-"""The trie of all offers: path-compressed, block by block, exact tokens."""
+"""A prefix trie of offers: finds the longest offered prefix by exact tokens.
+
+`Space` uses it, in the service and in every engine.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,17 @@ from kvmarket.registry.trie.tree import Place, Tree
 class PrefixTrie:
     """Finds the longest offered prefix of a prompt, in whole blocks of `block_size` tokens.
 
-    An offer is an int, 0 <= offer < 2**63, and is on at most one block: remove it before you put it on another block. A
-    block is identified by all tokens up to its end, and holds up to OFFERS_PER_BLOCK offers, newest first. Tokens are
-    compared exactly, as bytes. Blocks without a branch between them share one node of up to NODE_BLOCKS blocks, so the
-    cost is that of comparing memory, not of visiting objects.
+    An offer is an int, 0 <= offer < 2**63 (in a `Space`: pool number and slot). It is on at most one block: remove it
+    before you put it on another block. A block is identified by its tenant and all tokens up to its end, and holds up
+    to OFFERS_PER_BLOCK offers, newest first. Tokens are compared exactly, as bytes. Blocks without a branch between
+    them share one node of up to NODE_BLOCKS blocks, so a match compares long runs of memory and visits few nodes.
 
     max_blocks bounds the stored blocks, holes included: beyond it the leaf blocks that were matched (or inserted) least
     recently are evicted until the bound is kept. None: no bound.
 
-    Memory: 4 bytes a token; per block 8 bytes an offer, 4 bytes of index if offers are consecutive numbers (see
-    OfferIndex), and 8 bytes if max_blocks is given; about 500 bytes a node. Not thread-safe.
+    Memory: 4 bytes a token; 8 bytes a block for every row of its node, which has as many rows as its most-offered block
+    has offers; 8 bytes a block if max_blocks is given; 4 bytes of index an offer if offers are consecutive numbers (see
+    OfferIndex); about 500 bytes a node. Not thread-safe.
 
     >>> trie = PrefixTrie(block_size=2)
     >>> trie.insert([1, 2, 3, 4, 5], offers=[10, 11])
@@ -93,9 +97,10 @@ class PrefixTrie:
     def extend(self, offer: int, tokens: Integers, offers: Integers, place: Place | None = None) -> bool:
         """Put one offer on each block of `tokens`, which continue the block that has `offer`; False if no block has it.
 
-        tokens: whole blocks. As `insert` of the whole prefix, but the prefix is neither given nor compared. place: of
-        the block that has `offer`, if known. Raises TokenError, and MisuseError for offers that are too few, too many
-        or out of range; nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens of the node of `offer`).
+        tokens: whole blocks. As `insert` of the whole prefix, which is not given here. place: of the block that has
+        `offer`, if known. Raises TokenError, and MisuseError for offers that are too few, too many or out of range;
+        nothing changed then. Cost: O(tokens), O(nodes above), and O(tokens of the node of `offer`). If the block is not
+        the last of its node, the trie is walked again from the root, which costs O(tokens of the prefix) more.
         """
         array, fresh = as_tokens(tokens), as_offers(offers)
         if array.size != fresh.size * self.block_size:
@@ -182,8 +187,8 @@ class PrefixTrie:
     def match(self, tokens: Integers) -> list[int]:
         """Return the newest offer of each leading block, up to the first block without an offer, in block order.
 
-        Raises TokenError. Cost: O(tokens matched) by memcmp, one int made per block, and about 2 us a node; a list of
-        tokens costs about 10 ns a token more.
+        Of the empty tenant only; else use `match_arrays`. Raises TokenError. Cost: O(tokens matched) by memcmp, one int
+        made per block, and about 2 us a node; a list of tokens costs about 10 ns a token more.
         """
         found: list[int] = []
         for node, blocks in self._walk(as_tokens(tokens)):
@@ -193,7 +198,7 @@ class PrefixTrie:
     def match_all(self, tokens: Integers) -> list[tuple[int, ...]]:
         """Return all offers of each leading block, newest first, up to the first block without one.
 
-        Raises TokenError. Cost: as `match`, and O(offers).
+        Of the empty tenant only; else use `match_arrays`. Raises TokenError. Cost: as `match`, and O(offers).
         """
         found: list[tuple[int, ...]] = []
         for node, blocks in self._walk(as_tokens(tokens)):
@@ -220,7 +225,7 @@ class PrefixTrie:
         A block without offers stays as a hole while blocks continue it.
 
         Raises MisuseError for values that cannot be offers. Cost: O(offers given), and O(tokens) of each node (at most
-        NODE_BLOCKS blocks) that held one; half of that if one node held all.
+        NODE_BLOCKS blocks) that held one; about half if one node held them all.
         """
         return self._tree.remove(as_offers(offers))
 
@@ -231,8 +236,8 @@ class PrefixTrie:
     def forget(self, first: int, count: int) -> None:
         """Free the index memory of offers `first` .. `first + count`.
 
-        None of them may be on a block, nor any other offer in the same page (with equal bits above
-        `offer_index.PAGE_BITS`).
+        None of them may be on a block, nor any other offer of the same page (with the same `offer >> PAGE_BITS`, see
+        offer_index.py).
         """
         self._tree.index.forget(first, count)
 

@@ -24,7 +24,7 @@ from kvmarket.ways.gpu.staged_way import StagedWay
 from kvmarket.ways.way import Job, Means, Way, Ways
 
 STREAMS = 3  # the copy engine pauses between the ranges of one stream; ranges of the other streams fill the pauses
-WAYS: list[type[Way]] = [PullWay, CopyWay, StagedWay]  # one line a way; the first takes every copy that no other takes
+WAYS: list[type[Way]] = [PullWay, CopyWay, StagedWay]  # one line a way; the first must take every copy
 T = TypeVar("T")
 
 
