@@ -92,7 +92,7 @@ def test_who_is_not_let_in_keeps_nothing_open(market_address):
             return len(list(Path("/proc/self/fd").iterdir()))
 
         before = attempt()
-        assert attempt() == before
+        assert attempt() <= before, "fewer where a test before this one has only now let go"
 
 
 def test_where_it_has_joined_is_told_as_the_service_names_it(own_address):
