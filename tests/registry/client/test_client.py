@@ -125,23 +125,47 @@ def test_who_is_let_in_and_thrown_out_again_and_again_is_told(watching, monkeypa
     assert len(tries) > 1
 
 
-def test_who_joins_waits_for_the_memory_of_engines_elsewhere(watching, monkeypatch):
-    """Else the first match would pass over their pools."""
-    made, left = watching.client, [True, True, True, False]
-    monkeypatch.setattr(client, "WATCH_SECONDS", 0.01)
+@pytest.fixture
+def settling(watching) -> Iterator[SimpleNamespace]:
+    """A client that has just been let in: what it still tells, hears and lacks, each until its list is at an end."""
+    made, quiet = watching.client, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    left = SimpleNamespace(to_tell=[], to_hear=[], to_get=[])
     made._replica, made._gone = SimpleNamespace(whole=True), []
-    made._ask = lambda _connection: left.pop(0)
-    quiet, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    feed = SimpleNamespace(telling=False, go_on=lambda: None)
-    with other, closing(PacketSocket(quiet)) as line:
-        dead = watching.client._connection.pidfd
-        connection = SimpleNamespace(socket=line, pidfd=dead, feed=feed, drain=lambda _end: (True, []))
-        assert made._settled(connection, time.monotonic() + 30)
-        assert left == []
-        left[:] = [True] * 100
-        monkeypatch.setattr(client, "LACKING_SECONDS", 0.05)
-        assert made._settled(connection, time.monotonic() + 30)
-        assert 0 < len(left) < 100, "it goes on without that memory in the end"
+    made._ask = lambda _connection: bool(left.to_get) and left.to_get.pop(0)
+    feed = SimpleNamespace(telling=False)
+
+    def go_on() -> None:
+        feed.telling = bool(left.to_tell) and left.to_tell.pop(0)
+
+    def drain(_end: float) -> tuple[bool, list[str]]:
+        made._replica.whole = not left.to_hear or not left.to_hear.pop(0)
+        return made._replica.whole, []
+
+    feed.go_on = go_on
+    with quiet[1], closing(PacketSocket(quiet[0])) as line:
+        connection = SimpleNamespace(socket=line, pidfd=made._connection.pidfd, feed=feed, drain=drain)
+        left.settled = lambda: made._settled(connection, time.monotonic() + 30)
+        yield left
+
+
+def test_who_joins_waits_for_the_memory_of_engines_elsewhere(settling, monkeypatch):
+    """Else the first match would pass over their pools."""
+    monkeypatch.setattr(client, "WATCH_SECONDS", 0.01)
+    settling.to_get = [True, True, True]
+    assert settling.settled() and settling.to_get == []
+    settling.to_get = [True] * 1000
+    monkeypatch.setattr(client, "LACKING_SECONDS", 0.05)
+    assert settling.settled() and settling.to_get, "it goes on without that memory in the end"
+
+
+def test_who_joins_tells_and_hears_all_without_waiting_in_between(settling, monkeypatch):
+    monkeypatch.setattr(client, "WATCH_SECONDS", 5.0)
+    start = time.monotonic()
+    settling.to_tell, settling.to_hear = [True] * 3, [True] * 5
+    assert settling.settled() and settling.to_tell == settling.to_hear == []
+    settling.to_tell = [True] * 3
+    assert settling.settled() and settling.to_tell == []
+    assert time.monotonic() - start < 4.0
 
 
 class Looked(ForeignPools):
