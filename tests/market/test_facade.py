@@ -224,7 +224,7 @@ def test_an_engine_that_never_waits_hears_of_all_soon(engine, peer, monkeypatch)
     peer.tell("publish_all", prompts)
     start = time.monotonic()
     while engine.market._control.match(prompts[-1]).blocks == 0:
-        assert sum(range(100_000)) and time.monotonic() < start + 10
+        assert sum(range(100_000)) and time.monotonic() < start + 40  # some 8 s on two quiet cores
     peer.hear()
 
 
