@@ -6,7 +6,6 @@ import gc
 import os
 import weakref
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from kvmarket.registry.client.turns import Turns
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.trie.node import OFFERS_PER_BLOCK, Node
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
+from tests.scarcity import descriptors
 
 
 def test_a_block_that_was_crowded_out_may_be_gone_on_from(market_address):
@@ -88,8 +88,7 @@ def test_who_is_not_let_in_keeps_nothing_open(market_address):
             cache = kvmarket.PagedCache([torch.zeros(4, 2, BLOCK, 25, dtype=torch.int16)], block_size=BLOCK)
             with pytest.raises(LayoutError):
                 kvmarket.connect(cache, fingerprint, address=market_address)
-            gc.collect()  # what was raised holds frames
-            return len(list(Path("/proc/self/fd").iterdir()))
+            return descriptors()
 
         before = attempt()
         assert attempt() <= before, "fewer where a test before this one has only now let go"
