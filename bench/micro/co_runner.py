@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench import report
-from bench.micro.peer import SLOT
+from bench.micro.peer import SLOT, WARM_UP
 from bench.micro.suite import Row, Suite
 from bench.micro.timing import new_stream
 
@@ -71,4 +71,4 @@ def _co_run(
     if name != "nothing":
         thread.join()
     engine.force(None)
-    return steps[10:], round(suite.window * SLOT / float(np.median(times)) / 1e9, 1) if times else 0.0
+    return steps[WARM_UP:], round(suite.window * SLOT / float(np.median(times)) / 1e9, 1) if times else 0.0

@@ -101,12 +101,15 @@ class Engine:
             return repeat(seconds, copy)
 
     def co_run(self, kind: str, seconds: float, start: float) -> list[float]:
-        """Run the steps of `model_like` for `seconds`, from `start` on; milliseconds of each step."""
+        """Run the steps of `model_like` for `seconds`, from `start` on; milliseconds of each step.
+
+        At least `WARM_UP` and as many more, however slow the machine is; none for no seconds, only the step is made.
+        """
         with on(self.device):
             replay = model_like(kind, self.device)
             time.sleep(max(0.0, start - time.monotonic()))
             steps, end = [], time.monotonic() + seconds
-            while time.monotonic() < end:
+            while seconds and (time.monotonic() < end or len(steps) < 2 * WARM_UP):
                 marks = [Mark() for _ in range(11)]
                 for mark in marks[:-1]:
                     mark.record()
@@ -129,6 +132,7 @@ def repeat(seconds: float, start: Callable[[], Any]) -> list[float]:
     return times
 
 
+WARM_UP = 10  # steps of a co-runner whose times do not count
 SHAPES = [(4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)] if GPUS else [(64, 96), (64, 64)]
 
 
