@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from torch.backends.cpu import get_cpu_capability
 
 from bench.engines.process import GPUS, EngineProcess
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_llama
@@ -21,6 +22,7 @@ pytestmark = [
     pytest.mark.long,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+    pytest.mark.skipif(not GPUS and get_cpu_capability() != "AVX512", reason="vLLM has fp8 on CPUs with AVX-512 only"),
 ]
 
 
