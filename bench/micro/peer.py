@@ -24,6 +24,7 @@ from kvmarket.ways.choice import Forced
 
 LAYERS, PAGE, BLOCK = 32, 65536, 16  # Llama-3.1-8B, 16 tokens: 2 MiB a block
 SLOT = LAYERS * PAGE
+WARM_UP = 10  # steps of a co-runner whose times do not count
 
 
 def layers_of(kind: str, slots: int, device: str) -> list[torch.Tensor]:
@@ -132,7 +133,6 @@ def repeat(seconds: float, start: Callable[[], Any]) -> list[float]:
     return times
 
 
-WARM_UP = 10  # steps of a co-runner whose times do not count
 SHAPES = [(4096, 6144), (4096, 4096), (4096, 28672), (14336, 4096)] if GPUS else [(64, 96), (64, 64)]
 
 

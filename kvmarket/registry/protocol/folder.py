@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from kvmarket.processes.numbers import HOST
 from kvmarket.processes.shared_file import pid_namespace
 
 ADVICE = "engines elsewhere have another one: mount a folder that all of them share, and set KVMARKET_ADDRESS to it"
-MOUNTS = Path("/proc/self/mountinfo")
+_MOUNTS = Path("/proc/self/mountinfo")
 _LAYERED = ("overlay", "aufs", "fuse-overlayfs")  # file systems that containers have of their own
 _OWN_TMPFS = (Path("/"), Path("/tmp"), Path("/var/tmp"), Path("/run"))  # where containers have one of their own
 
@@ -29,11 +29,10 @@ def whose(folder: Path) -> str:
 
     Raises OSError where the mounts or the folder cannot be looked at. Costs some ms.
     """
-    lines = MOUNTS.read_text().splitlines()
-    try:
-        mount = _mount_of(folder.resolve(), lines)
-    except RuntimeError as error:
-        raise OSError(errno.ELOOP, "its links lead to each other") from error
+    lines = _MOUNTS.read_text().splitlines()
+    with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        folder.stat()  # raises OSError for links that lead to each other; what `resolve` does depends on the Python
+    mount = _mount_of(folder.resolve(), lines)
     if "systemd-private" in mount.root:
         return "in the /tmp of this unit alone (PrivateTmp)"
     own = mount.kind in _LAYERED or (mount.kind == "tmpfs" and mount.point in _OWN_TMPFS)

@@ -47,5 +47,5 @@ def test_a_folder_that_cannot_be_looked_at(tmp_path: Path, monkeypatch: pytest.M
         folder.whose(tmp_path / "loop")
     monkeypatch.setattr(folder, "pid_namespace", lambda: HOST)
     assert folder.said_to_who_is_alone(tmp_path / "loop") == ""
-    monkeypatch.setattr(folder, "MOUNTS", tmp_path / "unreadable")
+    monkeypatch.setattr(folder, "_MOUNTS", tmp_path / "unreadable")
     assert machine._folder().level == "note" and "cannot be looked at" in machine._folder().found
