@@ -96,7 +96,17 @@ class Driver:
     def _over(self) -> bool:
         if self._elapsed() < self.plan.seconds or self._events:
             return False
-        return self._fetches() >= self.plan.fetches or self._elapsed() > 3 * self.plan.seconds
+        enough = self._fetches() >= self.plan.fetches and not self._unmeasured()
+        return enough or self._elapsed() > 3 * self.plan.seconds
+
+    def _unmeasured(self) -> list[str]:
+        """Names of the kept engines that run, and were sampled too rarely for a leak to show."""
+        kept = [engine for engine in self._engines if engine.kept and engine.alive]
+        return [
+            engine.life.name
+            for engine in kept
+            if engine.pid not in self._samples or self._samples[engine.pid].levels() is None
+        ]
 
     def _fetches(self) -> int:
         return self.result.done["fetches"] + sum(engine.tally["fetches"] for engine in self._engines)
@@ -231,6 +241,7 @@ class Driver:
             if (levels := samples.levels()) is not None:
                 self.result.held[samples.who] = levels
             self.result.leaks.extend(samples.leaks())
+        self.result.unmeasured = self._unmeasured()
         for engine in self._engines:
             engine.resume()
             engine.tally.stop()

@@ -26,6 +26,7 @@ class Result:
     hangs: list[str] = field(default_factory=list)
     exceptions: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)  # kept engines whose leaks nobody could have seen
     wrong: list[str] = field(default_factory=list)  # wrong bytes and refusals: the engines' logs
     held: dict[str, object] = field(default_factory=dict)  # what kept engines held after warm-up and at the end
 
@@ -38,7 +39,8 @@ class Result:
             if name.startswith("fetch_corrupt") or "CUDA" in name
         ]
         missing = [] if self.done["verified"] else ["not one block was fetched"]
-        return [*self.wrong, *self.hangs, *self.exceptions, *self.leaks, *corrupt, *missing]
+        unseen = [f"{name} was sampled too rarely for a leak to show" for name in self.unmeasured]
+        return [*self.wrong, *self.hangs, *self.exceptions, *self.leaks, *corrupt, *missing, *unseen]
 
     def json(self) -> str:
         """Everything on one line; of the longest texts only their number."""
