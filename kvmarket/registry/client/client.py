@@ -22,7 +22,7 @@ from kvmarket.registry.client.connection import START_SECONDS, Connection
 from kvmarket.registry.client.foreign import ForeignPools, Memory
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.client.replica import Replica
-from kvmarket.registry.client.turns import SHORT_SECONDS, TURN_SECONDS, Turns
+from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, TURN_SECONDS, Turns
 from kvmarket.registry.client.vigil import Vigil
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Join, News, PoolRecord, Promise, Retire, Settle
@@ -264,10 +264,12 @@ class Client:
                 self._gone += gone
                 if current and self._replica.space.collecting:
                     self._replica.space.collect()
-                    current = False
+                    current = not self._replica.space.collecting
             long = time.monotonic() - now > SHORT_SECONDS
             if not current or (long and self._connection.feed.ready):  # without a nap a match would wait for two turns
                 time.sleep(nap)
+            elif long:
+                time.sleep(NAP_SECONDS)  # who waited for the lock also waits for the interpreter's
             if self._on_more():
                 time.sleep(nap)
             elif current:

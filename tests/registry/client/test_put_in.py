@@ -99,7 +99,7 @@ def test_a_nap_behind_each_part_that_was_told(naps: list[float]):
 def test_what_is_collected_counts_as_news(naps: list[float]):
     watching = Watching(news=0, parts=0, garbage=2)
     watching._put_in()
-    assert watching.log.count("collect") == 2 and naps == [NAP_SECONDS] * 2
+    assert watching.log.count("collect") == 2 and naps == [NAP_SECONDS], "none behind the last: nothing is left"
 
 
 def test_naps_are_long_while_the_engine_steps(naps: list[float]):
@@ -113,11 +113,19 @@ def test_nobody_waits_for_a_long_turn_and_a_part_in_one(naps: list[float]):
     watching = Watching(news=0, parts=1, takes=2 * SHORT_SECONDS)
     watching._turns.called(client.time.monotonic())
     watching._put_in()
-    assert naps == [STEP_SECONDS] * 2, "behind the turn before the part, and behind that; there is none behind the last"
+    assert naps == [STEP_SECONDS] * 2 + [NAP_SECONDS], "behind the turn before the part, and behind that"
     naps.clear()
     watching.parts, watching.takes = 1, SHORT_SECONDS / 2
     watching._put_in()
     assert naps == [STEP_SECONDS], "a short turn and a part may follow each other"
+
+
+def test_a_long_turn_ends_with_a_moment_for_the_engines_thread(naps: list[float]):
+    """It may have waited for the lock, and when that is free it waits for the interpreter's."""
+    watching = Watching(news=0, parts=0, takes=2 * SHORT_SECONDS)
+    watching._turns.called(client.time.monotonic())
+    watching._put_in()
+    assert watching.log == ["drain", "nothing to tell"] and naps == [NAP_SECONDS]
 
 
 def test_after_a_while_it_looks_whether_the_service_lives(naps: list[float], monkeypatch: pytest.MonkeyPatch):

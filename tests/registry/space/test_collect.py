@@ -44,6 +44,23 @@ def test_a_pool_that_is_emptied_is_filled_anew_while_the_old_offers_leave(space)
     space.trie._check()
 
 
+def test_slots_that_are_offered_again_at_once_leave_no_work(space):
+    """As a prompt does that takes the place of another: its blocks are retired and offered in one message."""
+    slots = list(range(60))
+    offer(space, "pa", list(range(120)), slots)
+    space.retire("pa", np.array(slots))
+    offer(space, "pa", list(range(500, 620)), slots, generation=2)
+    assert collect(space) == 1, "one look, and no step for offers that have left the trie already"
+    assert space.blocks == 60
+    space.trie._check()
+
+
+def test_a_large_pool_without_offers_leaves_little_by_little(space):
+    space.add_pool(record("large", 10 * 65536))
+    space.drop_pool("large")
+    assert collect(space) > 10, "each look at 65,536 slots is a step of its own"
+
+
 def test_numbers_of_pools_are_used_again(space):
     for turn in range(50):
         offer(space, "pa", [1, 2], [turn])
