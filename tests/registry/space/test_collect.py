@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvmarket.registry.space.space import FEW
+from kvmarket.registry.space.space import FEW, PART
 from tests.registry.space.test_space import collect, found, offer, record, space
 
 __all__ = ["space"]
@@ -52,6 +52,16 @@ def test_slots_that_are_offered_again_at_once_leave_no_work(space):
     offer(space, "pa", list(range(500, 620)), slots, generation=2)
     assert collect(space) == 1, "one look, and no step for offers that have left the trie already"
     assert space.blocks == 60
+    space.trie._check()
+
+
+def test_many_slots_leave_all(space):
+    space.add_pool(record("many", 2 * PART))
+    slots = list(range(PART + FEW))
+    offer(space, "many", list(range(2 * len(slots))), slots)
+    space.retire("many", np.array(slots))
+    assert collect(space) >= (PART + FEW) // FEW
+    assert space.blocks == 0
     space.trie._check()
 
 
