@@ -101,7 +101,7 @@ demo-serve: $(FULL) ## two `vllm serve` processes and a client
 test: $(FULL) ## all tests that this machine can run but the long ones; says what it skipped and why
 	$(PY) -m pytest -m "not long"
 
-test-long: $(FULL) ## those that start many engines for one case each
+test-long: $(FULL) ## those that start many engines or processes for one case each
 	$(PY) -m pytest -m long
 
 test-vllm: $(FULL) $(VERSIONS:%=.vllm/%/.full) ## the engine tests with each of VERSIONS; results go to bench/results/

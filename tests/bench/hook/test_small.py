@@ -23,6 +23,7 @@ from bench.engines.shapes import Engines
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.skipif(GPUS > 0, reason="vLLM's build for GPUs runs no engine on the CPU"),
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),

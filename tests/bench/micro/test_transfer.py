@@ -29,6 +29,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_parts_run_without_a_gpu(tmp_path: Path):
     script = tmp_path / "small.py"  # a file: its processes are spawned
     script.write_text(RUN)
