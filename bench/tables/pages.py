@@ -188,6 +188,25 @@ def versions(path: Path) -> str:
     return "\n".join([text, *markdown(columns, table)])
 
 
+def keep(path: Path) -> str:
+    """The share of prompts that a cache finds, by its size (rows) and policy (columns), for each trace."""
+    result = json.loads(path.read_text())
+    policies = list(dict.fromkeys(row["policy"] for row in result["rows"]))
+    traces = dict.fromkeys(row["name"].removesuffix(f", {row['policy']}") for row in result["rows"])
+    table = []
+    for trace in traces:
+        rows = [row for row in result["rows"] if row["name"].startswith(f"{trace}, ")]
+        for size in dict.fromkeys(row["bytes"] for row in rows):
+            shares = {row["policy"]: row["share"] for row in rows if row["bytes"] == size}
+            shown = [*(shares[policy] for policy in policies), rows[0]["ceiling"]]
+            table.append([trace, f"{short(size / 1e9)} GB", *(f"{100 * share:.1f} %" for share in shown)])
+    text = (
+        f"Share of the blocks of all prompts that are found, {result['token_bytes']:,} bytes a token. Simulated; from "
+        f"`bench/results/{path.name}`."
+    )
+    return "\n".join([text, *markdown(["trace", "memory", *policies, "without bounds"], table)])
+
+
 TABLES = {
     "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
     "ttft, default": (hook_tables.ttft, "h200x2-default-ttft.json"),
@@ -201,6 +220,7 @@ TABLES = {
     "outputs": (hook_tables.outputs, "h100x2-outputs.json"),
     "transfer": (transfer, "h200x2-2026-11-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
+    "keep": (keep, "simulated-keep.json"),
     "versions": (versions, "cpu-vllm-versions.json"),
 }
 

@@ -1,0 +1,1 @@
+"""What a lender would bring: simulations over recorded requests, and measurements."""
