@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from kvmarket.errors import MisuseError
 from kvmarket.lend import keeper
-from kvmarket.lend.keeper import Keeper
+from kvmarket.lend.keeper import ALONE, BEHIND, USED_FEW, USED_OFTEN, USED_ONCE, USED_SOME, Keeper
+from kvmarket.lend.reuse import ReuseTimes
 
 Block = tuple[int, ...]  # a block's key: the numbers on the path to it
 
@@ -84,6 +85,13 @@ def test_prompts_that_come_again_outlive_a_flood_of_others():
     assert flood(kept, 60, seed=4) > 0.9
 
 
+def test_what_is_worth_less_than_all_that_is_kept_is_not_taken():
+    """The ten prompts fill the memory: no other one is taken in the place of a block of theirs."""
+    kept: Keeper[Block] = Keeper(40)
+    flood(kept, 100)
+    assert flood(kept, 60, seed=4) > 0.95
+
+
 def test_it_learns_anew_when_the_load_changes():
     kept: Keeper[Block] = Keeper(80)
     flood(kept, 60)
@@ -103,10 +111,42 @@ def test_equal_seeds_decide_equally():
     assert decisions[0] == decisions[1]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(keeper, "FEWEST_KNOWN", 50)
+def test_classes_follow_from_how_often_a_block_was_used():
+    kept: Keeper[Block] = Keeper(4)
+    assert kept._note([]) == []
+    kinds = [kept._note(path(1)) for _ in range(20)]
+    assert kinds == [[ALONE], [USED_ONCE], *[[USED_FEW]] * 2, *[[USED_SOME]] * 12, *[[USED_OFTEN]] * 4]
+    assert kept._note(path(1, 2, 3)) == [USED_OFTEN, BEHIND, BEHIND], "behind a block that was used before"
+    assert kept._note(path(2, 2)) == [ALONE, ALONE]
+    assert kept._note(path(1, 2, 4)) == [USED_OFTEN, USED_ONCE, BEHIND]
+
+
+def test_uses_are_noted_with_the_class_and_the_time_since_the_last_one(monkeypatch):
+    noted: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(ReuseTimes, "begin", lambda self, kind: noted.append(("begin", kind, 0)))
+    monkeypatch.setattr(ReuseTimes, "again", lambda self, kind, time: noted.append(("again", kind, time)))
+    kept: Keeper[Block] = Keeper(4)
+    for blocks in (path(1), path(2, 3), path(1)):
+        kept.used(blocks)
+    begins = [("begin", ALONE, 0)] * 3
+    assert noted == [*begins, ("again", ALONE, 3), ("begin", USED_ONCE, 0)]
+
+
+@pytest.mark.parametrize(("capacity", "learned"), [(10, 4), (8 * 512, 4), (8 * 1000, 2), (8 * 5000, 1)])
+def test_it_learns_once_for_a_part_of_the_memory_that_was_asked_for(capacity: int, learned: int, monkeypatch):
+    calls: list[int] = []
+    monkeypatch.setattr(ReuseTimes, "learn", lambda self: calls.append(1))
+    kept: Keeper[Block] = Keeper(capacity)
+    for number in range(2000):
+        kept.used(path(number))
+    assert len(calls) == learned
+
+
+@pytest.mark.parametrize(("fewest", "remembered"), [(50, 50), (1, 8 * 5)])
+def test_what_is_remembered_is_bounded(fewest: int, remembered: int, monkeypatch):
+    monkeypatch.setattr(keeper, "FEWEST_KNOWN", fewest)
     kept: Keeper[Block] = Keeper(5)
     for number in range(1000):
         kept.used(path(number))
-    assert len(kept._past) <= 50
-    assert kept._worth((-1,)) == 0.0, "of a block that is not remembered"
+    assert list(kept._past) == [(number,) for number in range(1000 - remembered, 1000)], "the last ones"
+    assert kept._worth((0,)) == 0.0, "of a block that is not remembered"

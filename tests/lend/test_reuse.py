@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmarket.lend.reuse import AGES, LEAST, ReuseTimes, _age, _start
+from kvmarket.lend.reuse import AGES, ReuseTimes, _age, _start
 
 
 def test_ages_are_intervals_without_gaps():
@@ -46,12 +46,18 @@ def test_worth_rises_towards_the_time_of_the_use_and_ends_after_it():
     assert times.worth(0, 2000) == 0.0
 
 
-def test_a_class_that_is_always_used_again_has_no_infinite_worth():
+def test_a_class_of_which_more_was_used_than_began_has_no_infinite_worth():
+    """Its blocks began before what is remembered."""
     times = ReuseTimes(1)
     for _ in range(40):
         times.again(0, 0)
     times.learn()
-    assert times.worth(0, 0) <= 40 / LEAST
+    assert times.worth(0, 0) == pytest.approx(40 / ((41 + 1) / 2))
+    last = ReuseTimes(1)
+    for _ in range(40):
+        last.again(0, 1 << 30)
+    last.learn()
+    assert 0 < last.worth(0, 1 << 30) < 1e-4, "in the last age, which is the longest"
 
 
 def test_what_was_learned_long_ago_weighs_less():
