@@ -61,7 +61,7 @@ def test_kept_blocks_are_within_the_memory_and_none_is_without_those_before_it(p
         assert len(model) == len(kept) <= capacity
         assert all(block in kept for block in model)
         assert all(len(block) == 1 or block[:-1] in model for block in model)
-        assert len(set(kept._leaves)) == len(kept._leaves)
+        assert len(set(kept._leaves)) == len(kept._leaves) and len(kept._behind) == len(model)
         assert set(kept._leaves) == {block for block in model if not any(each[:-1] == block for each in model)}
 
 
@@ -90,6 +90,16 @@ def test_what_is_worth_less_than_all_that_is_kept_is_not_taken():
     kept: Keeper[Block] = Keeper(40)
     flood(kept, 100)
     assert flood(kept, 60, seed=4) > 0.95
+
+
+def test_behind_a_block_that_is_not_taken_none_is(monkeypatch):
+    kept: Keeper[Block] = Keeper(2)
+    kept.used(path(1))
+    kept.used(path(2))
+    least, answers = kept._least, [None]
+    monkeypatch.setattr(kept, "_least", lambda held: answers.pop() if answers else least(held))
+    assert kept.used(path(3, 4)) == ([], [])
+    assert kept.used(path(3))[0] == path(3), "later it may be"
 
 
 def test_it_learns_anew_when_the_load_changes():

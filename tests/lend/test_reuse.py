@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from kvmarket.lend.reuse import AGES, ReuseTimes, _age, _start
+from kvmarket.lend.reuse import AGES, LEAST, ReuseTimes, _age, _start
 
 
 def test_ages_are_intervals_without_gaps():
@@ -38,6 +40,28 @@ def test_worth_is_the_best_ratio_of_uses_to_time_held():
     assert times.worth(0, 0) == pytest.approx(60 / until_use)
     assert times.worth(0, 2) == pytest.approx(60 / 61)
     assert times.worth(0, 3) == 0.0, "who was not used by then is used never"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_worth_is_the_best_of_all_times_until_which_to_hold(seed: int):
+    chance = random.Random(seed)
+    times, uses, began = ReuseTimes(3), [0] * AGES, chance.randrange(0, 60)
+    for _ in range(chance.randrange(20, 60)):
+        time = chance.randrange(1 << chance.randrange(1, 23))
+        times.again(1, time)
+        uses[_age(time)] += 1
+    for _ in range(began):
+        times.begin(1)
+    times.learn()
+    for age in range(AGES):
+        best, used, held = 0.0, 0, 0.0
+        waiting = max(began, sum(uses)) + 1 - sum(uses[:age])
+        for later in range(age, AGES):
+            used += uses[later]
+            held += (waiting + max(waiting - uses[later], LEAST)) / 2 * (_start(later + 1) - _start(later))
+            waiting -= uses[later]
+            best = max(best, used / held)
+        assert times.worth(1, _start(age)) == pytest.approx(best)
 
 
 def test_worth_rises_towards_the_time_of_the_use_and_ends_after_it():
