@@ -1,8 +1,8 @@
 """Which blocks a lender keeps. Pure decisions: no memory, no market.
 
 A block is of use only behind all blocks before it, so only leaves are given up: blocks that no kept block continues.
-When the memory is full, a new block is taken only if it is worth more than the least worthy of some leaves. What a
-block is worth follows from how it has been used, and from how soon blocks with such a history were used again.
+When the memory is full, a new block takes the place of the least worthy of some leaves, unless that is worth more. What
+a block is worth follows from how it has been used, and from how soon blocks with such a history were used again.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Keeper(Generic[Key]):
     def used(self, path: Sequence[Key]) -> Change[Key]:
         """Note that a request used these blocks, from the first block of its prompt on; decide what to keep of them.
 
-        The keeper counts the change as made. Keys must not repeat. Costs about 10 us a block, and 100 us for each one
-        that is given up.
+        The keeper counts the change as made. Keys must not repeat. Costs about 5 us a block, and 50 us for each one that
+        is given up.
         """
         kinds = self._note(path)
         take: list[Key] = []

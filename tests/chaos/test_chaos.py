@@ -72,8 +72,8 @@ def test_an_exception_is_noticed():
 
 
 def test_a_leak_is_noticed():
-    """In two seconds it could not be seen, however fast the machine is: the run goes on until it can."""
-    result = chaos(seconds=2, engines=2, keep=1, kills=0, stops=0, service_kills=0, fault="Leaks")
+    """In three seconds it could not be seen, however fast the machine is: the run goes on until it can."""
+    result = chaos(seconds=3, engines=2, keep=1, kills=0, stops=0, service_kills=0, fault="Leaks")
     assert any("descriptors grew" in leak for leak in result.leaks)
 
 
