@@ -29,6 +29,7 @@ from tests.chaos.result import Result
 TICK_SECONDS = 0.01
 SERVICE_EXIT_SECONDS = 3.0  # how long a service outlives its last engine
 LEAVE_SECONDS = 3.0
+MEASURING_SECONDS = 60.0  # how long a run goes on when it should be over, if no leak could be seen yet
 CROWDED = 0.9  # share of the crowd's offers that a service must have before its memory is sampled
 
 
@@ -96,8 +97,9 @@ class Driver:
     def _over(self) -> bool:
         if self._elapsed() < self.plan.seconds or self._events:
             return False
-        enough = self._fetches() >= self.plan.fetches and not self._unmeasured()
-        return enough or self._elapsed() > 3 * self.plan.seconds
+        late = self._elapsed() - 3 * self.plan.seconds
+        fetched = self._fetches() >= self.plan.fetches or late > 0
+        return fetched and (late > MEASURING_SECONDS or not self._unmeasured())
 
     def _unmeasured(self) -> list[str]:
         """Names of the kept engines that run, and were sampled too rarely for a leak to show."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of `seconds`; of up to three times as long, until `fetches` are reached and leaks could be seen.
+    """A run of `seconds`, or of up to three times as long until `fetches` are reached; longer until leaks can be seen.
 
     `engines` run at a time. `keep` of them are never killed; the first of these also never leaves the market itself.
     `kills` of engines, `stops` (SIGSTOP, later SIGCONT) and `service_kills` happen at random moments. An engine that
