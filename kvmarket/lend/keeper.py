@@ -71,8 +71,8 @@ class Keeper(Generic[Key]):
     def used(self, path: Sequence[Key]) -> Change[Key]:
         """Note that a request used these blocks, from the first block of its prompt on; decide what to keep of them.
 
-        The keeper counts the change as made. Keys must not repeat. Costs about 5 us a block, and 50 us for each one that
-        is given up.
+        The keeper counts the change as made. Keys must not repeat. Costs about 5 us a block, and 50 us for each
+        one that is given up.
         """
         kinds = self._note(path)
         take: list[Key] = []
