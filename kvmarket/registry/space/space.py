@@ -276,6 +276,8 @@ class Space:
     def _take_out_late(self, pool: Pool, number: int, slots: Int64s) -> Iterator[None]:
         """Take the ended offers of these slots out of the trie, a few at a time, unless offered again meanwhile."""
         for begin in range(0, len(slots), PART):
+            if begin:
+                yield  # a step a part, though all of it is offered again
             part = slots[begin : begin + PART]
             late = part[pool.late[part]]
             for start in range(0, len(late), FEW):

@@ -55,6 +55,16 @@ def test_slots_that_are_offered_again_at_once_leave_no_work(space):
     space.trie._check()
 
 
+def test_many_slots_that_are_offered_again_are_looked_at_in_parts(space):
+    space.add_pool(record("many", 3 * PART))
+    slots = list(range(2 * PART + 1))
+    offer(space, "many", list(range(2 * len(slots))), slots)
+    space.retire("many", np.array(slots))
+    offer(space, "many", list(range(9, 2 * len(slots) + 9)), slots, generation=2)
+    assert collect(space) == 3, "one step a part"
+    assert space.blocks == len(slots)
+
+
 def test_many_slots_leave_all(space):
     space.add_pool(record("many", 2 * PART))
     slots = list(range(PART + FEW))
