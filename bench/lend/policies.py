@@ -128,81 +128,42 @@ class S3FIFO(Tree):
             self._uses[block] = min(MOST_USES, self._uses[block] + 1)
 
 
-class GDSF(Tree):
-    """The least value first: uses times the cost of computing the block, plus the value of what was given up last."""
+class Ranked(Tree):
+    """The leaf of the least value first. A heap of leaves, whose stale entries are dropped when they come up."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__(capacity)
-        self._clock = 0.0
-        self._uses: Counter[int] = Counter()
-        self._cost: dict[int, float] = {}
-        self._value: dict[int, float] = {}
         self._heap: list[tuple[float, int]] = []
 
-    def make_room(self, new: int, held: Collection[int]) -> bool:
-        later, victim = [], None
-        while self._heap and victim is None:
+    def value(self, block: int) -> float:
+        """What a block is worth. `push` it when this changes."""
+        raise NotImplementedError
+
+    def push(self, block: int) -> None:
+        """Note the value of a kept block, if it is a leaf."""
+        if not self.behind[block]:
+            heapq.heappush(self._heap, (self.value(block), block))
+
+    def _least(self, held: Collection[int], below: float) -> int | None:
+        """The leaf of the least value that is not `held`; None if no value is `below` that one."""
+        later, found = [], None
+        while self._heap and self._heap[0][0] < below and found is None:
             value, block = heapq.heappop(self._heap)
-            if self._value.get(block) == value and not self.behind[block]:  # else stale, or pushed when it is a leaf
+            if self.behind.get(block) == 0 and value == self.value(block):  # else stale, or pushed when it is a leaf
                 if block in held:
                     later.append((value, block))
                 else:
-                    victim, self._clock = block, value
+                    found = block
         for entry in later:
             heapq.heappush(self._heap, entry)
-        if victim is not None:
-            self.give_up(victim)
-        return victim is not None
+        return found
 
-    def give_up(self, block: int) -> None:
-        """As `Tree.give_up`; the block before may be a leaf now."""
-        before = self.before[block]
-        super().give_up(block)
-        del self._uses[block], self._cost[block], self._value[block]
-        if before is not None and not self.behind[before]:
-            heapq.heappush(self._heap, (self._value[before], before))
-
-    def taken(self, block: int, depth: int) -> None:
-        self._cost[block] = 1 + depth * BLOCK_TOKENS / CHEAP_TOKENS
-        self.used((block,))
-
-    def used(self, blocks: Iterable[int]) -> None:
-        for block in blocks:
-            self._uses[block] += 1
-            self._value[block] = self._clock + self._uses[block] * self._cost[block]
-            if not self.behind[block]:
-                heapq.heappush(self._heap, (self._value[block], block))
-
-
-class Optimum(Tree):
-    """What is used last in the future first; a new block is not taken if that is itself."""
-
-    def __init__(self, capacity: int, requests: Sequence[Request]) -> None:
-        super().__init__(capacity)
-        self._uses: dict[int, list[int]] = {}  # when each block will be used, the last use first
-        for at in range(len(requests) - 1, -1, -1):
-            for block in requests[at].blocks:
-                self._uses.setdefault(block, []).append(at)
-        self._heap: list[tuple[float, int]] = []  # (-next use, block)
-
-    def begin(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            self._uses[block].pop()
-            if block in self.before:
-                self._push(block)
+    def bound(self, new: int) -> float:
+        """Only a leaf of less value than this is given up for the block `new`."""
+        return math.inf
 
     def make_room(self, new: int, held: Collection[int]) -> bool:
-        later, victim = [], None
-        while self._heap and -self._heap[0][0] > self._next(new) and victim is None:
-            entry = heapq.heappop(self._heap)
-            block = entry[1]
-            if self.behind.get(block) == 0 and -entry[0] == self._next(block):  # else pushed when it is a leaf
-                if block in held:
-                    later.append(entry)
-                else:
-                    victim = block
-        for entry in later:
-            heapq.heappush(self._heap, entry)
+        victim = self._least(held, self.bound(new))
         if victim is not None:
             self.give_up(victim)
         return victim is not None
@@ -212,21 +173,67 @@ class Optimum(Tree):
         before = self.before[block]
         super().give_up(block)
         if before is not None:
-            self._push(before)
+            self.push(before)
+
+
+class GDSF(Ranked):
+    """The least value first: uses times the cost of computing the block, plus the value of what was given up last."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self._clock = 0.0
+        self._uses: Counter[int] = Counter()
+        self._cost: dict[int, float] = {}
+        self._value: dict[int, float] = {}
+
+    def value(self, block: int) -> float:
+        return self._value[block]
+
+    def give_up(self, block: int) -> None:
+        super().give_up(block)
+        self._clock = self._value.pop(block)
+        del self._uses[block], self._cost[block]
 
     def taken(self, block: int, depth: int) -> None:
-        self._push(block)
+        self._cost[block] = 1 + depth * BLOCK_TOKENS / CHEAP_TOKENS
+        self.used((block,))
+
+    def used(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._uses[block] += 1
+            self._value[block] = self._clock + self._uses[block] * self._cost[block]
+            self.push(block)
+
+
+class Optimum(Ranked):
+    """What is used last in the future first; a new block is not taken if that is itself."""
+
+    def __init__(self, capacity: int, requests: Sequence[Request]) -> None:
+        super().__init__(capacity)
+        self._uses: dict[int, list[int]] = {}  # when each block will be used, the last use first
+        for at in range(len(requests) - 1, -1, -1):
+            for block in requests[at].blocks:
+                self._uses.setdefault(block, []).append(at)
+
+    def value(self, block: int) -> float:
+        """The later the next use, the less."""
+        uses = self._uses[block]
+        return -uses[-1] if uses else -math.inf
+
+    def begin(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self._uses[block].pop()
+            if block in self.before:
+                self.push(block)
+
+    def bound(self, new: int) -> float:
+        return self.value(new)
+
+    def taken(self, block: int, depth: int) -> None:
+        self.push(block)
 
     def used(self, blocks: Iterable[int]) -> None:
         pass
-
-    def _push(self, block: int) -> None:
-        if not self.behind[block]:
-            heapq.heappush(self._heap, (-self._next(block), block))
-
-    def _next(self, block: int) -> float:
-        uses = self._uses[block]
-        return uses[-1] if uses else math.inf
 
 
 POLICIES: dict[str, Callable[[int, Sequence[Request]], Tree | Ours]] = {

@@ -7,7 +7,7 @@ each block of 512 tokens of the prompt: equal ids are equal blocks behind equal 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,11 +39,16 @@ def read(path: Path) -> list[Request]:
     return requests
 
 
+def leading(blocks: Sequence[int], kept: Container[int]) -> int:
+    """Number of leading blocks of a prompt that are among the `kept` ones."""
+    return next((i for i, block in enumerate(blocks) if block not in kept), len(blocks))
+
+
 def endless(requests: Sequence[Request]) -> int:
     """Number of leading blocks that a cache without bounds would find, over all requests."""
     seen: set[int] = set()
     found = 0
     for request in requests:
-        found += next((i for i, block in enumerate(request.blocks) if block not in seen), len(request.blocks))
+        found += leading(request.blocks, seen)
         seen.update(request.blocks)
     return found

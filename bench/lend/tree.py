@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from bench.lend.trace import leading
 from kvmarket.lend.keeper import Keeper
 
 
@@ -17,7 +18,7 @@ class Tree:
 
     def request(self, blocks: Sequence[int]) -> int:
         """Number of leading blocks that were kept; then all are used, and taken as the policy likes."""
-        found = next((i for i, block in enumerate(blocks) if block not in self.before), len(blocks))
+        found = leading(blocks, self.before)
         held, before = frozenset(blocks), None
         self.begin(blocks)
         for depth, block in enumerate(blocks):
@@ -71,6 +72,6 @@ class Ours:
 
     def request(self, blocks: Sequence[int]) -> int:
         """As `Tree.request`."""
-        found = next((i for i, block in enumerate(blocks) if block not in self._keeper), len(blocks))
+        found = leading(blocks, self._keeper)
         self._keeper.used(blocks)
         return found
