@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-
 import msgspec
 import numpy as np
 import pytest
 
 from kvmarket import counters
-from kvmarket.processes.shared_file import Process, start_time
+from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client.replica import ABSENT_SECONDS, Replica
 from kvmarket.registry.protocol.messages import (
     Before,
@@ -28,6 +25,7 @@ from kvmarket.registry.space.news import SLICE_BLOCKS
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.space.space import Space
 from tests.registry.space.test_space import SIZE, found, made, offer, record
+from tests.sleepers import Sleeper
 
 
 def offering(
@@ -160,16 +158,13 @@ def test_who_does_not_come_back_has_gone(told, monkeypatch):
 
 def test_who_died_with_the_service_has_gone_at_once():
     told = Told()
-    child = subprocess.Popen(["sleep", "60"])
-    me = Process.current()
-    theirs = Process(child.pid, start_time(child.pid), me.namespace)
-    theirs = msgspec.structs.replace(record("pa"), processes=(me, theirs))
+    child = Sleeper()
+    theirs = msgspec.structs.replace(record("pa"), processes=(Process.current(), child.known))
     told.tell(PoolJoined(theirs), SnapshotEnd(("pa",)), snapshot=True)
     told.replica.rejoin(100.0)
     told.tell(SnapshotEnd(()), snapshot=True)
     assert told.replica.expired(100.0) == []
-    os.kill(child.pid, 9)
-    child.wait()
+    child.kill()
     assert told.replica.expired(100.0) == ["pa"]
 
 

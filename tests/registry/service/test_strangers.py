@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import select
 import socket
-import subprocess
 import threading
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from kvmarket.cli.top import ask_status
 from kvmarket.errors import AddressError, NamespaceError, RefusedError, SharedMemoryError, VersionError
 from kvmarket.pool import GenerationReader, Generations
-from kvmarket.processes.shared_file import Process, SharedFile, pid_namespace, start_time
+from kvmarket.processes.shared_file import Process, SharedFile, pid_namespace
 from kvmarket.processes.watching import watch
 from kvmarket.registry.client import connection
 from kvmarket.registry.client.connection import join_service
@@ -31,6 +30,7 @@ from kvmarket.registry.service.death_watch import open_pidfds
 from kvmarket.registry.space.snapshot import SnapshotParts
 from tests.registry.service.test_service import join_message
 from tests.scarcity import descriptors
+from tests.sleepers import Sleeper
 
 NOBODY = 65534
 root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -156,18 +156,16 @@ def test_another_users_service_is_told_nothing(tmp_path, monkeypatch, ask):
 
 
 def test_a_process_is_watched_where_its_number_means_something():
-    me = Process.current()
-    over = subprocess.Popen(["true"])
-    started = Process(over.pid, start_time(over.pid), me.namespace)
-    pidfd = watch(started)
-    over.wait()
+    me, over = Process.current(), Sleeper()
+    pidfd = watch(over.known)
+    over.kill()
     assert select.select([pidfd], [], [], 5)[0]
     os.close(pidfd)
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(NamespaceError, match="namespace"):
         watch(Process(me.pid, me.start, me.namespace + 1))
     with pytest.raises(RefusedError, match="cannot be watched"):
-        watch(started)
+        watch(over.known)
     with pytest.raises(RefusedError, match="not the one that was named"):
         watch(Process(me.pid, me.start + 1, me.namespace))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
@@ -188,11 +186,11 @@ def test_no_descriptor_to_look_at_a_process(monkeypatch):
 def test_a_service_that_dies_once_it_has_let_one_in_is_no_refusal(dies):
     """One that goes on, but is no process here, is: what to do about that must be said."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    over = subprocess.Popen(["true"])
-    over.wait()
+    over = Sleeper()
+    over.kill()
     with PacketSocket(theirs) as service, PacketSocket(ours) as member:
         joining = connection.Connection(member, *joining_with())
-        service.send(pack_message(Joined(Process(over.pid, 0, pid_namespace()))))
+        service.send(pack_message(Joined(over.known)))
         if dies:
             service.close()
             assert not joining.joined(threading.Event())
