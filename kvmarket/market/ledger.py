@@ -8,6 +8,7 @@ from kvmarket.errors import SlotError
 from kvmarket.pool import Slots
 from kvmarket.registry.protocol.messages import Before, PoolRecord
 from kvmarket.registry.protocol.offering import Offering
+from kvmarket.registry.space.lookup import before, holds
 from kvmarket.registry.space.space import Space
 from kvmarket.support.flags import leading
 
@@ -20,6 +21,7 @@ class Ledger:
         self._name = record.pool
         self._space = Space(block_size, max_blocks=None)
         self._pool = self._space.add_pool(record)
+        self._pool.told = True  # the ledger is all that there is to tell
         self._late: list[Offering] = []
 
     def news(self, offering: Offering) -> int:
@@ -32,7 +34,7 @@ class Ledger:
         same = self._pool.same(offering.slots, offering.epoch, offering.generations)
         if not same.any():
             return 0
-        known = space.holds(offering)
+        known = holds(space, offering)
         wrong = np.flatnonzero(same & ~known)
         if len(wrong):
             slot = int(offering.slots[wrong[0]])
@@ -58,8 +60,8 @@ class Ledger:
         if old == len(offering.slots):
             return None
         new = offering.part(old, len(offering.slots))
-        before = self.before(new)
-        new = new.going_on(before) if before is not None else new
+        last = self.before(new)
+        new = new.going_on(last) if last is not None else new
         self.add(new)
         return new
 
@@ -68,7 +70,7 @@ class Ledger:
 
         Costs one match of the prefix.
         """
-        return self.noted().before(offering)
+        return before(self.noted(), offering)
 
     def drop(self, slots: Slots) -> Slots:
         """Forget the offers of these slots; return the slots that had one. Costs a few us for each run of blocks."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from kvmarket.errors import SlotError
 from kvmarket.fact_texts import MOST_FACTS, fact
 from kvmarket.fingerprint import Fingerprint
 from kvmarket.market.ledger import Ledger
@@ -78,25 +77,27 @@ class OwnPool:
 
 
 class OwnPools:
-    """The pools of one engine: the one of its cache, and a staging pool if it has one. Not thread-safe."""
+    """The pools of one member of a market: of an engine that of its cache, and perhaps a staging pool."""
 
-    def __init__(self, pool: OwnPool, staging: OwnPool | None) -> None:
-        """Take ownership of the pools; `close` closes them."""
-        self.pool, self.staging = pool, staging
-        self._all = [pool, staging] if staging else [pool]
-        self.ids = frozenset(each.id for each in self._all)
+    def __init__(self, pools: Sequence[OwnPool]) -> None:
+        """Take ownership of the pools, at least one; `close` closes them."""
+        self._set(tuple(pools))
 
     def __iter__(self) -> Iterator[OwnPool]:
         """Iterate over the pools."""
         return iter(self._all)
 
-    def of(self, staged: bool) -> OwnPool:
-        """The pool of the cache, or the staging pool. Raises SlotError where there is none."""
-        if not staged:
-            return self.pool
-        if self.staging is None:
-            raise SlotError("this engine has no staging pool; give connect(..., staging_bytes=...)")
-        return self.staging
+    def add(self, pool: OwnPool) -> None:
+        """Add a pool."""
+        self._set((*self._all, pool))
+
+    def remove(self, pool: OwnPool) -> None:
+        """Remove a pool, which the caller closes."""
+        self._set(tuple(each for each in self._all if each is not pool))
+
+    def _set(self, pools: tuple[OwnPool, ...]) -> None:
+        self._all = pools  # replaced, never changed: threads read it without a lock
+        self.ids = frozenset(each.id for each in pools)
 
     def joining(self, fingerprint: Fingerprint, stages: Sequence[Stage], label: Label = NO_LABEL) -> Join:
         """The message by which the engine joins a market.
@@ -110,7 +111,7 @@ class OwnPools:
         told = {FINGERPRINT: fingerprint.hex, KIND: kind, RANKS: ranks, SHAPE: geometry}
         model = label.model or next((each.text for each in fingerprint.facts if each.name == "model"), "")
         return Join(
-            self.pool.descriptor.generations.owner,
+            self._all[0].descriptor.generations.owner,
             f"{fingerprint.hex}/{kind}/{ranks}",
             geometry,
             stages[0].layout.block_size,

@@ -98,7 +98,9 @@ def branches_of(pool: str) -> Snapshot:
         tokens = np.array([1] * BLOCK + [last] * BLOCK, np.int32)
         offering = offer(pool, (0, last), 2)
         space.offer(offering_of(msgspec.structs.replace(offering, tokens=tokens.tobytes()), BLOCK))
-    (part,) = (change for change in SnapshotParts([space]).part() if isinstance(change, Snapshot))
+    parts = SnapshotParts([space])
+    parts.part()  # the records of the pools
+    (part,) = (change for change in parts.part() if isinstance(change, Snapshot))
     return part
 
 

@@ -23,7 +23,7 @@ from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.space import feed
 from tests.histories.lossy_socket import FAULTS, LossySocket, Weather, connection
-from tests.histories.owner import DEPTH, SLOTS, TENANTS, VOCABULARY, Engine
+from tests.histories.owner import DEPTH, SLOTS, TENANTS, VOCABULARY, Engine, Held
 
 ME = Process.current()
 PATIENCE = 10  # times of 30 rounds until all is known: a fault that heals itself has healed by then
@@ -32,8 +32,10 @@ PATIENCE = 10  # times of 30 rounds until all is known: a fault that heals itsel
 class Node:
     """Engines and a service. `step` does one random thing; `check` asserts that no match is wrong."""
 
-    def __init__(self, seed: int, engines: int = 2) -> None:
+    def __init__(self, seed: int, engines: int = 2, *, pools: bool = True) -> None:
+        """`pools`: whether engines also add and drop pools."""
         self.chance = random.Random(seed)
+        self._operations = OPERATIONS | POOL_OPERATIONS if pools else OPERATIONS
         self.weather = Weather(self.chance, dict.fromkeys(FAULTS, 0.0))
         self.exchange, self.sessions = Exchange(), list[Session]()
         self._service = ME
@@ -109,7 +111,7 @@ class Node:
 
     def step(self) -> str:
         """Do one random thing; returns its name."""
-        names, weights = zip(*OPERATIONS.items(), strict=True)
+        names, weights = zip(*self._operations.items(), strict=True)
         name = self.chance.choices(names, weights)[0]
         getattr(self, name)(self.chance.choice(self.engines))
         return name
@@ -140,6 +142,12 @@ class Node:
 
     def fail_closed(self, engine: Engine) -> None:
         engine.fail_closed()
+
+    def add_pool(self, engine: Engine) -> None:
+        engine.add_pool()
+
+    def drop_pool(self, engine: Engine) -> None:
+        engine.drop_pool()
 
     def promise(self, engine: Engine) -> None:
         if engine.promises and self.chance.random() < 0.5:
@@ -179,21 +187,21 @@ class Node:
 
     def check(self, most: int = 3) -> None:
         """Assert that every block that a reader would take as valid is what its owner has; for `most` prompts each."""
-        owners = {engine.control.pool.id: engine for engine in self.engines}
+        owners = {pool: held for engine in self.engines for pool, held in engine.held().items()}
         for reader in self.engines:
             for _ in range(most):
                 tokens = tuple(self.chance.randrange(VOCABULARY) for _ in range(DEPTH))
                 self._check_match(owners, reader, self.chance.choice(TENANTS), tokens)
 
-    def _check_match(self, owners: dict[str, Engine], reader: Engine, tenant: str, query: tuple[int, ...]) -> None:
+    def _check_match(self, owners: dict[str, Held], reader: Engine, tenant: str, query: tuple[int, ...]) -> None:
         """Match with some leading blocks local, so that a dead offer among these does not hide later blocks."""
         block = self.chance.randrange(len(query))
         hit = reader.control.match(np.array(query, np.int32), tenant=tenant, first=block)
         for run in hit.runs:
-            owner = owners.get(run.pool)
+            holds = owners.get(run.pool, {})
             for slot in run.slots.tolist():
                 block += 1
-                held = owner.holds.get(slot) if owner is not None else None
+                held = holds.get(slot)
                 assert held == (tenant, query[:block]), f"WRONG: {held} taken for {(tenant, query[:block])}"
 
     def catch_up(self, rounds: int) -> None:
@@ -219,7 +227,15 @@ class Node:
         raise AssertionError(unknown)
 
     def _unknown(self) -> str:
-        """What a reader does not know of all that is on offer; empty if all know all."""
+        """What a reader does not know of the pools and offers that stand; empty if all know all and nothing else."""
+        pools = {name for engine in self.engines for name in engine.held()}
+        replicas = [engine.client._replica for engine in self.engines]
+        for known in (
+            {name for space in self.exchange.members.spaces.values() for name in space.pools},
+            *(set(each.space.pools) - set(each._absent) for each in replicas),  # absent ones are forgotten later
+        ):
+            if known != pools:
+                return f"{len(known - pools)} pools are known that are gone, {len(pools - known)} are not known"
         offered = {id(engine): engine.offered() for engine in self.engines}
         everything = set().union(*offered.values())
         for reader in self.engines:
@@ -250,14 +266,15 @@ OPERATIONS = {
     "change_weather": 2,
     "late": 3,
 }
+POOL_OPERATIONS = {"add_pool": 2, "drop_pool": 1}
 
 
-def run(seed: int, steps: int = 40, engines: int = 2, *, settle: bool = True) -> None:
+def run(seed: int, steps: int = 40, engines: int = 2, *, settle: bool = True, pools: bool = True) -> None:
     """Run one history; with `settle` all faults end at last, and everything must become right.
 
     Raises AssertionError if something is wrong. No KVMarketError may be raised.
     """
-    node = Node(seed, engines)
+    node = Node(seed, engines, pools=pools)
     try:
         for _ in range(steps):
             node.step()

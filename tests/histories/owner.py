@@ -12,6 +12,7 @@ from kvmarket import PagedCache
 from kvmarket.fingerprint import Fingerprint
 from kvmarket.market.control import ControlHalf
 from kvmarket.market.offer import Stage
+from kvmarket.market.own_pool import OwnPool
 from kvmarket.transport import export
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def _stage() -> Stage:
     return Stage(cache.layout, (export(cache.storages()),))
 
 
+Held = dict[int, tuple[str, tuple[int, ...]]]  # tenant and prefix by slot, while it may be offered
 STAGE: list[Stage] = []  # made once: nothing reads the memory
 
 
@@ -37,7 +39,8 @@ class Engine:
         self.node = node
         if not STAGE:
             STAGE.append(_stage())
-        self.holds: dict[int, tuple[str, tuple[int, ...]]] = {}  # tenant and prefix by slot, while it may be offered
+        self.holds: Held = {}
+        self.others: list[tuple[OwnPool, Held]] = []  # further pools, as a lender has them
         self.promises: list[int] = []
         self.control = ControlHalf(STAGE, FINGERPRINT, "", "/nowhere", finds_own=node.chance.random() < 0.3)
         self.client: Any = self.control._client
@@ -45,28 +48,46 @@ class Engine:
     def publish(self, tenant: str, tokens: tuple[int, ...], last: int | None = None) -> None:
         """Compute the missing blocks of a prompt into random slots; offer all its blocks, or all from a random one on.
 
-        The last block goes into slot `last`, if given.
+        The last block goes into slot `last`, if given; else another pool may be taken than the cache's.
         """
-        where = {held: slot for slot, held in self.holds.items()}
+        pool, holds = self.control.pool, self.holds
+        if last is None and self.others:
+            pool, holds = self.node.chance.choice([(pool, holds), *self.others])
+        where = {held: slot for slot, held in holds.items()}
         slots, used = [], set()
         for end in range(1, len(tokens) + 1):
             slot = where.get((tenant, tokens[:end]))
             if slot is None or slot in used:
                 spare = [slot for slot in range(SLOTS) if slot not in used and slot != last]
                 slot = last if last is not None and end == len(tokens) else self.node.chance.choice(spare)
-                self.retire([slot])
-                self.holds[slot] = (tenant, tokens[:end])
+                self._retire(pool, holds, [slot])
+                holds[slot] = (tenant, tokens[:end])
             used.add(slot)
             slots.append(slot)
         first = self.node.chance.choice((0, 0, 0, self.node.chance.randrange(len(slots))))
-        generations = self.control.generations(slots[first:])
-        self.control.offer(np.array(tokens, np.int32), slots[first:], generations, tenant=tenant, first=first)
+        ids = np.array(slots[first:])
+        generations = pool.generations.read(ids)
+        self.control.offer_from(pool, np.array(tokens, np.int32), ids, generations, tenant=tenant, first=first)
 
     def retire(self, slots: list[int]) -> None:
-        """Retire these slots: they will hold something else."""
-        self.control.retire(slots)
+        """Retire these slots of the cache: they will hold something else."""
+        self._retire(self.control.pool, self.holds, slots)
+
+    def _retire(self, pool: OwnPool, holds: Held, slots: list[int]) -> None:
+        self.control.retire_from(pool, np.array(slots))
         for slot in slots:
-            self.holds.pop(slot, None)
+            holds.pop(slot, None)
+
+    def add_pool(self) -> None:
+        """Add a pool, up to a few."""
+        if len(self.others) < 3:
+            self.others.append((OwnPool(STAGE), {}))
+            self.control.add_pool(self.others[-1][0])
+
+    def drop_pool(self) -> None:
+        """Take a pool back."""
+        if self.others:
+            self.control.drop_pool(self.others.pop(self.node.chance.randrange(len(self.others)))[0])
 
     def fail_closed(self) -> None:
         """Kill all offers; the slots keep their right content, which may be offered again."""
@@ -74,9 +95,13 @@ class Engine:
 
     def offered(self) -> set[tuple[str, tuple[int, ...]]]:
         """All offered blocks, as (tenant, prefix)."""
+        pools = (self.control.pool, self.holds), *self.others
         with self.control._lock:
-            slots = self.control.pool.ledger.slots().tolist()
-        return {self.holds[slot] for slot in slots}
+            return {holds[slot] for pool, holds in pools for slot in pool.ledger.slots().tolist()}
+
+    def held(self) -> dict[str, Held]:
+        """What each pool holds, by its id."""
+        return {pool.id: holds for pool, holds in ((self.control.pool, self.holds), *self.others)}
 
     def pump(self, rounds: int = 1) -> None:
         """Do a little of the work of the client's watching thread."""

@@ -26,7 +26,7 @@ def joining():
     def join(fingerprint: Fingerprint, *ranks: int, cuda: bool = False, label: Label = NO_LABEL) -> Join:
         memory = CudaMemory(Process.current(), "GPU-0", ()) if cuda else shared
         stages = [Stage(cache.layout, (memory,) * each) for each in ranks]
-        made.append(OwnPools(OwnPool(stages), None))
+        made.append(OwnPools([OwnPool(stages)]))
         return made[-1].joining(fingerprint, stages, label)
 
     yield join

@@ -8,12 +8,21 @@ from typing import TypeVar
 from kvmarket.errors import AddressError, MessageError
 from kvmarket.registry.client.connection import KNOCK_SECONDS
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import Request, pack_message, unpack_reply
+from kvmarket.registry.protocol.messages import Question, pack_message, unpack_reply
 from kvmarket.registry.protocol.packets import dial
-from kvmarket.registry.protocol.status import AskOtherSpaces, AskStatus, OtherSpaces, Status
+from kvmarket.registry.protocol.status import (
+    AskOtherSpaces,
+    AskSpace,
+    AskSpaces,
+    AskStatus,
+    OtherSpaces,
+    SpaceDescribed,
+    Spaces,
+    Status,
+)
 
 ANSWER_SECONDS = 2.0
-Answer = TypeVar("Answer", Status, OtherSpaces)
+Answer = TypeVar("Answer", Status, OtherSpaces, Spaces, SpaceDescribed)
 
 
 def ask_status(place: Address, *, facts: bool = False) -> Status:
@@ -30,7 +39,17 @@ def ask_other_spaces(place: Address, space: str) -> OtherSpaces:
     return _ask(place, AskOtherSpaces(space), OtherSpaces)
 
 
-def _ask(place: Address, question: Request, kind: type[Answer]) -> Answer:
+def ask_spaces(place: Address) -> Spaces:
+    """Ask the service of `place` which spaces there are. Raises what `ask_status` raises."""
+    return _ask(place, AskSpaces(), Spaces)
+
+
+def ask_space(place: Address, space: str) -> SpaceDescribed:
+    """Ask the service of `place` what a lender must know to join a space. Raises what `ask_status` raises."""
+    return _ask(place, AskSpace(space), SpaceDescribed)
+
+
+def _ask(place: Address, question: Question, kind: type[Answer]) -> Answer:
     if not place.service_lives():
         raise AddressError(f"no service at {place}; it starts with the first engine that connects")
     end = time.monotonic() + ANSWER_SECONDS

@@ -20,16 +20,14 @@ from kvmarket import counters
 from kvmarket.errors import AddressError, KVMarketError
 from kvmarket.registry.client.connection import START_SECONDS, Connection
 from kvmarket.registry.client.foreign import ForeignPools, Memory
-from kvmarket.registry.client.home import Home
-from kvmarket.registry.client.replica import Replica
-from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, TURN_SECONDS, Turns
+from kvmarket.registry.client.telling import Telling
+from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, TURN_SECONDS
 from kvmarket.registry.client.vigil import Vigil
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import Join, News, PoolRecord, Promise, Retire, Settle
-from kvmarket.registry.protocol.offering import Offering
+from kvmarket.registry.protocol.messages import Join, PoolRecord
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.space.standing import Run
-from kvmarket.registry.trie.tokens import Int32s, Int64s
+from kvmarket.registry.trie.tokens import Int32s
 from kvmarket.support.supervised import survived
 from kvmarket.support.transient import MORE
 
@@ -38,10 +36,9 @@ WATCH_SECONDS = 0.1
 AGAIN_SECONDS = 1.0  # pause after a connection broke: it may break again and again
 LACKING_SECONDS = 2.0  # the most that joining waits for the memory of engines in other PID namespaces
 JOIN_SECONDS = 10.0  # the most that joining waits for the first snapshot; the rest comes later
-PIECE_BLOCKS, PIECE_SLOTS = 1 << 12, 1 << 16  # in one message
 
 
-class Client:
+class Client(Telling):
     """One engine's membership of a market. Thread-safe."""
 
     def __init__(
@@ -62,16 +59,10 @@ class Client:
         that left; `go_on` must call `Client.go_on` while no other thread offers, may do some deferred work, and returns
         whether anything was done. Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
         """
-        self._join = join
         self._on_gone, self._on_more = on_gone, go_on
-        self._finds_own = finds_own
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
         self._gone: list[str] = []
-        self._turns = Turns()
-        self._replica = Replica(join.block_size, join.pools)
         self._foreign = ForeignPools(memory)
-        self.home = Home(address, join, self._replica, snapshot, self._foreign, self._closing)
+        super().__init__(address, join, snapshot, self._foreign, finds_own)
         with ExitStack() as undo:
             try:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -83,30 +74,6 @@ class Client:
             except (OSError, RuntimeError) as error:
                 raise AddressError(f"this process cannot join a market now: {error}; {MORE}") from error
             undo.pop_all()
-
-    def offer(self, offering: Offering) -> None:
-        """Offer these blocks; the arrays are copied. Costs 10 us and 1 us a KiB.
-
-        Never waits: if the service is away or does not keep up, a snapshot will hold these offers later.
-        """
-        for piece in offering.pieces(PIECE_BLOCKS):
-            self._tell(piece.message())
-
-    def retire(self, pool: str, slots: Int64s | None) -> None:
-        """Take the offers of these slots down, of the whole pool when None. As `offer`."""
-        if slots is None:
-            self._tell(Retire(pool, None))
-        else:
-            for start in range(0, len(slots), PIECE_SLOTS):
-                self._tell(Retire(pool, slots[start : start + PIECE_SLOTS].tobytes()))
-
-    def promise(self, pool: str, tenant: str, tokens: Int32s, number: int) -> None:
-        """Announce that this engine computes the prefix `tokens` and will offer it. As `offer`."""
-        self._tell(Promise(pool, tenant, tokens.tobytes(), number))
-
-    def settle(self, pool: str, number: int) -> None:
-        """End a promise, kept or not. As `offer`."""
-        self._tell(Settle(pool, number))
 
     def promised(self, tokens: Int32s, tenant: str, without: Collection[str]) -> int:
         """Number of leading whole blocks of `tokens` that are promised in pools other than `without`."""
@@ -172,19 +139,6 @@ class Client:
         self._foreign.close()
         os.close(self._wake)
         del self._on_gone, self._on_more  # the callbacks refer to us: no cycle may keep our memory
-
-    def _tell(self, change: News) -> None:
-        """Send a change to the service, and with `finds_own` put it into our replica; after `close` do nothing."""
-        self._turns.called(time.monotonic())
-        with self._lock:
-            if self._closing.is_set():
-                return
-            if self._finds_own:
-                self._replica.add(change)
-            connection = self._connection
-            connection.feed.tell(change)
-            if connection.socket.blocked or connection.feed.ready:
-                os.eventfd_write(self._wake, 1)  # the watching thread sends the rest
 
     def _first_connection(self) -> Connection:
         """Join, and wait for the first snapshot for up to `JOIN_SECONDS`. Raises AddressError, or as `Home.join`."""

@@ -41,18 +41,22 @@ class Home:
         self.address = address
         self.at = address  # where it joins, or has joined: at the address or beside it
         self._join, self._closing = join, closing
-        self._joining = join, replica, snapshot, foreign, closing
+        self._joining = replica, snapshot, foreign, closing
         self._look_at = 0.0
 
     def join(self) -> Connection:
         """Join at the address, or beside it. Raises what `join_service` raises."""
         self.at = self.address
         try:
-            return join_service(self.at, *self._joining)
+            return join_service(self.at, self._join, *self._joining)
         except VersionError as error:
             counters.add("market_beside", reason="engines of another version have the address", detail=error)
         self.at = self.beside()
-        return join_service(self.at, *self._joining)
+        return join_service(self.at, self._join, *self._joining)
+
+    def join_as(self, join: Join) -> None:
+        """Join with this message from now on."""
+        self._join = join
 
     @property
     def place(self) -> str:

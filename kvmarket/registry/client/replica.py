@@ -72,6 +72,15 @@ class Replica:
             self._queue.append(_Begin())
         self._queue.extend(message.changes)
 
+    def own(self, record: PoolRecord) -> None:
+        """Add a pool of this engine. Its id counts as this engine's for ever, since the service may send late news."""
+        self._own |= {record.pool}
+        self.space.add_pool(record)
+
+    def drop_own(self, pool: str) -> None:
+        """Drop a pool of this engine."""
+        self.space.drop_pool(pool)
+
     def add(self, own: News) -> None:
         """Queue a change of this engine's own pools."""
         self._queue.append(_Own(own))

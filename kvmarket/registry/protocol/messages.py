@@ -24,15 +24,19 @@ from kvmarket.registry.protocol.status import (
     MAX_NAME,
     NO_LABEL,
     AskOtherSpaces,
+    AskSpace,
+    AskSpaces,
     AskStatus,
     Facts,
     Label,
     OtherSpaces,
     Report,
+    SpaceDescribed,
+    Spaces,
     Status,
 )
 
-PROTOCOL = b"kvmarket/10\n"  # the first bytes of every message
+PROTOCOL = b"kvmarket/11\n"  # the first bytes of every message
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -40,6 +44,7 @@ MAX_CHANGES = 1 << 16
 SUM_BYTES = 8  # of the checksum after the protocol's name
 MAX_BLOCK_SIZE = 1 << 20  # tokens
 MAX_DESCRIPTORS = 1 << 14  # of the memory of one pool
+MAX_POOLS = 64  # of one member
 
 Counter = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 PoolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -51,13 +56,15 @@ Words = Annotated[bytes, msgspec.Meta(max_length=8 * MAX_TOKENS)]  # int64 or ui
 class PoolRecord(msgspec.Struct, frozen=True):
     """A pool as the registry knows it.
 
-    Its id, number of slots, owners (the pool is gone if one dies), and a description that only engines decode.
+    Its id, number of slots, owners (the pool is gone if one dies), and a description that only engines decode. `lent`:
+    whether it is memory of a lender, which computes nothing itself.
     """
 
     pool: PoolId
     slots: Annotated[int, msgspec.Meta(ge=1, le=MAX_SLOTS)]
     processes: Annotated[tuple[Process, ...], msgspec.Meta(min_length=1, max_length=1024)]
     description: Annotated[bytes, msgspec.Meta(max_length=16 << 20)]
+    lent: bool = False
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):
@@ -71,7 +78,7 @@ class Join(msgspec.Struct, frozen=True, tag="join"):
     space: Name
     geometry: Name
     block_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BLOCK_SIZE)]
-    pools: Annotated[tuple[PoolRecord, ...], msgspec.Meta(min_length=1, max_length=64)]
+    pools: Annotated[tuple[PoolRecord, ...], msgspec.Meta(min_length=1, max_length=MAX_POOLS)]
     facts: Facts = ()
     label: Label = NO_LABEL
 
@@ -161,13 +168,13 @@ class Settle(msgspec.Struct, frozen=True, tag="settle"):
 
 
 class PoolJoined(msgspec.Struct, frozen=True, tag="pool-joined"):
-    """A pool is in the space: offers of its slots may follow."""
+    """A pool is in the space: offers of its slots may follow. An engine sends it for one that is new since `Join`."""
 
     record: PoolRecord
 
 
 class PoolGone(msgspec.Struct, frozen=True, tag="pool-gone"):
-    """A pool has left with all its offers; readers drop their mappings of it."""
+    """A pool has left with all its offers; readers drop their mappings of it. Its owner may send it, and stay."""
 
     pool: PoolId
 
@@ -187,8 +194,9 @@ class SnapshotEnd(msgspec.Struct, frozen=True, tag="snapshot-end"):
     told: Annotated[tuple[PoolId, ...], msgspec.Meta(max_length=MAX_CHANGES)]
 
 
-News = OfferBlocks | Snapshot | Retire | Promise | Settle | SnapshotEnd  # what an engine sends about its own pools
-Change = News | PoolJoined | PoolGone | PoolTold
+Offered = OfferBlocks | Snapshot | Retire | Promise | Settle | SnapshotEnd
+News = Offered | PoolJoined | PoolGone  # what an engine sends about its own pools
+Change = News | PoolTold
 
 
 class Changes(msgspec.Struct, frozen=True, tag="changes"):
@@ -232,8 +240,10 @@ class Descriptors(msgspec.Struct, frozen=True, tag="descriptors"):
         return min(MOST_DESCRIPTORS, self.total - self.first)
 
 
-Request = Join | Changes | Again | Report | AskStatus | AskOtherSpaces | AskDescriptors | Descriptors
-Reply = Joined | Refused | Changes | Again | Status | OtherSpaces | AskDescriptors | Descriptors
+Question = AskStatus | AskOtherSpaces | AskSpaces | AskSpace
+Answer = Status | OtherSpaces | Spaces | SpaceDescribed
+Request = Join | Changes | Again | Report | AskDescriptors | Descriptors | Question
+Reply = Joined | Refused | Changes | Again | AskDescriptors | Descriptors | Answer
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()
 _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)

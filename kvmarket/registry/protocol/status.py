@@ -1,4 +1,4 @@
-"""Messages for people: what an engine says about itself, and the service's answer to `kvmarket top`.
+"""Messages for people and for lenders: what an engine says about itself, and what the service says about its spaces.
 
 Nothing here decides which engines share blocks: only the name of their space does.
 """
@@ -69,7 +69,7 @@ class AskStatus(msgspec.Struct, frozen=True, tag="ask-status"):
 
 
 class MemberStatus(msgspec.Struct, frozen=True):
-    """One engine. `counters`: from its last `Report`; empty before the first one."""
+    """One engine, or a lender. `counters`: from its last `Report`; empty before the first one."""
 
     pid: int
     space: str
@@ -77,6 +77,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
     offers: int
     label: Label = NO_LABEL
     counters: dict[str, int] = {}
+    lends: bool = False
 
 
 class SpaceStatus(msgspec.Struct, frozen=True):
@@ -97,6 +98,43 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     blocks: int
     counters: dict[str, int]
     spaces: tuple[SpaceStatus, ...] = ()
+
+
+class AskSpaces(msgspec.Struct, frozen=True, tag="ask-spaces"):
+    """Ask which spaces there are."""
+
+
+class SpaceMembers(msgspec.Struct, frozen=True, array_like=True):
+    """A space with the number of its engines, and of its lenders."""
+
+    name: str
+    engines: int
+    lenders: int
+
+
+class Spaces(msgspec.Struct, frozen=True, tag="spaces"):
+    """The answer to `AskSpaces`."""
+
+    spaces: tuple[SpaceMembers, ...]
+
+
+class AskSpace(msgspec.Struct, frozen=True, tag="ask-space"):
+    """Ask what a lender must know to join this space."""
+
+    space: Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
+
+
+class SpaceDescribed(msgspec.Struct, frozen=True, tag="space-described"):
+    """The answer to `AskSpace`, from the earliest present member; `description`: of its first pool.
+
+    The description is empty if there is no such space.
+    """
+
+    block_size: int = 0
+    geometry: str = ""
+    facts: tuple[Fact, ...] = ()
+    label: Label = NO_LABEL
+    description: bytes = b""
 
 
 class AskOtherSpaces(msgspec.Struct, frozen=True, tag="ask-other-spaces"):

@@ -36,8 +36,7 @@ class Exchange:
         stream = self._streams.setdefault(join.space, Stream())
         for record in join.pools:
             stream.add(PoolJoined(record), session)
-        space, own = self.members.spaces[join.space], frozenset(record.pool for record in join.pools)
-        session.feed = Feed(session.socket, partial(SnapshotParts, (space,), own, records=True))
+        session.feed = Feed(session.socket, partial(self._snapshot, name))
         stream.feeds[session] = session.feed
 
     def leave(self, name: str) -> Session | None:
@@ -101,6 +100,11 @@ class Exchange:
     def due(self) -> float:
         """Seconds until `tell` should be called, if no message comes before."""
         return min((stream.due() for stream in self._streams.values()), default=float("inf"))
+
+    def _snapshot(self, name: str) -> SnapshotParts:
+        """What member `name` must know of the others."""
+        member = self.members.by_name[name]
+        return SnapshotParts((member.space,), frozenset(member.pools))
 
     def _put_in(self, session: Session, change: object) -> None:
         self.heard[type(change).__name__] += 1

@@ -13,15 +13,28 @@ import msgspec
 
 from kvmarket.errors import LayoutError, MessageError, RefusedError
 from kvmarket.registry.protocol.messages import (
+    MAX_POOLS,
     Change,
     Join,
     News,
+    PoolGone,
+    PoolJoined,
+    PoolRecord,
     PoolTold,
     Retire,
     Snapshot,
     SnapshotEnd,
 )
-from kvmarket.registry.protocol.status import MemberStatus, OtherSpace, OtherSpaces, Report, SpaceStatus
+from kvmarket.registry.protocol.status import (
+    MemberStatus,
+    OtherSpace,
+    OtherSpaces,
+    Report,
+    SpaceDescribed,
+    SpaceMembers,
+    Spaces,
+    SpaceStatus,
+)
 from kvmarket.registry.space.news import put_in
 from kvmarket.registry.space.space import Space
 
@@ -140,6 +153,13 @@ class Members:
                 self._check(name, news.told)
                 for pool in news.told:
                     yield from self._told(member.space, pool)
+                for pool in frozenset(member.pools) - frozenset(news.told):
+                    yield from self._drop(name, pool)
+            case PoolJoined():
+                yield from self._add(name, news.record)
+            case PoolGone():
+                self._check(name, (news.pool,))
+                yield from self._drop(name, news.pool)
             case Snapshot():
                 self._check(name, news.pools)
                 fresh = sum(put_in(member.space, news))
@@ -158,8 +178,21 @@ class Members:
             join, report = member.join, self._reports.get(name)
             offers = sum(len(member.space.pools[pool].standing()) for pool in member.pools)
             counted = report.counters if report else {}
-            rows.append(MemberStatus(join.process.pid, join.space, len(member.pools), offers, join.label, counted))
+            place = join.process.pid, join.space, len(member.pools), offers
+            rows.append(MemberStatus(*place, join.label, counted, _lends(join)))
         return tuple(rows)
+
+    def all_spaces(self) -> Spaces:
+        """The spaces, with the numbers of their engines and lenders."""
+        lenders = {name: sum(map(_lends, joined.values())) for name, joined in self._joined.items()}
+        return Spaces(tuple(SpaceMembers(name, len(self._joined[name]) - n, n) for name, n in lenders.items()))
+
+    def described(self, space: str) -> SpaceDescribed:
+        """What a lender must know to join `space`."""
+        if space not in self._joined:
+            return SpaceDescribed()
+        join = _first(self._joined[space])
+        return SpaceDescribed(join.block_size, join.geometry, join.facts, join.label, join.pools[0].description)
 
     def told_spaces(self, facts: bool) -> tuple[SpaceStatus, ...]:
         """One row per space; with `facts`, the first `MOST_DESCRIBED` rows hold facts, which bounds the answer."""
@@ -186,6 +219,37 @@ class Members:
         """Keep `report` as the last report of member `name`."""
         self._reports[name] = report
 
+    def _add(self, name: str, record: PoolRecord) -> Iterator[Change]:
+        """Add a pool to a member that has joined, unless it is known; yield the changes for the others.
+
+        Raises MessageError if it is another member's, of a process that did not join, or one too many.
+        """
+        member, owner = self.by_name[name], self._owners.get(record.pool, name)
+        if record.pool in member.pools:
+            return
+        known = {member.join.process, *(process for pool in member.join.pools for process in pool.processes)}
+        if owner != name or not known.issuperset(record.processes) or len(member.pools) >= MAX_POOLS:
+            raise MessageError(f"pool {record.pool} is another's, of a process that did not join, or one too many")
+        self._replace(name, (*member.join.pools, record))
+        self._owners[record.pool] = name
+        member.space.add_pool(record).told = True  # nothing of it was offered before
+        yield PoolJoined(record)
+
+    def _drop(self, name: str, pool: str) -> Iterator[Change]:
+        """Drop a pool of a member with its offers; yield the change for the others."""
+        member = self.by_name[name]
+        self._replace(name, tuple(record for record in member.join.pools if record.pool != pool))
+        del self._owners[pool]
+        member.space.drop_pool(pool)
+        yield PoolGone(pool)
+
+    def _replace(self, name: str, pools: tuple[PoolRecord, ...]) -> None:
+        """Replace the pools of a member."""
+        member = self.by_name[name]
+        join = msgspec.structs.replace(member.join, pools=pools)
+        self.by_name[name] = Member(join, member.space)
+        self._joined[join.space][name] = join
+
     def _told(self, space: Space, name: str) -> Iterator[Change]:
         """End the snapshot of a pool: drop the offers that it did not hold; yield the changes for the others."""
         pool = space.pools[name]
@@ -202,6 +266,11 @@ class Members:
         for pool in pools:
             if self._owners.get(pool) != name:
                 raise MessageError(f"pool {pool} is not one of this engine")
+
+
+def _lends(join: Join) -> bool:
+    """Whether a member is a lender."""
+    return any(record.lent for record in join.pools)
 
 
 def _first(joined: Mapping[str, Join]) -> Join:

@@ -40,7 +40,7 @@ from kvmarket.registry.protocol.messages import (
     pack_message,
     unpack_request,
 )
-from kvmarket.registry.protocol.status import AskOtherSpaces, AskStatus, Report, Status
+from kvmarket.registry.protocol.status import AskOtherSpaces, AskSpace, AskSpaces, AskStatus, Report, Status
 from kvmarket.registry.service.death_watch import DeathWatch, open_pidfds
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.listener import Listener
@@ -196,6 +196,10 @@ class Service:
                 self._send(session, Status(self._me, members.status(), members.blocks, counted, spaces))
             case AskOtherSpaces():
                 self._send(session, self._exchange.members.other_spaces(request.space))
+            case AskSpaces():
+                self._send(session, self._exchange.members.all_spaces())
+            case AskSpace():
+                self._send(session, self._exchange.members.described(request.space))
 
     def _join(self, session: Session, join: Join) -> None:
         if session.member:

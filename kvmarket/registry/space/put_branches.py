@@ -14,6 +14,7 @@ from kvmarket.errors import MessageError, MissingBlockError
 from kvmarket.registry.protocol.messages import Before, Snapshot
 from kvmarket.registry.protocol.offering import Offering, array_of
 from kvmarket.registry.space.branches import OFFER, RUN
+from kvmarket.registry.space.lookup import before as offered_before
 from kvmarket.registry.space.space import Space
 from kvmarket.registry.space.standing import Pool
 from kvmarket.support.flags import Flags
@@ -146,8 +147,8 @@ class _Reader:
         tokens = np.frombuffer(b"".join([*(each.tokens for each in path), own]), np.int32)
         whole = whole._replace(tokens=tokens)
         self._space.offer(whole)
-        if not first and (before := self._space.before(whole)) is not None:
-            path[-1].before[pool.number] = before
+        if not first and (found := offered_before(self._space, whole)) is not None:
+            path[-1].before[pool.number] = found
 
     def _consecutive(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield ranges of fresh rows, cut where the pool or the epoch changes or the blocks are not consecutive."""

@@ -23,14 +23,10 @@ RUN_BYTES = 512  # each part repeats the prefix of its first run: a long prefix 
 class SnapshotParts:
     """The offers and promises of `spaces`, a part at a time. Each part holds the state of the moment it is made."""
 
-    def __init__(self, spaces: Sequence[Space], without: Collection[str] = (), *, records: bool = False) -> None:
-        """Leave out the pools `without`.
-
-        `records` is for the service: first describe the pools, and name at the end only those whose own snapshot is
-        complete.
-        """
+    def __init__(self, spaces: Sequence[Space], without: Collection[str] = ()) -> None:
+        """Leave out the pools `without`. The others are described first; the end names those that are told whole."""
         self.done = False
-        self._spaces, self._without, self._records = spaces, without, records
+        self._spaces, self._without = spaces, without
         self._parts = self._made()
 
     def part(self) -> tuple[Change, ...]:
@@ -39,15 +35,14 @@ class SnapshotParts:
 
     def _made(self) -> Iterator[tuple[Change, ...]]:
         for space in self._spaces:
-            if self._records:
-                yield from self._described(space)
+            yield from self._described(space)
             yield from self._branches(space)
             promises = iter([each for each in space.promises if each.pool not in self._without])
             while batch := tuple(itertools.islice(promises, 1)):
                 yield batch
         self.done = True
         pools = itertools.chain.from_iterable(space.pools.items() for space in self._spaces)
-        told = [name for name, pool in pools if name not in self._without and (pool.told or not self._records)]
+        told = [name for name, pool in pools if name not in self._without and pool.told]
         yield (SnapshotEnd(tuple(told)),)
 
     def _described(self, space: Space) -> Iterator[tuple[Change, ...]]:

@@ -6,7 +6,7 @@ The service has one for each kind of engine. Every engine has one as its replica
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 
 import numpy as np
@@ -16,7 +16,6 @@ from kvmarket.registry.protocol.messages import Before, PoolRecord, Promise
 from kvmarket.registry.protocol.offering import Offering, array_of
 from kvmarket.registry.space.promises import Promises
 from kvmarket.registry.space.standing import Pool, Run
-from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
 from kvmarket.registry.trie.tokens import Int32s, Int64s
 from kvmarket.registry.trie.tree import Place
@@ -45,6 +44,7 @@ class Space:
         self.pools: dict[str, Pool] = {}
         self.by_number: dict[int, Pool] = {}
         self.promises = Promises(block_size)
+        self.on_offer: Callable[[Offering], None] | None = None  # is called with offers that were added
         self._numbers = count(1)
         self._free: list[int] = []  # numbers that may be used again
         self._leaving: set[int] = set()  # numbers of which the trie still holds ended offers
@@ -100,7 +100,7 @@ class Space:
             self.trie.insert(offering.tokens, names, first=offering.first, tenant=offering.tenant.encode())
         else:
             self.trie.extend(offering.before.slot | (pool.number << SLOT_BITS), offering.tokens, names, place)
-        pool.note(slots, epoch, generations, offering.checksums)
+        self._note(pool, offering)
 
     def fan(self, offering: Offering) -> bool:
         """Add offers of sibling blocks: each of them continues `offering.before`. Costs 6 us each.
@@ -116,7 +116,7 @@ class Space:
         place = self._place(pool, offering, before)
         if not self.trie.fan(place, heads, slots | (pool.number << SLOT_BITS)):
             return False
-        pool.note(slots, offering.epoch, offering.generations, offering.checksums)
+        self._note(pool, offering)
         return True
 
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
@@ -188,36 +188,6 @@ class Space:
                 offers = offers[:, blocks:]
         return self._runs(chosen)
 
-    def before(self, offering: Offering) -> Before | None:
-        """The block before the first block of `offering`, if the same pool offers it, else None.
-
-        `offering` must have the whole prefix. Costs one match of the prefix.
-        """
-        pool, prefix = self._pool(offering.pool), offering.tokens[: offering.first * self.block_size]
-        arrays = self.trie.match_arrays(prefix, offering.first - 1, holes=True, tenant=offering.tenant.encode())
-        for offers in arrays if offering.first else ():
-            for slot in (offers[:, 0][offers[:, 0] >> SLOT_BITS == pool.number] & SLOT_MASK).tolist():
-                if pool.generations[slot]:
-                    return Before(slot, int(pool.epochs[slot]), int(pool.generations[slot]))
-            return None
-        return None
-
-    def holds(self, offering: Offering) -> Flags:
-        """For each block of `offering`, whether the trie holds the offer of its slot on that block.
-
-        Also true for a block with OFFERS_PER_BLOCK offers, where an older offer may have been dropped.
-        """
-        found, at = np.zeros(len(offering.slots), np.bool_), 0
-        wanted = offering.slots | (self._pool(offering.pool).number << SLOT_BITS)
-        tenant = offering.tenant.encode()
-        for offers in self.trie.match_arrays(offering.tokens, offering.first, holes=True, tenant=tenant):
-            end = at + offers.shape[1]
-            found[at:end] = (offers == wanted[at:end]).any(axis=0)
-            if len(offers) == OFFERS_PER_BLOCK:
-                found[at:end] |= offers[-1] >= 0
-            at = end
-        return found
-
     def _runs(self, chosen: list[tuple[int, list[Int64s]]]) -> list[Run]:
         """Make runs of the chosen slots, up to the first offer that has ended."""
         runs: list[Run] = []
@@ -251,6 +221,11 @@ class Space:
         if pool is None:
             raise MessageError(f"pool {name} is not known here")
         return pool
+
+    def _note(self, pool: Pool, offering: Offering) -> None:
+        pool.note(offering.slots, offering.epoch, offering.generations, offering.checksums)
+        if self.on_offer is not None:
+            self.on_offer(offering)
 
     def _number(self, slots: int) -> int:
         """Take a free number for the offers of a pool of `slots` slots."""

@@ -10,10 +10,13 @@ from kvmarket.errors import LayoutError, MessageError, RefusedError
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import (
     MAX_MESSAGE_BYTES,
+    MAX_POOLS,
     Change,
     Join,
     News,
     OfferBlocks,
+    PoolGone,
+    PoolJoined,
     PoolRecord,
     PoolTold,
     Retire,
@@ -211,3 +214,38 @@ def test_the_answer_about_other_spaces_can_be_sent():
     for number in range(MOST_DESCRIBED):
         members.join(str(number), msgspec.structs.replace(joining(str(number), space=str(number)), facts=most))
     assert len(pack_message(members.other_spaces("nobody's"))) < 1 << 21
+
+
+def test_a_member_adds_a_pool_and_drops_it_again(members):
+    new = PoolRecord("new", 16, (ME,), b"about it")
+    assert hear(members, "a", PoolJoined(new)) == [PoolJoined(new)]
+    assert hear(members, "a", PoolJoined(new)) == [], "it is told again in a snapshot"
+    offer(members, "a", "new")
+    assert members.owner("new") == "a" and members.status()[0].pools == 3
+    assert hear(members, "a", PoolGone("new")) == [PoolGone("new")]
+    members.collect(1.0)
+    assert members.owner("new") is None and members.blocks == 0
+    with pytest.raises(MessageError, match="not one of this engine"):
+        offer(members, "a", "new")
+    assert members.leave("a").pools == joining("pa", "pa2").pools
+
+
+def test_a_pool_that_a_snapshot_does_not_name_is_gone(members):
+    hear(members, "a", PoolJoined(PoolRecord("new", 16, (ME,), b"")))
+    members.begin("a")
+    changes = hear(members, "a", SnapshotEnd(("pa", "new")))
+    assert changes == [PoolTold("pa"), PoolGone("pa2")]
+    assert members.former(joining("pa2")) is None and members.former(joining("new")) == "a"
+
+
+@pytest.mark.parametrize("wrong", ["another's", "of another process", "one too many"])
+def test_a_pool_that_may_not_be_added_changes_nothing(members, wrong):
+    record = PoolRecord("pb" if wrong == "another's" else "new", 16, (ME,), b"")
+    if wrong == "of another process":
+        record = msgspec.structs.replace(record, processes=(ME, Process(2, 2, 1)))
+    for number in range(MAX_POOLS - 2 if wrong == "one too many" else 0):
+        hear(members, "a", PoolJoined(PoolRecord(f"p{number}", 16, (ME,), b"")))
+    before = members.status()
+    with pytest.raises(MessageError, match="another's"):
+        hear(members, "a", PoolJoined(record))
+    assert members.status() == before and members.owner("pb") == "b"

@@ -23,8 +23,8 @@ from kvmarket.registry.protocol.messages import (
     Join,
     Joined,
     OfferBlocks,
-    PoolGone,
     PoolRecord,
+    PoolTold,
     Refused,
     SnapshotEnd,
     pack_message,
@@ -192,7 +192,7 @@ def test_a_stranger_is_not_heard(place, message, caplog):
 def test_an_engine_says_nothing_that_only_the_service_says(place):
     with Line(place) as line:
         begin(line)
-        line.tell(pack_message(Changes(2, (PoolGone("pool"),))))
+        line.tell(pack_message(Changes(2, (PoolTold("pool"),))))
         assert line.hear_other().kind == "MessageError"
 
 

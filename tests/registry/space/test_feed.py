@@ -57,7 +57,7 @@ def test_all_that_stands_first_and_then_what_changes(pair):
     assert not pair.feed.tell(PoolGone("x")), "nothing before the snapshot begins"
     pair.tell_all()
     assert pair.feed.tell(PoolGone("x"))
-    assert pair.read() == ["begin", "Snapshot", "SnapshotEnd", "PoolGone"]
+    assert pair.read() == ["begin", "PoolJoined", "Snapshot", "SnapshotEnd", "PoolGone"]
     assert not pair.feed.go_on()
 
 
@@ -68,7 +68,7 @@ def test_changes_go_out_while_a_snapshot_is_under_way(pair, monkeypatch):
     pair.feed.go_on()
     assert pair.feed.tell(PoolGone("x"))
     pair.tell_all()
-    assert pair.read() == ["begin", "Snapshot", "PoolGone", "Snapshot", "Snapshot", "SnapshotEnd"]
+    assert pair.read() == ["begin", "PoolJoined", "PoolGone", "Snapshot", "Snapshot", "Snapshot", "SnapshotEnd"]
 
 
 def test_behind_a_full_queue_nothing_is_told_but_all_that_stands(pair):
@@ -81,7 +81,7 @@ def test_behind_a_full_queue_nothing_is_told_but_all_that_stands(pair):
     assert pair.feed.ready
     pair.tell_all()
     assert pair.feed.tell(PoolGone("x"))
-    assert pair.read() == ["begin", "SnapshotEnd", "PoolGone"]
+    assert pair.read() == ["begin", "PoolJoined", "SnapshotEnd", "PoolGone"]
     assert pair.snapshots == 2
 
 
@@ -101,7 +101,7 @@ def test_a_snapshot_whose_part_could_not_be_sent_begins_anew(pair):
     assert pair.feed.telling
     pair.socket.send = send
     pair.tell_all()
-    assert pair.read() == ["begin", "SnapshotEnd"]
+    assert pair.read() == ["begin", "PoolJoined", "SnapshotEnd"]
     assert pair.snapshots == 2
 
 
@@ -124,20 +124,20 @@ def test_the_last_number_is_told_again(pair, monkeypatch):
     assert not pair.socket.out.queue
     pair.feed.mark(10.0 + feed_module.MARK_SECONDS)
     pair.feed.mark(10.1 + feed_module.MARK_SECONDS)
-    assert [unpack_reply(frame) for frame in pair.socket.out.queue] == [Changes(1)]
+    assert [unpack_reply(frame) for frame in pair.socket.out.queue] == [Changes(2)]
     pair.feed.mark(11.2 + feed_module.MARKS_SECONDS)
     assert len(pair.socket.out.queue) == 2
 
 
 def test_the_end_names_what_was_told_in_full(pair):
     pair.space.pools["pa"].told = True
-    parts = SnapshotParts([pair.space], records=True)
+    parts = SnapshotParts([pair.space])
     told = []
     while not parts.done:
         told += parts.part()
     assert told[-1] == SnapshotEnd(("pa",))
     pair.space.pools["pa"].told = False
-    parts = SnapshotParts([pair.space], records=True)
+    parts = SnapshotParts([pair.space])
     while not parts.done:
         last = parts.part()
     assert last == (SnapshotEnd(()),)

@@ -10,7 +10,7 @@ import pytest
 
 from kvmarket.errors import MessageError
 from kvmarket.registry.protocol.messages import Changes as ChangesMessage
-from kvmarket.registry.protocol.messages import Promise, Snapshot, SnapshotEnd, pack_message
+from kvmarket.registry.protocol.messages import PoolJoined, Promise, Snapshot, SnapshotEnd, pack_message
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.put_branches import put_branches
 from kvmarket.registry.space.snapshot import FIRST_RUNS, PART_BYTES, PART_RUNS, SnapshotParts
@@ -173,23 +173,25 @@ def test_branches_of_branches_are_told_in_linear_size_and_in_parts_that_are_boun
 
 def test_promises_come_before_the_end():
     space = made("pa", "pb")
+    space.pools["pa"].told = True
     promise = Promise("pa", "", np.array([1, 2], np.int32).tobytes(), 3)
     space.promise(promise)
     space.promise(Promise("pb", "", np.array([1, 2], np.int32).tobytes(), 3))
     parts, told = SnapshotParts([space], ("pb",)), []
     while not parts.done:
         told += parts.part()
-    assert told == [promise, SnapshotEnd(("pa",))]
+    assert told == [PoolJoined(space.pools["pa"].record), promise, SnapshotEnd(("pa",))]
 
 
 def test_several_spaces_in_one_snapshot():
     one, other = made("pa"), made("pb")
+    one.pools["pa"].told = other.pools["pb"].told = True
     offer(one, "pa", [1, 2], [7])
     offer(other, "pb", [1, 2], [8])
     parts, told = SnapshotParts([one, other]), []
     while not parts.done:
         told += parts.part()
-    assert [type(each).__name__ for each in told] == ["Snapshot", "Snapshot", "SnapshotEnd"]
+    assert [type(each).__name__ for each in told] == [*["PoolJoined", "Snapshot"] * 2, "SnapshotEnd"]
     assert told[-1] == SnapshotEnd(("pa", "pb"))
 
 
