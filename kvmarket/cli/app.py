@@ -28,6 +28,21 @@ def serve(address: AddressOption = None) -> None:
 
 
 @app.command()
+def lend(
+    address: AddressOption = None,
+    gpu: Annotated[int | None, typer.Option(min=0, help="Number of the GPU whose memory to lend.")] = None,
+    gb: Annotated[float | None, typer.Option(min=0.0, help="GB of that GPU to lend, to engines on GPUs.")] = None,
+    host_gb: Annotated[
+        float | None, typer.Option(min=0.0, help="GB of host memory to lend, to engines on CPUs.")
+    ] = None,
+) -> None:
+    """Lend memory: keep what engines of the market compute, for all of them, until interrupted."""
+    from kvmarket.cli.lend import lend as run
+
+    run(address, gpu, gb, host_gb)
+
+
+@app.command()
 def top(
     address: AddressOption = None,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from kvmarket.bounds import check_count
@@ -68,20 +68,22 @@ class Keeper(Generic[Key]):
         """Whether a block is kept."""
         return key in self._before
 
-    def used(self, path: Sequence[Key]) -> Change[Key]:
+    def used(self, path: Sequence[Key], after: Key | None = None) -> Change[Key]:
         """Note that a request used these blocks, from the first block of its prompt on; decide what to keep of them.
 
-        The keeper counts the change as made. Keys must not repeat. Costs about 5 us a block, and 50 us for each
-        one that is given up.
+        With `after`, the blocks go on from that block, up to which the same request was noted before. The keeper counts
+        the change as made. Keys must not repeat. Costs about 5 us a block, and 50 us for each one that is given up.
         """
-        kinds = self._note(path)
+        kinds = self._note(path, after)
         take: list[Key] = []
         drop: list[Key] = []
-        held, before = frozenset(path), None
+        if after is not None and after not in self._before:
+            return Change(take, drop)
+        before = after
         for key, kind in zip(path, kinds, strict=True):
             if key not in self._before:
                 if len(self._before) >= self.capacity:
-                    found = self._least(held)
+                    found = self._least(before)
                     if found is None or found[0] > self._times.worth(kind, 0):
                         break
                     self._give_up(found[1])
@@ -91,9 +93,31 @@ class Keeper(Generic[Key]):
             before = key
         return Change(take, drop)
 
-    def _note(self, path: Sequence[Key]) -> list[int]:
+    def lost(self, keys: Sequence[Key]) -> None:
+        """Note that these blocks of one prompt, in its order, could not be had; those that kept ones go on from stay.
+
+        A block that stays counts as kept, though nobody has it; it is given up like any other.
+        """
+        for key in reversed(keys):
+            if key in self._places:
+                self._give_up(key)
+
+    def resize(self, capacity: int) -> list[Key]:
+        """Keep at most `capacity` blocks from now on; return those that are given up for that. Raises MisuseError."""
+        check_count("capacity", capacity, 1)
+        self.capacity = capacity
+        drop: list[Key] = []
+        while len(self._before) > capacity and (found := self._least(None)) is not None:
+            self._give_up(found[1])
+            drop.append(found[1])
+        return drop
+
+    def _note(self, path: Sequence[Key], after: Key | None = None) -> list[int]:
         """Note the uses; return the class of each block from now on."""
         new = BEHIND if path and path[0] in self._past else ALONE
+        if after is not None:
+            past = self._past.get(after)
+            new = ALONE if past is not None and past.kind == ALONE else BEHIND
         kinds = []
         for key in path:
             self._now += 1
@@ -112,12 +136,12 @@ class Keeper(Generic[Key]):
             self._times.learn()
         return kinds
 
-    def _least(self, but: Collection[Key]) -> tuple[float, Key] | None:
-        """The least worthy of some leaves, with its worth; None if there are none `but` these."""
+    def _least(self, but: Key | None) -> tuple[float, Key] | None:
+        """The least worthy of some leaves, with its worth; None if there is none `but` this one."""
         found: tuple[float, Key] | None = None
         for _ in range(LOOKS):
             key = self._leaves[self._chance.randrange(len(self._leaves))]
-            if key not in but:
+            if key != but:
                 worth = self._worth(key)
                 if found is None or worth < found[0]:
                     found = worth, key

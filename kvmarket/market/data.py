@@ -16,6 +16,7 @@ import torch
 
 from kvmarket import counters
 from kvmarket.errors import ClosedError, SlotError
+from kvmarket.layout.packed import PackedMemory
 from kvmarket.layout.paged import PagedCache, SlotArray
 from kvmarket.market.avoided import Avoided
 from kvmarket.market.fetch import Fetch, Piece
@@ -62,7 +63,7 @@ class DataHalf:
 
     def __init__(
         self,
-        cache: PagedCache,
+        cache: PagedCache | PackedMemory,
         rank: int = 0,
         on_unreachable: Callable[[str], None] | None = None,
         programs: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -19,8 +20,9 @@ from kvmarket.pool import Slots, UInt64s
 from kvmarket.registry.client.client import Client
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import Join
+from kvmarket.registry.protocol.messages import Before, Join
 from kvmarket.registry.protocol.offering import Offering
+from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
 
 
@@ -39,10 +41,12 @@ class MarketMember:
         address: str | os.PathLike[str] | None,
         on_gone: Callable[[Sequence[str]], None] | None,
         finds_own: bool,
+        on_offer: OnOffer | None = None,
     ) -> None:
         """Join the market at `address` with `pools`, by the message `join`; `close` closes the pools.
 
-        `fingerprint`: noted in hits. `tenant`: of calls that name none. The others and the errors: see `ControlHalf`.
+        `fingerprint`: noted in hits. `tenant`: of calls that name none. `on_offer`: see `Client`. The others and the
+        errors: see `ControlHalf`.
         """
         self.tenant, self._fingerprint = tenant, fingerprint
         self.block_size = join.block_size
@@ -57,8 +61,17 @@ class MarketMember:
             undo.callback(pools.close)
             undo.callback(self._peers.close)
             tells = pools.snapshot, self._go_on, pools.memory
-            self._client = Client(Address(address), join, self._forget, *tells, finds_own)
+            self._client = Client(Address(address), join, self._forget, *tells, finds_own, on_offer)
             undo.pop_all()
+
+    def prefix_of(self, pool: str, block: Before) -> tuple[str, Int32s] | None:
+        """The tenant and the tokens of the prefix that ends in this block of `pool`; None if it is not on offer."""
+        return self._client.prefix_of(pool, block)
+
+    def unlent(self, hit: Hit) -> int:
+        """Number of leading blocks of `hit` that lie in pools of engines, and not in those of lenders."""
+        lent = self._client.lent()
+        return sum(len(run) for run in itertools.takewhile(lambda run: run.pool not in lent, hit.runs))
 
     def add_pool(self, pool: OwnPool) -> None:
         """Add a pool, whose slots may be offered from now on. Raises ClosedError."""

@@ -22,11 +22,13 @@ from kvmarket.registry.space.snapshot import SnapshotParts
 class OwnPool:
     """One of this engine's pools: its descriptor, its generations, and the ledger of its live offers."""
 
-    def __init__(self, stages: Sequence[Stage], generations: Generations | None = None) -> None:
+    def __init__(self, stages: Sequence[Stage], generations: Generations | None = None, *, lent: bool = False) -> None:
         """Make a pool with a new id. Its generations are new, or the given ones, which other markets may share.
 
+        `lent`: whether it is a lender's.
         Raises LayoutError for stages that do not hold the same blocks, and what `Generations` raises.
         """
+        self._lent = lent
         check_stages(stages)  # first, so that nothing has to be closed if it raises
         self.generations = generations or Generations(stages[0].layout.slots)
         self._epoch = self.generations.epoch
@@ -72,7 +74,11 @@ class OwnPool:
     def record(self) -> PoolRecord:
         """The pool as the registry knows it: the descriptor is encoded, and the registry does not decode it."""
         return PoolRecord(
-            self.id, self.descriptor.slots, self.descriptor.processes, msgspec.msgpack.encode(self.descriptor)
+            self.id,
+            self.descriptor.slots,
+            self.descriptor.processes,
+            msgspec.msgpack.encode(self.descriptor),
+            self._lent,
         )
 
 

@@ -24,8 +24,10 @@ from kvmarket.registry.client.telling import Telling
 from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, TURN_SECONDS
 from kvmarket.registry.client.vigil import Vigil
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import Join, PoolRecord
+from kvmarket.registry.protocol.messages import Before, Join, PoolRecord
+from kvmarket.registry.space.lookup import prefix_of
 from kvmarket.registry.space.snapshot import SnapshotParts
+from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.space.standing import Run
 from kvmarket.registry.trie.tokens import Int32s
 from kvmarket.support.supervised import survived
@@ -50,6 +52,7 @@ class Client(Telling):
         go_on: Callable[[], bool],
         memory: Memory,
         finds_own: bool,
+        on_offer: OnOffer | None = None,
     ) -> None:
         """Join the market at `address`, start its service if none runs, and wait for the first snapshot.
 
@@ -57,12 +60,13 @@ class Client(Telling):
         into its replica then. `snapshot` returns this engine's offers. `memory` names the memory of its pools, for
         engines of other PID namespaces (see foreign.py). Two callbacks run on the watching thread: `on_gone` gets pools
         that left; `go_on` must call `Client.go_on` while no other thread offers, may do some deferred work, and returns
-        whether anything was done. Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
+        whether anything was done. `on_offer` is called with the offers that come into the replica; it must be short and
+        call nothing of this client. Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
         """
         self._on_gone, self._on_more = on_gone, go_on
         self._gone: list[str] = []
         self._foreign = ForeignPools(memory)
-        super().__init__(address, join, snapshot, self._foreign, finds_own)
+        super().__init__(address, join, snapshot, self._foreign, finds_own, on_offer)
         with ExitStack() as undo:
             try:
                 self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -112,9 +116,19 @@ class Client(Telling):
             runs = replica.space.match(tokens, tenant, first, without)
             return runs, [replica.space.pools[run.pool].record for run in runs]
 
+    def prefix_of(self, pool: str, block: Before) -> tuple[str, Int32s] | None:
+        """The tenant and the tokens of the prefix that ends in this block of `pool`; None if it is not on offer."""
+        with self._lock:
+            return prefix_of(self._replica.space, block, pool)
+
     def descriptors(self, pool: str) -> tuple[int, ...] | None:
         """Our descriptors of the memory of a pool in another PID namespace; None if they have not come yet."""
         return self._foreign.of(pool)
+
+    def lent(self) -> frozenset[str]:
+        """The pools of lenders."""
+        with self._lock:
+            return frozenset(name for name, pool in self._replica.space.pools.items() if pool.record.lent)
 
     def peers(self) -> int:
         """Number of other engines in the space. Pools whose first process is the same count as one engine."""

@@ -28,6 +28,7 @@ from kvmarket.registry.protocol.messages import (
 )
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.snapshot import SnapshotParts
+from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.trie.tokens import Int32s, Int64s
 
 PIECE_BLOCKS, PIECE_SLOTS = 1 << 12, 1 << 16  # in one message
@@ -49,6 +50,7 @@ class Telling:
         snapshot: Callable[[], SnapshotParts],
         foreign: ForeignPools,
         finds_own: bool,
+        on_offer: OnOffer | None,
     ) -> None:
         """Join nothing yet: the subclass sets `_wake` and `_connection`. For the arguments see `Client`."""
         self._join, self._finds_own = join, finds_own
@@ -56,6 +58,7 @@ class Telling:
         self._closing = threading.Event()
         self._turns = Turns()
         self._replica = Replica(join.block_size, join.pools)
+        self._replica.space.on_offer = on_offer
         self.home = Home(address, join, self._replica, snapshot, foreign, self._closing)
 
     def offer(self, offering: Offering) -> None:

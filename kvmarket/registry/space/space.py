@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from itertools import count
+from typing import TypeAlias
 
 import numpy as np
 
@@ -29,6 +30,9 @@ MAX_BLOCKS = 1 << 24  # in one space; beyond it the least recently matched block
 FEW = 16  # offers that are taken out of the trie at a time: about 0.2 ms if each has a node of its own
 PART = 1 << 12  # slots of which those with ended offers are looked for at a time: about 20 us
 
+# called with each run of added offers: its pool, its last block, and the block that it goes on from, if that was told
+OnOffer: TypeAlias = Callable[[PoolRecord, Before, Before | None], None]
+
 
 class Space:
     """Pools and the offers of their slots. A method that raises has changed nothing. Not thread-safe.
@@ -44,7 +48,7 @@ class Space:
         self.pools: dict[str, Pool] = {}
         self.by_number: dict[int, Pool] = {}
         self.promises = Promises(block_size)
-        self.on_offer: Callable[[Offering], None] | None = None  # is called with offers that were added
+        self.on_offer: OnOffer | None = None
         self._numbers = count(1)
         self._free: list[int] = []  # numbers that may be used again
         self._leaving: set[int] = set()  # numbers of which the trie still holds ended offers
@@ -100,7 +104,9 @@ class Space:
             self.trie.insert(offering.tokens, names, first=offering.first, tenant=offering.tenant.encode())
         else:
             self.trie.extend(offering.before.slot | (pool.number << SLOT_BITS), offering.tokens, names, place)
-        self._note(pool, offering)
+        pool.note(slots, epoch, generations, offering.checksums)
+        if self.on_offer is not None:
+            self.on_offer(pool.record, offering.at(len(slots) - 1), offering.before)
 
     def fan(self, offering: Offering) -> bool:
         """Add offers of sibling blocks: each of them continues `offering.before`. Costs 6 us each.
@@ -116,7 +122,10 @@ class Space:
         place = self._place(pool, offering, before)
         if not self.trie.fan(place, heads, slots | (pool.number << SLOT_BITS)):
             return False
-        self._note(pool, offering)
+        pool.note(slots, offering.epoch, offering.generations, offering.checksums)
+        if self.on_offer is not None:
+            for at in range(len(slots)):
+                self.on_offer(pool.record, offering.at(at), before)
         return True
 
     def retire(self, name: str, slots: Int64s | None) -> Int64s:
@@ -221,11 +230,6 @@ class Space:
         if pool is None:
             raise MessageError(f"pool {name} is not known here")
         return pool
-
-    def _note(self, pool: Pool, offering: Offering) -> None:
-        pool.note(offering.slots, offering.epoch, offering.generations, offering.checksums)
-        if self.on_offer is not None:
-            self.on_offer(offering)
 
     def _number(self, slots: int) -> int:
         """Take a free number for the offers of a pool of `slots` slots."""

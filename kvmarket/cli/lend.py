@@ -1,0 +1,43 @@
+"""``kvmarket lend``: lend memory of this machine to all engines of a market, in the foreground."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import torch
+from rich.console import Console
+
+from kvmarket.errors import MisuseError
+from kvmarket.lend.lender import Budget, Lender
+
+NICENESS = 10  # engines go first where cores are scarce
+
+
+def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float | None) -> None:
+    """Lend until SIGINT or SIGTERM, then leave nothing behind. Raises MisuseError, or AddressError."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    lender = Lender(address, _budgets(gpu, gb, host_gb))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: lender.stop())
+    os.nice(NICENESS)
+    Console(stderr=True).print(f"lending at {lender.place}; interrupt to stop")
+    try:
+        lender.run()
+    finally:
+        lender.close()
+
+
+def _budgets(gpu: int | None, gb: float | None, host_gb: float | None) -> list[Budget]:
+    """The memory to lend, of each device. Raises MisuseError."""
+    budgets = []
+    if gb is not None or gpu is not None:
+        if gb is None:
+            raise MisuseError(f"--gpu {gpu} without --gb; say how many GB of it to lend")
+        if not torch.cuda.is_available() or (gpu or 0) >= torch.cuda.device_count():
+            raise MisuseError(f"there is no GPU {gpu or 0} on this machine; lend host memory with --host-gb")
+        budgets.append(Budget(torch.device("cuda", gpu or 0), int(gb * 1e9)))
+    if host_gb is not None:
+        budgets.append(Budget(torch.device("cpu"), int(host_gb * 1e9)))
+    return budgets

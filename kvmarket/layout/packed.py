@@ -1,0 +1,28 @@
+"""Memory for packed blocks, without an engine: what a lender keeps blocks of any geometry in."""
+
+from __future__ import annotations
+
+import torch
+
+from kvmarket.layout.layout import Layout
+from kvmarket.layout.paged import SlotArray
+
+
+class PackedMemory:
+    """One allocation of packed slots on `device`. Owns the memory, which is not written."""
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        """Allocate for `layout`, which is packed (see `Layout.as_packed`). Raises torch's errors without memory."""
+        self.layout, self.device = layout, device
+        self._segment = torch.empty(layout.segments[0], dtype=torch.uint8, device=device)
+        self._array: SlotArray | None = None
+
+    def storages(self) -> list[torch.UntypedStorage]:
+        """The storage, which a transport exports; on a CPU it moves into shared memory then."""
+        return [self._segment.untyped_storage()]
+
+    def slot_array(self) -> SlotArray:
+        """The memory as a SlotArray. Call it when the storage has been exported, not before."""
+        if self._array is None:
+            self._array = SlotArray(self.layout, [self._segment])
+        return self._array
