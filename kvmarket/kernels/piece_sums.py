@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ import triton.language as tl
 from kvmarket.kernels import checksum, pieces
 from kvmarket.kernels.checksum import UInt64s
 from kvmarket.kernels.pieces import PIECE_BYTES
+from kvmarket.kernels.tile import INTERPRETER
 
 STEP_WORDS, WARPS = 4096, 8  # of a program: words that it reads at a time, and its warps
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
@@ -119,6 +119,6 @@ def _table(spans: Sequence[torch.Tensor]) -> npt.NDArray[np.int64]:
 def _run(table: torch.Tensor, align: int) -> torch.Tensor:
     """Launch the kernel, one program a piece, and return the sums."""
     sums = torch.empty(table.shape[1], dtype=torch.int64, device=table.device)
-    with torch.cuda.device(table.device) if table.is_cuda else nullcontext():
+    with torch.cuda.device(table.device) if table.is_cuda else INTERPRETER:
         piece_sums_kernel[(len(sums),)](table, sums, len(sums), WORDS=STEP_WORDS, ALIGN=align, num_warps=WARPS)
     return sums

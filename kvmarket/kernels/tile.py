@@ -8,6 +8,7 @@ large tiles are.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -29,6 +30,7 @@ POINTERS = ["source_slots", "destination_slots", "sums"]  # nor for the alignmen
 KEY_STEP, FIRST_KEY = tl.constexpr(checksum.KEY_STEP), tl.constexpr(checksum.FIRST_KEY)
 NO_SUMS, PER_BLOCK, PER_UNIT = 0, 1, 2  # the values of SUM
 _PER_UNIT = tl.constexpr(PER_UNIT)
+INTERPRETER = threading.Lock()  # while it runs a kernel, it changes triton.language for all threads
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -185,7 +187,8 @@ class Launcher:
         if known is None:
             constants = constants_of(plan.tile, wide=wide, summed=kind)
             if interpreted():
-                self._kernel[grid](self._entries, *slots, *sizes, **constants)
+                with INTERPRETER:
+                    self._kernel[grid](self._entries, *slots, *sizes, **constants)
                 return
             pointers = [self._entries] * 4  # warmup looks only at their type, which is the same for all four
             options = {"num_warps": plan.program.warps, "maxnreg": plan.program.registers}

@@ -138,16 +138,15 @@ class Lending:
         *rest, segment = self._segments
         segment.pool.kill()
         self._segments = tuple(rest)
-        for pull in [pull for pull in self._pulls if pull.segment is segment]:
-            self._pulls.remove(pull)
-            for fetch in pull.fetches:
-                fetch.wait()
+        for fetch in [fetch for pull in self._pulls if pull.segment is segment for fetch in pull.fetches]:
+            fetch.wait()
+        self._pulls = [pull for pull in self._pulls if pull.segment is not segment]
         self._member.drop_pool(segment.pool)
         keys = [key for key, (where, _) in self._where.items() if where is segment]
         for key in keys:
             self._flying.discard(self._where.pop(key))
         self._keeper.lost(keys)
-        counters.add("blocks_given_up", len(keys), reason="their segment was taken back")
+        counters.add("blocks_taken_back", len(keys))
         self._give_up(self._keeper.resize(self._keeper.capacity - segment.slots))
         nbytes = segment.nbytes
         segment.close()
@@ -257,7 +256,7 @@ class Lending:
         for segment, slots in gone.items():
             self._member.retire_from(segment.pool, np.array(slots))
             segment.free(slots)
-            counters.add("blocks_given_up", len(slots), reason="others were worth more")
+            counters.add("blocks_given_up", len(slots))
 
 
 def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:

@@ -160,3 +160,42 @@ def test_what_is_remembered_is_bounded(fewest: int, remembered: int, monkeypatch
         kept.used(path(number))
     assert list(kept._past) == [(number,) for number in range(1000 - remembered, 1000)], "the last ones"
     assert kept._worth((0,)) == 0.0, "of a block that is not remembered"
+
+
+def test_blocks_that_could_not_be_had_are_not_kept_unless_others_go_on_from_them():
+    kept: Keeper[Block] = Keeper(10)
+    kept.used(path(1, 2, 3, 4))
+    kept.used(path(1, 2, 9))
+    kept.lost(path(1, 2, 3, 4)[1:])
+    assert [block in kept for block in (*path(1, 2, 3, 4), (1, 2, 9))] == [True, True, False, False, True]
+    kept.lost([(1, 2, 9)])
+    kept.lost([(1, 2), (5, 5)])
+    assert len(kept) == 1
+    assert kept.used(path(1, 2))[0] == [(1, 2)]
+
+
+def test_what_does_not_fit_into_a_smaller_memory_is_given_up_from_the_leaves():
+    kept: Keeper[Block] = Keeper(6)
+    kept.used(path(1, 2, 3))
+    kept.used(path(4, 5, 6))
+    for _ in range(3):
+        kept.used(path(4, 5, 6))
+    drop = kept.resize(4)
+    assert len(drop) == 2 and len(kept) == 4 and set(drop) <= {*path(1, 2, 3), *path(4, 5, 6)}
+    assert all(block[:-1] in kept for block in (*path(1, 2, 3), *path(4, 5, 6)) if block in kept and len(block) > 1)
+    assert kept.resize(5) == [] and kept.capacity == 5
+    with pytest.raises(MisuseError, match="capacity="):
+        kept.resize(0)
+
+
+def test_a_request_that_goes_on_is_noted_where_it_goes_on():
+    kept: Keeper[Block] = Keeper(3)
+    kept.used(path(1, 2))
+    assert kept.used([(1, 2, 3)], after=(1, 2)) == ([(1, 2, 3)], [])
+    assert [kept._past[block].uses for block in path(1, 2, 3)] == [1, 1, 1]
+    assert kept._past[(1, 2, 3)].kind == ALONE, "as the blocks before it, though its prompt has come before"
+    assert kept.used([(1, 2, 3, 4)], after=(1, 2, 3)) == ([], []), "the only leaf is the block that it goes on from"
+    assert kept.used([(7, 8)], after=(7,)) == ([], []), "the block before is not kept"
+    kept.used(path(1, 2))
+    kept.used([(1, 2, 5)], after=(1, 2))
+    assert kept._past[(1, 2, 5)].kind == BEHIND

@@ -1,0 +1,63 @@
+"""A lender in this process, for the blocks of model engines."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+
+from kvmarket.lend import lender as lender_module
+from kvmarket.lend.lender import Budget, Lender
+from kvmarket.lend.lending import Lending
+from tests.model_engine import until
+
+BLOCK_BYTES = 2 * 2 * 4 * 24 * 2  # of a model engine
+
+
+class Lends(Lender):
+    """A lender of `blocks` blocks in segments of `segment` blocks, whose `run` is a thread's."""
+
+    def __init__(self, address: str, blocks: int, segment: int = 1 << 20) -> None:
+        self.budget = Budget(torch.device("cpu"), blocks * BLOCK_BYTES, segment * BLOCK_BYTES)
+        super().__init__(address, [self.budget])
+        self._thread = threading.Thread(target=self.run)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        """Number of blocks that are kept, with those being copied."""
+        return sum(map(len, self._lendings.values()))
+
+    @property
+    def lending(self) -> Lending:
+        """What it does in the only space."""
+        (lending,) = self._lendings.values()
+        return lending
+
+    def keeps(self, blocks: int) -> None:
+        """Wait until so many blocks are kept and offered."""
+        until(lambda: len(self) == blocks and self.at_rest())
+
+    def at_rest(self) -> bool:
+        """Whether there is nothing to do."""
+        return not any(lending._pulls or lending.tips._tips for lending in self._lendings.values())
+
+    def end(self) -> None:
+        """Stop, and leave."""
+        self.stop()
+        self._thread.join()
+        self.close()
+
+
+@contextmanager
+def lending(address: str, blocks: int, segment: int = 1 << 20) -> Iterator[Lends]:
+    """A lender that has joined the space of the engines that are there."""
+    with patch.object(lender_module, "LOOK_SECONDS", 0.02):
+        lender = Lends(address, blocks, segment)
+        try:
+            until(lambda: lender._lendings)
+            yield lender
+        finally:
+            lender.end()

@@ -1,0 +1,176 @@
+"""A lender shares its memory out among the spaces in which there are engines."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from kvmarket import counters
+from kvmarket.errors import MisuseError
+from kvmarket.lend import lender as lender_module
+from kvmarket.lend.lender import Budget, Lender
+from tests.lend.lends import BLOCK_BYTES, Lends, lending
+from tests.model_engine import BLOCK, ModelEngine, prompt, until
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("nbytes", "segment", "count"), [(10, 4, 3), (8, 4, 2), (3, 4, 1), (1024, 1, 64)])
+def test_memory_is_cut_into_equal_segments(nbytes, segment, count):
+    budget = Budget(CPU, nbytes, segment)
+    assert budget.segment_bytes == nbytes // count
+    for _ in range(count):
+        assert budget.room
+        budget.lent += budget.segment_bytes
+    assert not budget.room
+
+
+def test_there_must_be_something_to_lend():
+    with pytest.raises(MisuseError, match="--host-gb"):
+        Lender(None, [])
+    with pytest.raises(MisuseError, match="0 bytes"):
+        Budget(CPU, 0)
+
+
+def engines_of(address: str, *models: str) -> list[ModelEngine]:
+    return [ModelEngine(address, facts={"model": model}) for model in models]
+
+
+def fill(engine: ModelEngine, *seeds: int) -> None:
+    """Offer a prompt of four blocks for each seed, each in slots of its own."""
+    for seed in seeds:
+        tokens, slots = prompt(4 * BLOCK, seed), list(range(4 * seed, 4 * seed + 4))
+        for block, slot in enumerate(slots):
+            engine.write(slot, tokens[: (block + 1) * BLOCK])
+        engine.market.publish(tokens, slots)
+
+
+def segments(lender: Lends) -> list[int]:
+    """The number of segments of each space, in the order in which they were joined."""
+    return [lending.segments for lending in lender._lendings.values()]
+
+
+def test_each_space_has_its_blocks(own_address):
+    one, other = engines_of(own_address, "one", "other")
+    with lending(own_address, 16, segment=4) as lender:
+        until(lambda: len(lender._lendings) == 2)
+        fill(one, 1)
+        fill(other, 1)
+        lender.keeps(8)
+        assert [len(each) for each in lender._lendings.values()] == [4, 4]
+        for engine in (one, other):
+            engine.market.retire(range(4, 8))
+            until(lambda engine=engine: engine.take(prompt(4 * BLOCK, 1), [8, 9, 10, 11]) == 4)
+            engine.close()
+
+
+def test_a_space_without_engines_gives_way(own_address):
+    """It keeps what it has until the memory is wanted elsewhere."""
+    one, other = engines_of(own_address, "one", "other")
+    with lending(own_address, 12, segment=4) as lender:
+        until(lambda: len(lender._lendings) == 2)
+        fill(one, 0, 1)
+        lender.keeps(8)
+        one.close()
+        until(lambda: sorted(lender._engines.values()) == [0, 1])
+        assert len(lender) == 8, "they wait for who comes again"
+        fill(other, 0, 1)
+        until(lambda: sorted(segments(lender)) == [1, 2])
+        fill(other, 2)
+        until(lambda: segments(lender) == [3])
+        lender.keeps(12)
+        assert lender.budget.lent == 12 * BLOCK_BYTES
+        other.close()
+
+
+def test_a_new_space_gets_memory_of_one_without_engines(own_address):
+    (one,) = engines_of(own_address, "one")
+    with lending(own_address, 8, segment=4) as lender:
+        fill(one, 0, 1)
+        lender.keeps(8)
+        (other,) = engines_of(own_address, "other")
+        until(lambda: len(lender._lendings) == 2)
+        assert segments(lender) == [1, 1], "also of one with engines that has more than one segment"
+        one.close()
+        (third,) = engines_of(own_address, "third")
+        until(lambda: any(third.market._identity[0] in name for name in lender._lendings))
+        assert len(lender._lendings) == 2 and not any(one.market._identity[0] in name for name in lender._lendings)
+        for engine in (other, third):
+            engine.close()
+
+
+def test_a_space_with_engines_keeps_its_share(own_address):
+    one, other = engines_of(own_address, "one", "other")
+    with lending(own_address, 16, segment=4) as lender:
+        until(lambda: len(lender._lendings) == 2)
+        fill(one, *range(8))
+        until(lambda: sorted(segments(lender)) == [1, 3])
+        fill(other, *range(8))
+        until(lambda: segments(lender) == [2, 2])
+        assert lender.budget.lent == 16 * BLOCK_BYTES
+        for engine in (one, other):
+            engine.close()
+
+
+def test_where_blocks_do_not_fit_it_is_said_and_tried_later(own_address, monkeypatch, caplog):
+    monkeypatch.setattr(lender_module, "AGAIN_SECONDS", 0.1)
+    (engine,) = engines_of(own_address, "one")
+    lender = Lender(own_address, [Budget(CPU, BLOCK_BYTES - 1)])
+    before = counters.snapshot().get("lend_failed{LayoutError}", 0)
+    monkeypatch.setattr(lender_module, "LOOK_SECONDS", 0.0)
+    lender.turn()
+    lender.turn()
+    assert counters.snapshot()["lend_failed{LayoutError}"] == before + 1 and not lender._lendings
+    until(lambda: lender.turn() or counters.snapshot()["lend_failed{LayoutError}"] == before + 2)
+    engine.close()
+
+
+def test_without_memory_of_their_kind_engines_are_passed_over(own_address):
+    (engine,) = engines_of(own_address, "one")
+    lender = Lender(own_address, [Budget(torch.device("cuda", 0), 1 << 30)])
+    lender.turn()
+    name = "lend_passed_over{no memory to lend to engines whose caches are on cpu}"
+    assert counters.snapshot()[name] and not lender._lendings
+    engine.close()
+
+
+def test_memory_that_cannot_be_had_is_not_asked_for_again(own_address, monkeypatch):
+    (engine,) = engines_of(own_address, "one")
+    with lending(own_address, 8, segment=4) as lender:
+        tries = []
+
+        def refuse(self, nbytes):
+            tries.append(nbytes)
+            raise RuntimeError("no memory")
+
+        monkeypatch.setattr(lender_module.Lending, "add_segment", refuse)
+        fill(engine, 0, 1)
+        until(lambda: tries)
+        asked = []
+        more = lender._more
+        monkeypatch.setattr(lender, "_more", lambda lending: asked.append(1) or more(lending))
+        fill(engine, 2, 3)
+        until(lambda: len(asked) == 2)
+        assert tries == [4 * BLOCK_BYTES] and lender.lending.segments == 1
+    engine.close()
+
+
+def test_it_waits_for_a_market_and_survives_what_fails(own_address, monkeypatch, caplog):
+    lender = Lends(own_address, 8)
+    (engine,) = engines_of(own_address, "one")
+    look, fails = lender_module.Lending.turn, [RuntimeError("a test")]
+
+    def turn(self, more):
+        if fails:
+            raise fails.pop()
+        return look(self, more)
+
+    with caplog.at_level(logging.INFO, "kvmarket.lend"):
+        monkeypatch.setattr(lender_module.Lending, "turn", turn)
+        fill(engine, 1)
+        lender.keeps(4)
+    assert "lending" in caplog.text and not fails
+    lender.end()
+    engine.close()

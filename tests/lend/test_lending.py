@@ -1,0 +1,290 @@
+"""What an engine computed is found at a lender when the engine has overwritten it, or is dead."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+import torch
+
+from kvmarket import counters
+from kvmarket.cli.top import ask_status
+from kvmarket.lend import lending as lending_module
+from kvmarket.lend.keeper import Keeper
+from kvmarket.lend.lending import Lending
+from kvmarket.lend.segment import Segment
+from kvmarket.registry.protocol.address import Address
+from tests.lend.lends import BLOCK_BYTES, lending
+from tests.market.test_stages import Ranks
+from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
+
+CORRUPT = "fetch_corrupt{bytes that arrived do not have the checksum of their offer: look for faulty memory or links}"
+
+
+@pytest.fixture
+def two(market_address):
+    """Two engines of one kind."""
+    engines = ModelEngine(market_address), ModelEngine(market_address)
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def churn(engine: ModelEngine) -> None:
+    """Overwrite all that the engine has."""
+    engine.market.retire(range(engine.slots))
+    for layer in engine.layers:
+        layer.fill_(-1)
+
+
+def test_what_was_overwritten_is_read_from_the_lender(market_address, two):
+    computes, reads = two
+    tokens = prompt(6 * BLOCK, 1)
+    with lending(market_address, 10) as lender:
+        computes.publish(tokens, list(range(6)))
+        lender.keeps(6)
+        churn(computes)
+        until(lambda: reads.take(tokens, list(range(6))) == 6)
+        assert computes.take(tokens, list(range(6))) == 6, "also by who computed it"
+
+
+def test_what_is_there_when_the_lender_comes_is_kept_too(market_address, two):
+    computes, reads = two
+    prompts = [prompt(2 * BLOCK, 2), *(prompt(BLOCK, 2) + prompt(BLOCK, seed) for seed in range(3, 9))]
+    for number, tokens in enumerate(prompts):
+        computes.publish(tokens, [0, number + 1])
+    with lending(market_address, 20) as lender:
+        lender.keeps(8)
+        churn(computes)
+        until(lambda: all(reads.market.match(tokens).blocks == 2 for tokens in prompts))
+        assert [reads.take(tokens, [10, 11]) for tokens in prompts] == [2] * 7
+
+
+def test_tenants_stay_apart(market_address):
+    engines = [ModelEngine(market_address, tenant=name) for name in ("a", "a", "b")]
+    tokens = prompt(3 * BLOCK, 20)
+    with lending(market_address, 10) as lender:
+        engines[0].publish(tokens, [0, 1, 2])
+        lender.keeps(3)
+        churn(engines[0])
+        until(lambda: engines[1].take(tokens, [0, 1, 2]) == 3)
+        assert engines[2].market.match(tokens).blocks == 0
+    for engine in engines:
+        engine.close()
+
+
+def test_an_engine_that_was_killed_finds_its_prefixes_when_it_comes_again(market_address):
+    first, tokens = Peer(market_address), prompt(5 * BLOCK, 30)
+    with lending(market_address, 10) as lender:
+        first.publish(tokens, list(range(5)))
+        lender.keeps(5)
+        first.kill()
+        again = ModelEngine(market_address)
+        until(lambda: again.take(tokens, list(range(5))) == 5)
+        again.close()
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """What a keeper is told: the number of blocks of each use, and whether they go on with a request."""
+    told, use = [], Keeper.used
+
+    def note(keeper, path, after=None):
+        told.append((len(path), after is not None))
+        return use(keeper, path, after)
+
+    monkeypatch.setattr(Keeper, "used", note)
+    return told
+
+
+def test_a_conversation_that_grows_is_one_request(market_address, two, used, monkeypatch):
+    """Its blocks count as used once, unless it goes on after a pause."""
+    computes, _ = two
+    tokens = prompt(5 * BLOCK, 40)
+    with lending(market_address, 10) as lender:
+        for blocks in (2, 3):
+            computes.market.publish(tokens[: blocks * BLOCK], list(range(blocks)))
+            lender.keeps(blocks)
+        assert used == [(2, False), (1, True)]
+        monkeypatch.setattr(lending_module, "GROWING_SECONDS", 0.0)
+        computes.market.publish(tokens[: 4 * BLOCK], [0, 1, 2, 3])
+        lender.keeps(4)
+        assert used[2:] == [(4, False)]
+
+
+def test_whoever_imports_a_prefix_and_offers_it_has_used_it(market_address, two, used):
+    computes, reads = two
+    tokens = prompt(3 * BLOCK, 50)
+    with lending(market_address, 10) as lender:
+        computes.publish(tokens, [0, 1, 2])
+        lender.keeps(3)
+        assert reads.take(tokens, [0, 1, 2]) == 3
+        reads.market.publish(tokens, [0, 1, 2])
+        until(lambda: used == [(3, False), (3, False)])
+
+
+def test_a_full_lender_gives_up_what_is_worth_least(market_address, two, used):
+    computes, reads = two
+    with lending(market_address, 8) as lender:
+        for seed in range(60, 80):
+            computes.publish(prompt(3 * BLOCK, seed), [0, 1, 2])
+            until(lambda seed=seed: len(used) == seed - 59 and lender.at_rest())
+            assert len(lender) <= 8
+        churn(computes)
+        blocks = [matched_blocks(reads, prompt(3 * BLOCK, seed)) for seed in range(60, 80)]
+        assert sum(blocks) == len(lender) >= 6
+        for seed, count in zip(range(60, 80), blocks, strict=True):
+            assert reads.take(prompt(3 * BLOCK, seed), [0, 1, 2]) == count
+
+
+def matched_blocks(engine: ModelEngine, tokens: list[int]) -> int:
+    time.sleep(0.01)  # what was retired is taken down
+    return engine.market.match(tokens).blocks
+
+
+def test_what_is_retired_before_it_is_copied_is_not_offered(market_address, two, monkeypatch):
+    """Nor does it stay kept; and when it is computed again it is copied after all."""
+    computes, reads = two
+    tokens = prompt(4 * BLOCK, 90)
+    with lending(market_address, 8) as lender:
+        pull = Lending._pull
+
+        def late(self, *what):
+            computes.market.retire([2])
+            pull(self, *what)
+
+        monkeypatch.setattr(Lending, "_pull", late)
+        computes.publish(tokens, [0, 1, 2, 3])
+        lender.keeps(2)
+        assert len(lender.lending._keeper) == 2
+        monkeypatch.setattr(Lending, "_pull", pull)
+        computes.publish(tokens, [0, 1, 2, 3])
+        lender.keeps(4)
+        churn(computes)
+        until(lambda: reads.take(tokens, [0, 1, 2, 3]) == 4)
+
+
+def test_what_is_retired_while_it_is_copied_is_not_offered(market_address, two, monkeypatch):
+    computes, reads = two
+    tokens = prompt(4 * BLOCK, 95)
+    with lending(market_address, 8) as lender:
+        fetch = Segment.fetch
+
+        def late(self, *what):
+            fetches = fetch(self, *what)
+            computes.market.retire([1])
+            return fetches
+
+        monkeypatch.setattr(Segment, "fetch", late)
+        computes.publish(tokens, [0, 1, 2, 3])
+        lender.keeps(1)
+        churn(computes)
+        until(lambda: reads.take(tokens, [0, 1, 2, 3]) == 1)
+        assert sum(len(segment._free) for segment in lender.lending._segments) == 7, "the other slots are free again"
+
+
+def test_a_segment_taken_back_is_dead_at_once_and_its_memory_is_free(market_address, two):
+    computes, reads = two
+    prompts = [prompt(4 * BLOCK, seed) for seed in (100, 101)]
+    with lending(market_address, 8, segment=4) as lender:
+        for number, tokens in enumerate(prompts):
+            computes.publish(tokens, [4 * number + block for block in range(4)])
+            lender.keeps(4 * number + 4)
+        churn(computes)
+        assert lender.lending.segments == 2 and lender.lending.nbytes == 8 * BLOCK_BYTES
+        hits = [matched(reads, tokens) for tokens in prompts]
+        taken = lender.lending._segments[1].pool.id
+        lender.stop()
+        lender._thread.join()
+        assert lender.lending.take_back() == 4 * BLOCK_BYTES
+        assert [reads.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [4, 0]
+        until(lambda: taken not in reads.market._data._mapped)
+        until(lambda: reads.market.match(prompts[1]).blocks == 0)
+        assert len(lender) == 4 and reads.take(prompts[0], [0, 1, 2, 3]) == 4
+
+
+def test_a_segment_is_taken_back_in_the_middle_of_copies(market_address, two, monkeypatch):
+    computes, _ = two
+    with lending(market_address, 8, segment=4) as lender:
+        for seed in (110, 111):
+            computes.publish(prompt(4 * BLOCK, seed), [0, 1, 2, 3])
+            until(lender.at_rest)
+        lender.stop()
+        lender._thread.join()
+        computes.publish(prompt(4 * BLOCK, 112), [8, 9, 10, 11])
+        until(lambda: lender.lending.tips._tips)
+        monkeypatch.setattr(Lending, "_concluded", lambda self, pull: False)
+        lender.turn()
+        assert lender.lending._pulls
+        lender.lending.take_back()
+        monkeypatch.undo()
+        until(lambda: not lender.turn())
+        assert len(lender.lending._keeper) <= 4 and not lender.lending._flying
+
+
+def test_a_lender_goes_on_with_a_new_service(own_address):
+    """It has its blocks, and offers them to whoever comes."""
+    computes, tokens = ModelEngine(own_address), prompt(3 * BLOCK, 120)
+    with lending(own_address, 8) as lender:
+        computes.publish(tokens, [0, 1, 2])
+        lender.keeps(3)
+        os.kill(ask_status(Address(own_address)).service.pid, 9)
+        churn(computes)
+        reads = ModelEngine(own_address)
+        until(lambda: reads.take(tokens, [0, 1, 2]) == 3)
+        for engine in (reads, computes):
+            engine.close()
+
+
+def test_blocks_of_another_lender_are_not_copied(market_address, two, used):
+    computes, _ = two
+    tokens = prompt(3 * BLOCK, 130)
+    with lending(market_address, 8) as one:
+        computes.publish(tokens, [0, 1, 2])
+        one.keeps(3)
+        until(lambda: lent(computes, tokens))
+        with lending(market_address, 8) as other:
+            until(lambda: len(used) == 2 and other.at_rest() and not len(other.lending._keeper))
+            assert len(other) == 0
+            computes.publish(prompt(2 * BLOCK, 131), [3, 4])
+            until(lambda: len(other) + len(one) in (5, 7))
+
+
+def lent(engine: ModelEngine, tokens: list[int]) -> bool:
+    """Whether a match finds the lender's blocks: they are newer."""
+    return engine.market._control.unlent(engine.market.match(tokens)) == 0
+
+
+def test_every_rank_of_every_stage_is_copied(market_address):
+    computes, reads = (Ranks(market_address, "lent ranks", (2, 1), 2, seed) for seed in (1, 2))
+    tokens = prompt(3 * BLOCK, 140)
+    with lending(market_address, 1 << 16) as lender:
+        computes.control.offer(tokens, [5, 0, 3], computes.control.generations([5, 0, 3]))
+        lender.keeps(3)
+        computes.control.retire([5, 0, 3])
+        until(lambda: reads.control.match(tokens).blocks == 3)
+        hit = reads.control.match(tokens)
+        for half, theirs, ours in zip(reads.halves, computes.tensors, reads.tensors, strict=True):
+            assert half.fetch(hit, [1, 2, 7]).wait() == 3
+            for source, destination in zip(theirs, ours, strict=True):
+                assert torch.equal(destination[[1, 2, 7]], source[[5, 0, 3]])
+    for engine in (computes, reads):
+        engine.close()
+
+
+def test_checksums_are_handed_on(market_address):
+    """What an engine packed with checksums is checked by who reads it from the lender."""
+    computes, reads = ModelEngine(market_address, staging_bytes=1 << 20), ModelEngine(market_address)
+    tokens = prompt(3 * BLOCK, 150)
+    with lending(market_address, 8) as lender:
+        computes.publish(tokens, [0, 1, 2], staged=True)
+        lender.keeps(3)
+        computes.close()
+        hit = matched(reads, tokens)
+        assert hit.runs[0].checksums.all()
+        segment = lender.lending._segments[0]
+        segment._halves[0].slots.segments[0][: BLOCK_BYTES // 2] ^= 1  # of slot 0, where the first block is
+        assert reads.market.fetch(hit, [0, 1, 2]).wait() == 0
+        assert counters.snapshot()[CORRUPT] >= 1
+    reads.close()
