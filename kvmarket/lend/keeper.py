@@ -51,6 +51,7 @@ class Keeper(Generic[Key]):
         """Start with nothing. `seed`: of the choice of the leaves that are compared. Raises MisuseError."""
         check_count("capacity", capacity, 1)
         self.capacity = capacity
+        self.pinned: set[Key] = set()  # blocks that are not given up for now; the caller changes it
         self._chance = random.Random(seed)
         self._times = ReuseTimes(USED_OFTEN + 1)
         self._past: OrderedDict[Key, _Past] = OrderedDict()  # the least recently used first
@@ -103,7 +104,10 @@ class Keeper(Generic[Key]):
                 self._give_up(key)
 
     def resize(self, capacity: int) -> list[Key]:
-        """Keep at most `capacity` blocks from now on; return those that are given up for that. Raises MisuseError."""
+        """Keep at most `capacity` blocks from now on; return those that are given up for that. Raises MisuseError.
+
+        If pinned ones are in the way, more are kept until they are given up for others.
+        """
         check_count("capacity", capacity, 1)
         self.capacity = capacity
         drop: list[Key] = []
@@ -137,11 +141,11 @@ class Keeper(Generic[Key]):
         return kinds
 
     def _least(self, but: Key | None) -> tuple[float, Key] | None:
-        """The least worthy of some leaves, with its worth; None if there is none `but` this one."""
+        """The least worthy of some leaves, with its worth; None if there is none `but` this one and pinned ones."""
         found: tuple[float, Key] | None = None
         for _ in range(LOOKS):
             key = self._leaves[self._chance.randrange(len(self._leaves))]
-            if key != but:
+            if key != but and key not in self.pinned:
                 worth = self._worth(key)
                 if found is None or worth < found[0]:
                     found = worth, key

@@ -33,7 +33,6 @@ MOST_PULLS = 8  # under way at a time
 GROWING_SECONDS = 30.0  # offers that go on so soon are of the same request; later ones are of another
 MOST_GROWING = 1 << 14  # requests that are remembered for that
 _decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
-_Where = tuple[Segment, int]  # a slot
 
 
 def descriptor_of(told: SpaceDescribed) -> PoolDescriptor:
@@ -76,8 +75,7 @@ class Lending:
         self.tips = Tips()
         self._stages = descriptor_of(told).stages
         self._growing: OrderedDict[tuple[str, Before], _Growing] = OrderedDict()
-        self._where: dict[bytes, _Where] = {}  # kept block -> where it is, or is being copied to
-        self._flying: set[_Where] = set()
+        self._where: dict[bytes, tuple[Segment, int]] = {}  # kept block -> where it is, or is being copied to
         self._pulls: list[_Pull] = []
         segment = self._new_segment(nbytes)
         self._segments: tuple[Segment, ...] = (segment,)  # replaced, never changed: the watching thread reads it
@@ -144,7 +142,8 @@ class Lending:
         self._member.drop_pool(segment.pool)
         keys = [key for key, (where, _) in self._where.items() if where is segment]
         for key in keys:
-            self._flying.discard(self._where.pop(key))
+            del self._where[key]
+        self._keeper.pinned.difference_update(keys)
         self._keeper.lost(keys)
         counters.add("blocks_taken_back", len(keys))
         self._give_up(self._keeper.resize(self._keeper.capacity - segment.slots))
@@ -213,20 +212,19 @@ class Lending:
                 prefix = tokens[: (first + end) * size]
                 sums = _checksums(hit, done, len(slots))
                 self._pulls.append(_Pull(tenant, prefix, first + done, keys[done:end], segment, slots, sums, fetches))
-                for key, slot in zip(keys[done:end], slots.tolist(), strict=True):
-                    self._where[key] = segment, slot
-                    self._flying.add((segment, slot))
+                self._where.update(
+                    (key, (segment, slot)) for key, slot in zip(keys[done:], slots.tolist(), strict=False)
+                )
+                self._keeper.pinned.update(keys[done:end])
                 done = end
         self._keeper.lost(keys[done:])
 
     def _concluded(self, pull: _Pull) -> bool:
-        """If a copy has completed, offer the blocks that came and are still wanted; return whether it has."""
+        """If a copy has completed, offer the blocks that came; return whether it has."""
         if not all(fetch.done() for fetch in pull.fetches):
             return False
-        places = [(pull.segment, slot) for slot in pull.slots.tolist()]
-        self._flying.difference_update(places)
-        wanted = np.array([self._where.get(key) == place for key, place in zip(pull.keys, places, strict=True)])
-        came = leading(np.logical_and.reduce([wanted, *(fetch.valid for fetch in pull.fetches)]))
+        self._keeper.pinned.difference_update(pull.keys)
+        came = leading(np.logical_and.reduce([fetch.valid for fetch in pull.fetches]))
         size, pool = self._member.block_size, pull.segment.pool
         if came:
             self._member.offer_from(
@@ -239,19 +237,18 @@ class Lending:
                 checksums=None if pull.checksums is None else pull.checksums[:came],
             )
             counters.add("blocks_lent", came)
-        lost = [key for key, still in zip(pull.keys[came:], wanted[came:].tolist(), strict=True) if still]
-        for key in lost:
+        for key in pull.keys[came:]:
             del self._where[key]
-        self._keeper.lost(lost)
+        self._keeper.lost(pull.keys[came:])
         pull.segment.free(pull.slots[came:].tolist())
         return True
 
     def _give_up(self, keys: Iterable[bytes]) -> None:
-        """Take the offers of these blocks down and free their slots; those being copied are freed when that is done."""
+        """Take the offers of these blocks down, and free their slots."""
         gone: defaultdict[Segment, list[int]] = defaultdict(list)
         for key in keys:
             place = self._where.pop(key, None)
-            if place is not None and place not in self._flying:
+            if place is not None:
                 gone[place[0]].append(place[1])
         for segment, slots in gone.items():
             self._member.retire_from(segment.pool, np.array(slots))

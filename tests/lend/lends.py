@@ -23,6 +23,7 @@ class Lends(Lender):
     def __init__(self, address: str, blocks: int, segment: int = 1 << 20) -> None:
         self.budget = Budget(torch.device("cpu"), blocks * BLOCK_BYTES, segment * BLOCK_BYTES)
         super().__init__(address, [self.budget])
+        self._turning = threading.Lock()
         self._thread = threading.Thread(target=self.run)
         self._thread.start()
 
@@ -40,9 +41,14 @@ class Lends(Lender):
         """Wait until so many blocks are kept and offered."""
         until(lambda: len(self) == blocks and self.at_rest())
 
+    def turn(self) -> bool:
+        with self._turning:
+            return super().turn()
+
     def at_rest(self) -> bool:
-        """Whether there is nothing to do."""
-        return not any(lending._pulls or lending.tips._tips for lending in self._lendings.values())
+        """Whether nothing is done, and there is nothing to do."""
+        with self._turning:
+            return not any(lending._pulls or lending.tips._tips for lending in self._lendings.values())
 
     def end(self) -> None:
         """Stop, and leave."""

@@ -199,3 +199,13 @@ def test_a_request_that_goes_on_is_noted_where_it_goes_on():
     kept.used(path(1, 2))
     kept.used([(1, 2, 5)], after=(1, 2))
     assert kept._past[(1, 2, 5)].kind == BEHIND
+
+
+def test_pinned_blocks_are_not_given_up():
+    kept: Keeper[Block] = Keeper(2)
+    kept.used(path(1, 2))
+    kept.pinned.add((1, 2))
+    assert kept.used(path(3)) == ([], [])
+    assert kept.resize(1) == [] and len(kept) == 2
+    kept.pinned.clear()
+    assert kept.used(path(3)) == (path(3), [(1, 2)])

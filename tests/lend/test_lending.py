@@ -220,7 +220,7 @@ def test_a_segment_is_taken_back_in_the_middle_of_copies(market_address, two, mo
         lender.lending.take_back()
         monkeypatch.undo()
         until(lambda: not lender.turn())
-        assert len(lender.lending._keeper) <= 4 and not lender.lending._flying
+        assert len(lender.lending._keeper) <= 4 and not lender.lending._keeper.pinned
 
 
 def test_a_lender_goes_on_with_a_new_service(own_address):
