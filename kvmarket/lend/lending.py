@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import msgspec
@@ -83,13 +84,11 @@ class Lending:
         fingerprint = space.partition("/")[0]
         mine = segment.pool.record()
         join = Join(Process.current(), space, told.geometry, told.block_size, (mine,), told.facts, told.label)
-        try:
-            self._member = MarketMember(
-                OwnPools([segment.pool]), join, fingerprint, "", address, self._forget, False, self.tips.note
-            )
-        except BaseException:
-            segment.close()
-            raise
+        with ExitStack() as undo:
+            undo.callback(segment.close)
+            own = OwnPools([segment.pool])
+            self._member = MarketMember(own, join, fingerprint, "", address, self._forget, False, self.tips.note)
+            undo.pop_all()
 
     @property
     def segments(self) -> int:
@@ -119,12 +118,11 @@ class Lending:
     def add_segment(self, nbytes: int) -> None:
         """Add a segment of `nbytes`. Raises what `Segment` raises, and ClosedError."""
         segment = self._new_segment(nbytes)
-        try:
+        with ExitStack() as undo:
+            undo.callback(segment.close)
+            undo.callback(segment.pool.close)
             self._member.add_pool(segment.pool)
-        except BaseException:
-            segment.pool.close()
-            segment.close()
-            raise
+            undo.pop_all()
         self._segments = (*self._segments, segment)
         self._keeper.resize(self._keeper.capacity + segment.slots)
 

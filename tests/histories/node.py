@@ -22,6 +22,7 @@ from kvmarket.registry.service import stream
 from kvmarket.registry.service.exchange import Exchange
 from kvmarket.registry.service.session import Session
 from kvmarket.registry.space import feed
+from tests.histories.knowledge import unknown_in
 from tests.histories.lossy_socket import FAULTS, LossySocket, Weather, connection
 from tests.histories.owner import DEPTH, SLOTS, TENANTS, VOCABULARY, Engine, Held
 
@@ -222,33 +223,9 @@ class Node:
         for _ in range(PATIENCE):
             self.catch_up(30)
             self.check(most=100)
-            if not (unknown := self._unknown()):
+            if not (unknown := unknown_in(self.exchange, self.engines)):
                 return
         raise AssertionError(unknown)
-
-    def _unknown(self) -> str:
-        """What a reader does not know of the pools and offers that stand; empty if all know all and nothing else."""
-        pools = {name for engine in self.engines for name in engine.held()}
-        replicas = [engine.client._replica for engine in self.engines]
-        for known in (
-            {name for space in self.exchange.members.spaces.values() for name in space.pools},
-            *(set(each.space.pools) - set(each._absent) for each in replicas),  # absent ones are forgotten later
-        ):
-            if known != pools:
-                return f"{len(known - pools)} pools are known that are gone, {len(pools - known)} are not known"
-        offered = {id(engine): engine.offered() for engine in self.engines}
-        everything = set().union(*offered.values())
-        for reader in self.engines:
-            for tenant, tokens in everything:
-                prefixes = [(tenant, tokens[:end]) for end in range(1, len(tokens) + 1)]
-                mine = offered[id(reader)] if not reader.client._finds_own else set()
-                others = set().union(*(offered[id(each)] for each in self.engines if each is not reader or not mine))
-                known = others if not reader.client._finds_own else everything
-                wanted = next((i for i, prefix in enumerate(prefixes) if prefix not in known), len(prefixes))
-                hit = reader.control.match(np.array(tokens, np.int32), tenant=tenant)
-                if hit.blocks < wanted:
-                    return f"{hit.blocks} of {wanted} blocks of {tenant!r} {tokens} are known"
-        return ""
 
 
 OPERATIONS = {
