@@ -35,11 +35,15 @@ def lend(
     host_gb: Annotated[
         float | None, typer.Option(min=0.0, help="GB of host memory to lend, to engines on CPUs.")
     ] = None,
+    keep_free: Annotated[float, typer.Option(min=0.0, help="GB that stay free there for others.")] = 0.0,
 ) -> None:
-    """Lend memory: keep what engines of the market compute, for all of them, until interrupted."""
+    """Lend memory: keep what engines of the market compute, for all of them, until interrupted.
+
+    SIGUSR1 gives all of it back at once, SIGUSR2 lends it again.
+    """
     from kvmarket.cli.lend import lend as run
 
-    run(address, gpu, gb, host_gb)
+    run(address, gpu, gb, host_gb, keep_free)
 
 
 @app.command()

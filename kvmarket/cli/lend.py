@@ -10,17 +10,23 @@ import torch
 from rich.console import Console
 
 from kvmarket.errors import MisuseError
-from kvmarket.lend.lender import Budget, Lender
+from kvmarket.lend.budget import Budget
+from kvmarket.lend.lender import Lender
 
 NICENESS = 10  # engines go first where cores are scarce
 
 
-def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float | None) -> None:
-    """Lend until SIGINT or SIGTERM, then leave nothing behind. Raises MisuseError, or AddressError."""
+def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float | None, keep_free: float) -> None:
+    """Lend until SIGINT or SIGTERM, then leave nothing behind. SIGUSR1 gives all memory back, SIGUSR2 lends it again.
+
+    Raises MisuseError, or AddressError.
+    """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    lender = Lender(address, _budgets(gpu, gb, host_gb))
+    lender = Lender(address, _budgets(gpu, gb, host_gb, int(keep_free * 1e9)))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: lender.stop())
+    signal.signal(signal.SIGUSR1, lambda *_: lender.pause())
+    signal.signal(signal.SIGUSR2, lambda *_: lender.resume())
     os.nice(NICENESS)
     Console(stderr=True).print(f"lending at {lender.place}; interrupt to stop")
     try:
@@ -29,7 +35,7 @@ def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float 
         lender.close()
 
 
-def _budgets(gpu: int | None, gb: float | None, host_gb: float | None) -> list[Budget]:
+def _budgets(gpu: int | None, gb: float | None, host_gb: float | None, keep_free: int) -> list[Budget]:
     """The memory to lend, of each device. Raises MisuseError."""
     budgets = []
     if gb is not None or gpu is not None:
@@ -37,7 +43,7 @@ def _budgets(gpu: int | None, gb: float | None, host_gb: float | None) -> list[B
             raise MisuseError(f"--gpu {gpu} without --gb; say how many GB of it to lend")
         if not torch.cuda.is_available() or (gpu or 0) >= torch.cuda.device_count():
             raise MisuseError(f"there is no GPU {gpu or 0} on this machine; lend host memory with --host-gb")
-        budgets.append(Budget(torch.device("cuda", gpu or 0), int(gb * 1e9)))
+        budgets.append(Budget(torch.device("cuda", gpu or 0), int(gb * 1e9), keep_free=keep_free))
     if host_gb is not None:
-        budgets.append(Budget(torch.device("cpu"), int(host_gb * 1e9)))
+        budgets.append(Budget(torch.device("cpu"), int(host_gb * 1e9), keep_free=keep_free))
     return budgets

@@ -9,40 +9,23 @@ from collections.abc import Sequence
 from functools import partial
 
 import msgspec
-import torch
 
 from kvmarket import counters
 from kvmarket.errors import KVMarketError, MisuseError, RegistryError
+from kvmarket.lend.budget import Budget
 from kvmarket.lend.lending import Lending, descriptor_of
 from kvmarket.registry.client.asking import ask_space, ask_spaces
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import MAX_POOLS
 from kvmarket.support.supervised import survived
 
-SEGMENT_BYTES = 1 << 30
 LOOK_SECONDS = 1.0  # between two looks at the spaces
 TURN_SECONDS = 0.01  # between two turns, while nothing is new
 COPY_SECONDS = 0.001  # while copies are under way
 AGAIN_SECONDS = 10.0  # until a space that could not be joined is tried again
+PRESSURE_SECONDS = 0.02  # between two looks whether memory must be given back
 
 _log = logging.getLogger("kvmarket.lend")
-
-
-class Budget:
-    """Memory of one device that is lent: up to `nbytes`, in segments of equal size."""
-
-    def __init__(self, device: torch.device, nbytes: int, segment_bytes: int = SEGMENT_BYTES) -> None:
-        """Lend nothing yet. Raises MisuseError unless `nbytes` is positive."""
-        if nbytes < 1:
-            raise MisuseError(f"{nbytes} bytes of {device} to lend; give at least the size of a block")
-        count = min(MAX_POOLS, -(-nbytes // segment_bytes))
-        self.device, self.nbytes, self.segment_bytes = device, nbytes, nbytes // count
-        self.lent = 0
-
-    @property
-    def room(self) -> bool:
-        """Whether there is memory for one more segment."""
-        return self.lent + self.segment_bytes <= self.nbytes
 
 
 class Lender:
@@ -57,7 +40,8 @@ class Lender:
         self._lendings: dict[str, Lending] = {}
         self._engines: dict[str, int] = {}  # number of engines by space
         self._tried: dict[str, float] = {}  # spaces that could not be joined -> when
-        self._look_at = 0.0
+        self._look_at = self._pressure_at = 0.0
+        self._paused = threading.Event()
         self._stopped = threading.Event()
 
     def run(self) -> None:
@@ -69,12 +53,24 @@ class Lender:
             self._stopped.wait(COPY_SECONDS if busy and not turn.failed else TURN_SECONDS)
 
     def turn(self) -> bool:
-        """Look at the spaces where that is due, and do some work in each; return whether there is more to do soon."""
+        """Look at memory and spaces where that is due, and do some work in each; return whether more is to do soon."""
         now = time.monotonic()
+        if now >= self._pressure_at:
+            self._pressure_at = now + PRESSURE_SECONDS
+            for budget in self._budgets:
+                self._heed_pressure(budget)
         if now >= self._look_at:
             self._look_at = now + LOOK_SECONDS
             self._look()
         return any([lending.turn(partial(self._more, lending)) for lending in list(self._lendings.values())])
+
+    def pause(self) -> None:
+        """Give all memory back, at the next turn, and lend none until `resume`. As `stop`."""
+        self._paused.set()
+
+    def resume(self) -> None:
+        """Lend again after `pause`. As `stop`."""
+        self._paused.clear()
 
     def stop(self) -> None:
         """Make `run` return soon. May be called from any thread or signal handler."""
@@ -86,6 +82,14 @@ class Lender:
             lending.close()
         self._lendings.clear()
 
+    def _heed_pressure(self, budget: Budget) -> None:
+        """Give memory back: all while paused, else a segment if the device has too little free memory."""
+        while budget.lent and (self._paused.is_set() or budget.short):
+            self._shrink(budget, [each for each in self._lendings.values() if self._budget(each) is budget])
+            counters.add("segments_given_back")
+            if not self._paused.is_set():
+                return
+
     def _look(self) -> None:
         """Join spaces that have engines, where there is memory."""
         try:
@@ -94,7 +98,7 @@ class Lender:
             return
         self._engines = {space.name: space.engines for space in spaces}
         now = time.monotonic()
-        for name, engines in self._engines.items():
+        for name, engines in self._engines.items() if not self._paused.is_set() else ():
             if engines and name not in self._lendings and now - self._tried.get(name, -AGAIN_SECONDS) >= AGAIN_SECONDS:
                 self._join(name, now)
 
@@ -139,17 +143,20 @@ class Lender:
         while not budget.room:
             others = [each for each in self._lendings.values() if each is not taker and self._budget(each) is budget]
             idle = [each for each in others if not self._engines.get(each.space)]
-            if not others:
+            fair = max((each.segments for each in others), default=0) > (taker.segments if taker else 0) + 1
+            if budget.short or not (idle or fair):
                 return False
-            largest = max(idle or others, key=lambda each: each.segments)
-            if largest.segments > 1 and (idle or largest.segments > (taker.segments if taker else 0) + 1):
-                largest.take_back()
-            elif idle:
-                self._lendings.pop(largest.space).close()
-            else:
-                return False
-            budget.lent -= budget.segment_bytes
+            self._shrink(budget, idle or others)
         return True
+
+    def _shrink(self, budget: Budget, among: Sequence[Lending]) -> None:
+        """Take a segment back from the lending with most of them; if that is its only one, leave its space."""
+        largest = max(among, key=lambda each: each.segments)
+        if largest.segments > 1:
+            largest.take_back()
+        else:
+            self._lendings.pop(largest.space).close()
+        budget.lent -= budget.segment_bytes
 
     def _budget(self, lending: Lending) -> Budget:
         return next(each for each in self._budgets if each.device == lending.device)

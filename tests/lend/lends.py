@@ -10,7 +10,8 @@ from unittest.mock import patch
 import torch
 
 from kvmarket.lend import lender as lender_module
-from kvmarket.lend.lender import Budget, Lender
+from kvmarket.lend.budget import Budget
+from kvmarket.lend.lender import Lender
 from kvmarket.lend.lending import Lending
 from tests.model_engine import until
 
@@ -20,8 +21,8 @@ BLOCK_BYTES = 2 * 2 * 4 * 24 * 2  # of a model engine
 class Lends(Lender):
     """A lender of `blocks` blocks in segments of `segment` blocks, whose `run` is a thread's."""
 
-    def __init__(self, address: str, blocks: int, segment: int = 1 << 20) -> None:
-        self.budget = Budget(torch.device("cpu"), blocks * BLOCK_BYTES, segment * BLOCK_BYTES)
+    def __init__(self, address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0) -> None:
+        self.budget = Budget(torch.device("cpu"), blocks * BLOCK_BYTES, segment * BLOCK_BYTES, keep_free)
         super().__init__(address, [self.budget])
         self._turning = threading.Lock()
         self._thread = threading.Thread(target=self.run)
@@ -58,10 +59,10 @@ class Lends(Lender):
 
 
 @contextmanager
-def lending(address: str, blocks: int, segment: int = 1 << 20) -> Iterator[Lends]:
+def lending(address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0) -> Iterator[Lends]:
     """A lender that has joined the space of the engines that are there."""
     with patch.object(lender_module, "LOOK_SECONDS", 0.02):
-        lender = Lends(address, blocks, segment)
+        lender = Lends(address, blocks, segment, keep_free)
         try:
             until(lambda: lender._lendings)
             yield lender

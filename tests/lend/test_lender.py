@@ -9,8 +9,10 @@ import torch
 
 from kvmarket import counters
 from kvmarket.errors import MisuseError
+from kvmarket.lend import budget as budget_module
 from kvmarket.lend import lender as lender_module
-from kvmarket.lend.lender import Budget, Lender
+from kvmarket.lend.budget import Budget, free_bytes
+from kvmarket.lend.lender import Lender
 from tests.lend.lends import BLOCK_BYTES, Lends, lending
 from tests.model_engine import BLOCK, ModelEngine, prompt, until
 
@@ -175,3 +177,53 @@ def test_it_waits_for_a_market_and_survives_what_fails(own_address, monkeypatch,
     assert "lending" in caplog.text and not fails
     lender.end()
     engine.close()
+
+
+def test_a_signal_takes_all_memory_back_and_another_lends_it_again(own_address):
+    (engine,) = engines_of(own_address, "one")
+    with lending(own_address, 8, segment=4) as lender:
+        fill(engine, 0, 1)
+        lender.keeps(8)
+        lender.pause()
+        until(lambda: not lender._lendings and lender.budget.lent == 0)
+        fill(engine, 2)
+        assert not lender.turn()
+        lender.resume()
+        until(lambda: lender._lendings)
+        lender.keeps(8)
+    engine.close()
+
+
+def test_memory_is_given_back_while_others_have_too_little(own_address, monkeypatch):
+    free = [10 * BLOCK_BYTES]
+    monkeypatch.setattr(budget_module, "free_bytes", lambda device: free[0])
+    (engine,) = engines_of(own_address, "one")
+    with lending(own_address, 12, segment=4, keep_free=5 * BLOCK_BYTES) as lender:
+        fill(engine, 0)
+        lender.keeps(4)
+        free[0] = 6 * BLOCK_BYTES
+        fill(engine, 1)
+        until(lambda: lender.at_rest())
+        assert lender.lending.segments == 1, "another segment would leave too little"
+        free[0] = 10 * BLOCK_BYTES
+        fill(engine, 2)
+        until(lambda: lender.lending.segments == 2)
+        free[0] = 4 * BLOCK_BYTES
+        until(lambda: not lender._lendings and lender.budget.lent == 0)
+        free[0] = 9 * BLOCK_BYTES
+        until(lambda: lender._lendings)
+    engine.close()
+
+
+def test_free_memory_is_that_of_the_machine_or_of_the_control_group(monkeypatch, tmp_path):
+    assert free_bytes(CPU) > 0
+    monkeypatch.setattr(budget_module, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(budget_module, "CGROUP", tmp_path)
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:       7 kB\n")
+    assert free_bytes(CPU) == 7 * 1024
+    (tmp_path / "memory.current").write_text("1000\n")
+    for most, expected in (("max", 7 * 1024), ("3000", 2000), ("900000", 7 * 1024)):
+        (tmp_path / "memory.max").write_text(f"{most}\n")
+        assert free_bytes(CPU) == expected
+    (tmp_path / "meminfo").write_text("")
+    assert free_bytes(CPU) == 0
