@@ -193,10 +193,12 @@ class Lending:
         return known if known is not None and time.monotonic() - known.time < GROWING_SECONDS else None
 
     def _pull(self, tenant: str, tokens: Int32s, first: int, keys: Sequence[bytes]) -> None:
-        """Begin to copy blocks `first` ... of the prefix `tokens`, as many as are on offer and find a slot."""
+        """Begin to copy blocks `first` ... of the prefix `tokens`, as many as engines offer and find a slot.
+
+        Blocks that another lender has already are not copied: they are kept once.
+        """
         hit = self._member.match(tokens, tenant=tenant, first=first)
-        blocks = self._member.unlent(hit)
-        size, done = self._member.block_size, 0
+        blocks, size, done = hit.computed, self._member.block_size, 0
         for segment in self._segments:
             while done < blocks and len(slots := segment.take(blocks - done)):
                 end = done + len(slots)

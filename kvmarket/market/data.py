@@ -44,6 +44,7 @@ class MappedPool:
     slots: SlotArray
     generations: GenerationReader
     owners: tuple[Process | Relayed, ...]  # the pool is useless if one of these processes dies
+    lent: bool
 
     def alive(self) -> bool:
         """Whether all owners are alive. Costs about 20 us each."""
@@ -119,7 +120,7 @@ class DataHalf:
                 live = leading(Piece(mapped.generations, run).standing())
                 if live:
                     offers = run.part(0, live)
-                    pieces.append(Piece(mapped.generations, offers))
+                    pieces.append(Piece(mapped.generations, offers, mapped.lent))
                     copies.append(Copy(mapped.slots, offers.slots, ids[at : at + live], offers.checksums is not None))
                 at += live
                 if live < len(run):
@@ -270,7 +271,8 @@ class DataHalf:
                 hear(descriptor.pool)
             return None
         owners = (descriptor.generations.owner, memory.owner)
-        return MappedPool(array, generations, tuple(lives_with(each, descriptor.generations) for each in owners))
+        living = tuple(lives_with(each, descriptor.generations) for each in owners)
+        return MappedPool(array, generations, living, descriptor.lent)
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or used directly if the pool belongs to this same process."""

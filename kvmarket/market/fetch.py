@@ -21,10 +21,11 @@ from kvmarket.ways import FAILURES, Int64s, Started
 
 
 class Piece(NamedTuple):
-    """Consecutive blocks of a fetch from one pool: their offers, and the reader of the pool's generations."""
+    """Consecutive blocks of a fetch from one pool: its generations' reader, the offers, whether it is a lender's."""
 
     generations: GenerationReader
     offers: Offers
+    lent: bool = False
 
     def standing(self) -> Flags:
         """For each block, whether its slot still has the offer's generation, and the pool the offer's epoch.
@@ -145,9 +146,12 @@ class Fetch:
             valid = np.concatenate([valid, np.zeros(self._asked - len(valid), np.bool_)])
         self.seconds = time.perf_counter() - self.begun
         self._end(valid)
-        self._pieces, self._started = (), None
+        pieces, self._pieces, self._started = self._pieces, (), None
         count = leading(valid)
         counters.add("blocks_fetched", count)
+        if any(piece.lent for piece in pieces):
+            lent = np.concatenate([np.full(len(piece.offers), piece.lent) for piece in pieces])
+            counters.add("blocks_fetched_from_lenders", int(np.count_nonzero(lent[:count])))
         counters.add("bytes_fetched", count * self._block_bytes)
 
     def _end(self, valid: Flags) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -67,11 +66,6 @@ class MarketMember:
     def prefix_of(self, pool: str, block: Before) -> tuple[str, Int32s] | None:
         """The tenant and the tokens of the prefix that ends in this block of `pool`; None if it is not on offer."""
         return self._client.prefix_of(pool, block)
-
-    def unlent(self, hit: Hit) -> int:
-        """Number of leading blocks of `hit` that lie in pools of engines, and not in those of lenders."""
-        lent = self._client.lent()
-        return sum(len(run) for run in itertools.takewhile(lambda run: run.pool not in lent, hit.runs))
 
     def add_pool(self, pool: OwnPool) -> None:
         """Add a pool, whose slots may be offered from now on. Raises ClosedError."""

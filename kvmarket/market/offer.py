@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -26,13 +27,14 @@ class Stage(msgspec.Struct, frozen=True):
 class PoolDescriptor(msgspec.Struct, frozen=True):
     """A pool as other engines see it: its generations, and its stages (one, unless the engine is pipelined).
 
-    Names memory, owns none. The ranks of a pool are those of its stages, one stage after another. Raises LayoutError if
-    the stages differ in the number of slots or in the tokens of a block.
+    Names memory, owns none. The ranks of a pool are those of its stages, one stage after another. `lent`: whether it is
+    a lender's. Raises LayoutError if the stages differ in the number of slots or in the tokens of a block.
     """
 
     pool: str
     generations: SharedFile
     stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
+    lent: bool = False
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
@@ -64,7 +66,7 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
         stages = [
             Stage(stage.layout, tuple(each.held_by(process, left) for each in stage.ranks)) for stage in self.stages
         ]
-        return PoolDescriptor(self.pool, generations, tuple(stages))
+        return PoolDescriptor(self.pool, generations, tuple(stages), self.lent)
 
     @property
     def ranks(self) -> tuple[tuple[Layout, Memory], ...]:
@@ -129,6 +131,11 @@ class Hit(msgspec.Struct, frozen=True, eq=False):
     fingerprint: str = ""  # fingerprint and tenant of the match: only they may fetch the blocks
     tenant: str = ""
     prefix: Int32s | None = None  # the tokens of all blocks from the prompt's start on; None if not kept
+
+    @property
+    def computed(self) -> int:
+        """Number of leading blocks that lie in pools of engines, before the first one in a lender's."""
+        return sum(len(run) for run in itertools.takewhile(lambda run: not self.pools[run.pool].lent, self.runs))
 
     def part(self, start: int, count: int) -> tuple[Offers, ...]:
         """The offers of blocks `start` .. `start + count` of this hit."""

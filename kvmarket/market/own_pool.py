@@ -28,11 +28,10 @@ class OwnPool:
         `lent`: whether it is a lender's.
         Raises LayoutError for stages that do not hold the same blocks, and what `Generations` raises.
         """
-        self._lent = lent
         check_stages(stages)  # first, so that nothing has to be closed if it raises
         self.generations = generations or Generations(stages[0].layout.slots)
         self._epoch = self.generations.epoch
-        self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages))
+        self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages), lent)
         self.ledger = Ledger(self.record(), stages[0].layout.block_size)
 
     def catch_up(self) -> bool:
@@ -78,7 +77,7 @@ class OwnPool:
             self.descriptor.slots,
             self.descriptor.processes,
             msgspec.msgpack.encode(self.descriptor),
-            self._lent,
+            self.descriptor.lent,
         )
 
 

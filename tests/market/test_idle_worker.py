@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_either_owner_of_a_pool_counts(market_address, worker, which):
     pool = worker._mapped[name]
     other = Sleeper()
     owners = (other.known, pool.owners[1]) if which == "generations" else (pool.owners[0], other.known)
-    worker._mapped[name] = type(pool)(pool.slots, pool.generations, owners)
+    worker._mapped[name] = replace(pool, owners=owners)
     worker._watch_owners()
     other.kill()
     until(lambda: name not in worker._mapped)

@@ -41,6 +41,11 @@ COUNTERS = (
         "kvmarket_fetched_blocks_total", "Blocks fetched from peers, by every rank.", {"blocks_fetched": None}
     ),
     CounterMetric(
+        "kvmarket_fetched_blocks_from_lenders_total",
+        "Of the fetched blocks those that a lender kept (`kvmarket lend`), by every rank.",
+        {"blocks_fetched_from_lenders": None},
+    ),
+    CounterMetric(
         "kvmarket_fetched_bytes_total", "Bytes of the blocks fetched from peers, by all ranks.", {"bytes_fetched": None}
     ),
     CounterMetric(

@@ -13,6 +13,7 @@ from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.status import MemberStatus, Status
 
 HITS, IMPORTED, FETCHED = "vllm_tokens_asked", "vllm_tokens_imported", "bytes_fetched"  # names of counters
+LENT, GIVEN_UP, TAKEN_BACK = "blocks_lent", "blocks_given_up", "blocks_taken_back"  # of a lender
 FAILED = ("fetch_cut", "fetch_stale", "fetch_corrupt", "fetch_failed", "pool_unreachable", "vllm_hook_failed")
 HEADINGS = ("pid", "port", "space", "offers", "hits", "imported", "fetched", "failed")
 UNKNOWN = "-"
@@ -29,10 +30,13 @@ def screen_of(place: Address, status: Status) -> Group:
     """The screen: engines, spaces, failures by reason, and the counters of the service."""
     spaces = {space.name: number for number, space in enumerate(status.spaces, 1)}
     offers = sum(member.offers for member in status.members)
-    title = f"{status.blocks:,} blocks on offer, {offers:,} offers, {len(status.members)} engines"
+    lenders = [member for member in status.members if member.lends]
+    engines = len(status.members) - len(lenders)
+    title = f"{status.blocks:,} blocks on offer, {offers:,} offers, {engines} engines, {len(lenders)} lenders"
     lines = [
         *(_space(name, number, status.members) for name, number in spaces.items()),
         *(["engines share within one space alone; kvmarket top --why says why"] if len(spaces) > 1 else []),
+        *map(_lender, lenders),
         *_failures(status.members),
         f"counted by the service: {_listed(status.counters)}",
         *SUMS,
@@ -79,9 +83,18 @@ def _engines(members: Iterable[MemberStatus], spaces: Mapping[str, int]) -> Tabl
 
 def _space(name: str, number: int, members: Iterable[MemberStatus]) -> str:
     """A line about one space: its name, its number of engines, and the names of their models."""
-    labels = [member.label.model for member in members if member.space == name]
+    labels = [member.label.model for member in members if member.space == name and not member.lends]
     models = ", ".join(sorted(set(labels) - {""})) or UNKNOWN
     return f"space {number}: {name}, engines: {len(labels)}, model: {models}"
+
+
+def _lender(member: MemberStatus) -> str:
+    """A line about a lender: what it keeps, and what it has kept and given up so far."""
+    kept, gave, took = (short(total(member.counters, [name]) or 0) for name in (LENT, GIVEN_UP, TAKEN_BACK))
+    return (
+        f"{member.pid} lends {member.pools} segments, with {short(member.offers)} blocks; "
+        f"kept so far: {kept}, given up for others: {gave}, taken back: {took}"
+    )
 
 
 def _failures(members: Iterable[MemberStatus]) -> Iterator[str]:

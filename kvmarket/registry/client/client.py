@@ -125,11 +125,6 @@ class Client(Telling):
         """Our descriptors of the memory of a pool in another PID namespace; None if they have not come yet."""
         return self._foreign.of(pool)
 
-    def lent(self) -> frozenset[str]:
-        """The pools of lenders."""
-        with self._lock:
-            return frozenset(name for name, pool in self._replica.space.pools.items() if pool.record.lent)
-
     def peers(self) -> int:
         """Number of other engines in the space. Pools whose first process is the same count as one engine."""
         own = {record.pool for record in self._join.pools}

@@ -51,7 +51,7 @@ def test_what_engines_are_called_and_what_they_have_counted(own_address: str):
         ["12", "8001", "2", "7", "4,096", "2,048", "3.2GB", "3"],
     ]
     said = " ".join(lines)
-    assert f"service 7 at {own_address}" in said and "12 blocks on offer, 20 offers, 3 engines" in said
+    assert f"service 7 at {own_address}" in said and "12 blocks on offer, 20 offers, 3 engines, 0 lenders" in said
     assert f"space 1: {OTHER}, engines: 1, model: another" in said
     assert f"space 2: {ONE}, engines: 2, model: {MODEL}" in said
     assert "failed in 12: fetch_stale 2 (a block was retired while it was being fetched), vllm_hook_failed 1" in said
@@ -60,6 +60,21 @@ def test_what_engines_are_called_and_what_they_have_counted(own_address: str):
     assert "kvmarket top --why" in said
     for explained in ("blocks:", "offers:", "hits:", "imported:", "fetched:", "failed:", "-:"):
         assert explained in said, "the sums are explained"
+
+
+def test_lenders_are_told_apart_from_engines(own_address: str):
+    counted = {"blocks_lent": 900, "blocks_given_up": 300, "blocks_taken_back": 100}
+    members = (
+        MemberStatus(11, ONE, 1, 8, Label(MODEL, 8000)),
+        MemberStatus(12, ONE, 3, 500, Label(MODEL), counted, lends=True),
+        MemberStatus(13, ONE, 1, 0, lends=True),
+    )
+    lines = lines_of(screen_of(Address(own_address), status(*members)))
+    assert [row[0] for row in rows_of(lines)] == ["11", "12", "13"]
+    said = " ".join(lines)
+    assert "508 offers, 1 engines, 2 lenders" in said and "engines: 1," in said
+    assert "12 lends 3 segments, with 500 blocks; kept so far: 900, given up for others: 300, taken back: 100" in said
+    assert "13 lends 1 segments, with 0 blocks; kept so far: 0" in said
 
 
 def test_nobody_is_sent_to_compare_one_space(own_address: str):
