@@ -58,6 +58,8 @@ class Driver:
         try:
             for index in range(self.plan.engines):
                 self._begin(kept=index < self.plan.keep, fault=self.plan.fault if index == 0 else "")
+            for index in range(self.plan.lenders):
+                self._begin(kept=index == 0, lends=True)
             if self.plan.branches or self.plan.tenants:
                 self._crowd = multiprocessing.get_context("spawn").Process(
                     target=crowd, args=(str(self._address), self.plan.branches, self.plan.tenants), daemon=True
@@ -113,13 +115,13 @@ class Driver:
     def _fetches(self) -> int:
         return self.result.done["fetches"] + sum(engine.tally["fetches"] for engine in self._engines)
 
-    def _begin(self, *, kept: bool = False, fault: str = "") -> None:
+    def _begin(self, *, kept: bool = False, fault: str = "", lends: bool = False) -> None:
         number = self.result.incarnations
-        name, steady = f"engine{number}", kept and number == 0
+        name, steady = f"{'lender' if lends else 'engine'}{number}", kept and number == 0
         seed = self.plan.seed * 1_000_003 + number
         life = Life(
             str(self._address), str(self._home), name, seed, self.plan.seed, self.plan.device, not steady, fault,
-            self.plan.loss,
+            self.plan.loss, lends,
         )  # fmt: skip
         engine = Incarnation(life, kept=kept)
         self._engines.append(engine)
@@ -133,9 +135,9 @@ class Driver:
             getattr(self, f"_{self._events.pop()[1]}")()
         while self._due and self._due[0][0] <= now:
             _, number, what = heapq.heappop(self._due)
-            if what == "begin":
+            if what in ("begin", "begin a lender"):
                 self.result.restarts += 1
-                self._begin()
+                self._begin(lends=what != "begin")
             if what == "resume_service":
                 with suppress(ProcessLookupError):
                     os.kill(number, signal.SIGCONT)
@@ -156,7 +158,7 @@ class Driver:
         victim.kill()
         self.result.kills += 1
         self._bury(victim)
-        self._later(self._chance.choice((0.0, 0.0, 0.3)), "begin")
+        self._later(self._chance.choice((0.0, 0.0, 0.3)), _begin_of(victim))
 
     def _stop(self) -> None:
         running = [engine for engine in self._engines if engine.alive and not engine.stopped]
@@ -196,7 +198,7 @@ class Driver:
                 engine.kill()
             if not engine.alive:
                 self._bury(engine)
-                self._later(0.0, "begin")
+                self._later(0.0, _begin_of(engine))
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + max(0.2, self.plan.seconds / 100)
             self._look_who_is_settled()
@@ -271,3 +273,8 @@ class Driver:
         if TRACEBACK in text:
             self.result.exceptions.append(f"an exception in the service:\n{text}")
             log.write_text("")
+
+
+def _begin_of(dead: Incarnation) -> str:
+    """What must be done for another one of its kind to begin."""
+    return "begin a lender" if dead.life.lends else "begin"

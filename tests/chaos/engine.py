@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from kvmarket import Hit, counters
+from kvmarket import Hit
 from kvmarket.market.fetch import Fetch
 from tests.chaos.owner import STAGED_SLOTS, Life, Owner
+from tests.chaos.tally import write_counters
 from tests.model_engine import BLOCK
 
 IN_FLIGHT = 4
@@ -67,12 +66,12 @@ class Engine(Owner):
             step += 1
             if time.monotonic() - beat > BEAT_SECONDS:
                 beat = time.monotonic()
-                self._write_counters()
+                write_counters(self.life.home, self.life.name)
                 if driver is not None and not driver.is_alive():
                     break
         self.settle_all()
         self.close()
-        self._write_counters()
+        write_counters(self.life.home, self.life.name)
 
     def step(self) -> None:
         """One random operation."""
@@ -222,9 +221,3 @@ class Engine(Owner):
             step, blocks = self.tally["steps"], np.flatnonzero(valid)[bad] + flight.first
             where = f"blocks {blocks.tolist()} of prompt {flight.prompt} in slots {slots[bad].tolist()}"
             print(f"WRONG BYTES in step {step} of seed {self.life.seed}: {where}", file=sys.stderr, flush=True)
-
-    def _write_counters(self) -> None:
-        path = Path(self.life.home) / f"{self.life.name}.counters"
-        fresh = path.with_suffix(".fresh")
-        fresh.write_text(json.dumps(counters.snapshot()))
-        fresh.replace(path)

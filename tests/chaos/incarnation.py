@@ -17,6 +17,7 @@ import torch
 
 from tests.chaos.crowd import lose_messages
 from tests.chaos.faults import engine_of
+from tests.chaos.lender import ChaosLender
 from tests.chaos.owner import Life
 from tests.chaos.tally import Tally
 
@@ -36,7 +37,7 @@ def live(life: Life) -> None:
     torch.set_num_threads(1)
     if life.loss:
         lose_messages(life.loss, life.seed)
-    engine_of(life).run()
+    (ChaosLender(life) if life.lends else engine_of(life)).run()
 
 
 class Incarnation:

@@ -20,7 +20,7 @@ SLOTS, STAGED_SLOTS, SLOT_BYTES = 128, 24, 2 * 2 * BLOCK * 24 * 2
 
 
 class Life(NamedTuple):
-    """The settings of one incarnation of an engine; its operations are a function of `seed` and `world`."""
+    """The settings of one incarnation of an engine or a lender; what it does is a function of `seed` and `world`."""
 
     address: str
     home: str  # folder of its files: name.tally, name.log, name.counters
@@ -31,6 +31,7 @@ class Life(NamedTuple):
     rejoins: bool = True  # whether it leaves and joins again now and then
     fault: str = ""  # see faults.py
     loss: float = 0.0  # see crowd.py
+    lends: bool = False  # see lender.py
 
 
 class Owner(ModelEngine):

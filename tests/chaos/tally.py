@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 from pathlib import Path
+
+from kvmarket import counters
 
 COUNTS = (
     "steps",
@@ -54,3 +57,11 @@ class Tally:
     def stop(self) -> None:
         """Ask the engine to settle what is in flight, leave the market and exit."""
         self._words[_STOP] = 1
+
+
+def write_counters(home: str, name: str) -> None:
+    """Write the counters of kvmarket in this process into a file, of which the driver reads the newest whole one."""
+    path = Path(home) / f"{name}.counters"
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(json.dumps(counters.snapshot()))
+    fresh.replace(path)

@@ -46,6 +46,22 @@ def test_nothing_is_ever_wrong_in_a_crowd_that_loses_messages():
 
 
 @pytest.mark.slow
+def test_nothing_is_ever_wrong_with_lenders():
+    result = chaos(seed=6, seconds=10, engines=4, lenders=2, kills=15, stops=6, service_kills=2)
+    check(result)
+    assert result.counters["blocks_fetched_from_lenders"] > 200
+    assert all(result.counters[name] > 10 for name in ("blocks_lent", "blocks_given_up", "blocks_taken_back"))
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+def test_nothing_is_ever_wrong_with_lenders_over_cuda_ipc():
+    result = chaos(seed=7, seconds=30, engines=3, lenders=1, kills=6, stops=2, service_kills=1, device="cuda")
+    check(result)
+    assert result.counters["blocks_fetched_from_lenders"] > 200
+
+
+@pytest.mark.slow
 @pytest.mark.gpu
 def test_nothing_is_ever_wrong_over_cuda_ipc():
     result = chaos(seed=3, seconds=30, engines=4, kills=10, stops=4, service_kills=1, device="cuda")
