@@ -82,7 +82,7 @@ define overlay
 	@$(pip) $(3) -r $(1)/vllm.txt && rm -r $(1)/wheel
 endef
 
-.PHONY: install help demo demo-vllm demo-serve test test-long test-vllm check docs dist coverage mutants bench clean
+.PHONY: install help demo demo-lend demo-vllm demo-serve test test-long test-vllm check docs dist coverage mutants bench clean
 
 install: $(FULL) ## make .venv with everything in it
 
@@ -91,6 +91,9 @@ help: ## this list
 
 demo: $(BASE) ## two engines of our own: the second imports the first one's prefix
 	@$(PY) -m kvmarket.cli demo
+
+demo-lend: $(BASE) ## the same with a lender: the first engine is killed, and the second imports its prefix all the same
+	@$(PY) -m kvmarket.cli demo --lend
 
 demo-vllm: $(FULL) ## the same with two vLLM engines
 	@$(PY) examples/vllm_two_engines.py

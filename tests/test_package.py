@@ -69,8 +69,9 @@ def test_the_wheel_brings_the_command_and_the_plugin(wheel: Path):
 
 
 @pytest.mark.slow
-def test_the_demo_needs_no_checkout(wheel: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "kvmarket.cli", "demo", "--device", "cpu", "--tokens", "200"]
+@pytest.mark.parametrize("more", [[], ["--lend"]], ids=["", "lend"])
+def test_the_demo_needs_no_checkout(wheel: Path, tmp_path: Path, more: list[str]):
+    command = [sys.executable, "-m", "kvmarket.cli", "demo", "--device", "cpu", "--tokens", "200", *more]
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0 and "outputs identical" in run.stdout, run.stdout + run.stderr

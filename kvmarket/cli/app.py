@@ -74,14 +74,18 @@ def doctor(
 
 
 @app.command()
-def demo(device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto", tokens: int = 0) -> None:
+def demo(
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    tokens: int = 0,
+    lend: Annotated[bool, typer.Option(help="Kill the first engine before that: a lender keeps its blocks.")] = False,
+) -> None:
     """Run two engines with one prefill: the second engine fetches the prefix from the first one's pool.
 
     Exits with 1 unless the outputs are identical.
     """
     from kvmarket.cli.demo import demo as run
 
-    raise typer.Exit(run(device, tokens))
+    raise typer.Exit(run(device, tokens, lend=lend))
 
 
 def run() -> None:

@@ -1,4 +1,7 @@
-"""``kvmarket demo``: two engine processes; the second fetches the first one's prefix, and the time saved is shown."""
+"""``kvmarket demo``: two engine processes; the second fetches the first one's prefix, and the time saved is shown.
+
+With a lender, the first engine is killed before that, and the prefix comes from the lender.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 import random
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,10 +21,14 @@ from rich.table import Table
 from kvmarket.child import command, environment
 from kvmarket.cli.demo_engine import Configuration, Ready, Reply, Request
 from kvmarket.errors import KVMarketError, MisuseError
+from kvmarket.registry.client.asking import ask_status
+from kvmarket.registry.protocol.address import Address
 
 BLOCK_SIZE = 16
 QUESTION = 40  # tokens that the two prompts do not share
 VOCABULARY = 8192
+HOST_GB, GPU_GB = "0.5", "4"  # that the lender lends
+LENT_SECONDS = 30.0
 
 Message = TypeVar("Message", Ready, Reply)
 
@@ -67,6 +75,32 @@ class Engine:
             self.process.wait()
 
 
+class Lender:
+    """A ``kvmarket lend`` process. The demo must `close` it."""
+
+    def __init__(self, address: str, gpu: str | None) -> None:
+        """Start the process, which lends memory of the GPU `gpu`, or of the host for None. It shares our stderr."""
+        self._place = Address(address)
+        memory = ("--host-gb", HOST_GB) if gpu is None else ("--gpu", "0", "--gb", GPU_GB)
+        visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        self.process = subprocess.Popen(
+            command("kvmarket.cli", "lend", "--address", address, *memory), env=environment() | visible
+        )
+
+    def wait_for(self, blocks: int) -> None:
+        """Wait until the lender offers so many blocks. Raises KVMarketError if that takes longer than 30 s."""
+        end = time.monotonic() + LENT_SECONDS
+        while sum(member.offers for member in ask_status(self._place).members if member.lends) < blocks:
+            if time.monotonic() > end or self.process.poll() is not None:
+                raise KVMarketError("the lender does not have the blocks; what it wrote above says why")
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.terminate()
+        self.process.wait()
+
+
 def gpus_for_two(device: str) -> tuple[str | None, str | None]:
     """The GPU of each of the two engines, as a value for CUDA_VISIBLE_DEVICES; both None for the CPU.
 
@@ -84,12 +118,19 @@ def gpus_for_two(device: str) -> tuple[str | None, str | None]:
     return ids[0], ids[1 % count]
 
 
-def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, console: Console | None = None) -> int:
+def demo(
+    device: str = "auto",
+    prompt_tokens: int = 0,
+    new_tokens: int = 32,
+    console: Console | None = None,
+    *,
+    lend: bool = False,
+) -> int:
     """Run the demo and print a table. Returns the exit status: 0 if blocks were imported and outputs are identical.
 
     `device`: auto, cpu or cuda; with two or more GPUs each engine has its own. `prompt_tokens`: 0 means 2,000 on a CPU
-    and 8,000 on a GPU. Takes about twenty seconds. Raises MisuseError without such a device, or for a prompt that is
-    too short; KVMarketError if an engine dies.
+    and 8,000 on a GPU. `lend`: with a lender, on the second GPU if there is one. Takes about twenty seconds. Raises
+    MisuseError without such a device, or for a prompt that is too short; KVMarketError if an engine dies.
     """
     console = console or Console()
     first_gpu, second_gpu = gpus_for_two(device)
@@ -106,16 +147,20 @@ def demo(device: str = "auto", prompt_tokens: int = 0, new_tokens: int = 32, con
             threads=len(os.sched_getaffinity(0)),
         )
         engines: list[Engine] = []
+        lender = Lender(configuration.address, second_gpu) if lend else None
         try:
             for name, gpu in (("first", first_gpu), ("second", second_gpu)):
                 engines.append(Engine(name, configuration, gpu))
-            return _compare(engines[0], engines[1], length, new_tokens, console)
+            return _compare(engines[0], engines[1], lender, length, new_tokens, console)
         finally:
-            for engine in engines:
-                engine.close()
+            for process in (*engines, lender):
+                if process is not None:
+                    process.close()
 
 
-def _compare(first: Engine, second: Engine, length: int, new_tokens: int, console: Console) -> int:
+def _compare(
+    first: Engine, second: Engine, lender: Lender | None, length: int, new_tokens: int, console: Console
+) -> int:
     """Run the same prompt on both engines: the first computes all of it, the second imports its prefix."""
     console.print(f"first engine: {first.receive(Ready).ready}; second engine: {second.receive(Ready).ready}")
     numbers = random.Random(20)
@@ -130,10 +175,16 @@ def _compare(first: Engine, second: Engine, length: int, new_tokens: int, consol
     shared = text(length - QUESTION)
     first.generate(shared + text(QUESTION), 1)
     prompt = shared + text(QUESTION)
-    after = second.generate(prompt, new_tokens, wait_for=(length - QUESTION) // BLOCK_SIZE * BLOCK_SIZE)
     before = first.generate(prompt, new_tokens, reuse=False)
+    title = "one prompt, two engine processes"
+    if lender is not None:
+        title = "one prompt, whose engine was killed; a lender has its blocks"
+        lender.wait_for((2 * length - QUESTION) // BLOCK_SIZE)  # those of the warm-up, too
+        first.process.kill()
+        first.process.wait()
+    after = second.generate(prompt, new_tokens, wait_for=(length - QUESTION) // BLOCK_SIZE * BLOCK_SIZE)
 
-    table = Table(title="one prompt, two engine processes", show_header=False)
+    table = Table(title=title, show_header=False)
     for label, value in (
         ("prompt tokens", f"{length:,}"),
         ("tokens imported", f"{after.imported_tokens:,}"),
