@@ -43,6 +43,7 @@ class Lender:
         self._look_at = self._pressure_at = 0.0
         self._paused = threading.Event()
         self._stopped = threading.Event()
+        self._wake = threading.Event()  # something must be done at once
 
     def run(self) -> None:
         """Lend until `stop`. Survives every exception of a turn, which is counted. Waits while there is no market."""
@@ -50,12 +51,13 @@ class Lender:
             busy = False
             with survived("the lender") as turn:
                 busy = self.turn()
-            self._stopped.wait(COPY_SECONDS if busy and not turn.failed else TURN_SECONDS)
+            self._wake.wait(COPY_SECONDS if busy and not turn.failed else TURN_SECONDS)
 
     def turn(self) -> bool:
         """Look at memory and spaces where that is due, and do some work in each; return whether more is to do soon."""
         now = time.monotonic()
-        if now >= self._pressure_at:
+        if now >= self._pressure_at or self._wake.is_set():
+            self._wake.clear()
             self._pressure_at = now + PRESSURE_SECONDS
             for budget in self._budgets:
                 self._heed_pressure(budget)
@@ -65,8 +67,9 @@ class Lender:
         return any([lending.turn(partial(self._more, lending)) for lending in list(self._lendings.values())])
 
     def pause(self) -> None:
-        """Give all memory back, at the next turn, and lend none until `resume`. As `stop`."""
+        """Have `run` give all memory back, and lend none until `resume`. As `stop`."""
         self._paused.set()
+        self._wake.set()
 
     def resume(self) -> None:
         """Lend again after `pause`. As `stop`."""
@@ -75,6 +78,7 @@ class Lender:
     def stop(self) -> None:
         """Make `run` return soon. May be called from any thread or signal handler."""
         self._stopped.set()
+        self._wake.set()
 
     def close(self) -> None:
         """Leave all spaces: every offer is dead when this returns, and the memory is free."""
@@ -84,6 +88,8 @@ class Lender:
 
     def _heed_pressure(self, budget: Budget) -> None:
         """Give memory back: all while paused, else a segment if the device has too little free memory."""
+        for lending in self._lendings.values() if self._paused.is_set() else ():
+            lending.kill()
         while budget.lent and (self._paused.is_set() or budget.short):
             self._shrink(budget, [each for each in self._lendings.values() if self._budget(each) is budget])
             counters.add("segments_given_back")

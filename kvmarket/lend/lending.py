@@ -149,6 +149,11 @@ class Lending:
         segment.close()
         return nbytes
 
+    def kill(self) -> None:
+        """Make all offers dead, at once; they are taken down by `take_back` or `close`, one of which must follow."""
+        for segment in self._segments:
+            segment.pool.kill()
+
     def close(self) -> None:
         """Leave the market, and free the memory: all offers are dead at once."""
         self._member.close()
