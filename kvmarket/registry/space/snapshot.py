@@ -34,8 +34,9 @@ class SnapshotParts:
         return next(self._parts)
 
     def _made(self) -> Iterator[tuple[Change, ...]]:
-        for space in self._spaces:
+        for space in self._spaces:  # all of them first: a change that is told between two parts may name any pool
             yield from self._described(space)
+        for space in self._spaces:
             yield from self._branches(space)
             promises = iter([each for each in space.promises if each.pool not in self._without])
             while batch := tuple(itertools.islice(promises, 1)):

@@ -191,7 +191,7 @@ def test_several_spaces_in_one_snapshot():
     parts, told = SnapshotParts([one, other]), []
     while not parts.done:
         told += parts.part()
-    assert [type(each).__name__ for each in told] == [*["PoolJoined", "Snapshot"] * 2, "SnapshotEnd"]
+    assert [type(each).__name__ for each in told] == ["PoolJoined", "PoolJoined", "Snapshot", "Snapshot", "SnapshotEnd"]
     assert told[-1] == SnapshotEnd(("pa", "pb"))
 
 
