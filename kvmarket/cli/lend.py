@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 
 import torch
@@ -12,8 +11,6 @@ from rich.console import Console
 from kvmarket.errors import MisuseError
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
-
-NICENESS = 10  # engines go first where cores are scarce
 
 
 def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float | None, keep_free: float) -> None:
@@ -27,7 +24,6 @@ def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float 
         signal.signal(number, lambda *_: lender.stop())
     signal.signal(signal.SIGUSR1, lambda *_: lender.pause())
     signal.signal(signal.SIGUSR2, lambda *_: lender.resume())
-    os.nice(NICENESS)
     Console(stderr=True).print(f"lending at {lender.place}; interrupt to stop")
     try:
         lender.run()

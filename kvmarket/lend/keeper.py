@@ -17,7 +17,7 @@ from kvmarket.lend.reuse import ReuseTimes
 
 LOOKS = 32  # leaves among which the least worthy one is given up
 KNOWN = 8  # blocks that are remembered, for each one that can be kept
-FEWEST_KNOWN = 1 << 16
+FEWEST_KNOWN, MOST_KNOWN = 1 << 16, 1 << 20  # but never fewer than can be kept
 LEARN_SHARE, FEWEST_LEARN = 8, 512  # the worth is learned anew when a part of the memory, or so many, were asked for
 
 # Classes. A new block behind one that was used before goes on with a conversation, or shares a document.
@@ -44,7 +44,7 @@ class _Past(NamedTuple):
 class Keeper(Generic[Key]):
     """The blocks that a lender keeps, at most `capacity`. A key names a block with all blocks before it.
 
-    Not thread-safe. Remembers `KNOWN` times as many blocks as it can keep, 250 bytes each.
+    Not thread-safe. Remembers `KNOWN` times as many blocks as it can keep, within bounds, 250 bytes each.
     """
 
     def __init__(self, capacity: int, seed: int = 0) -> None:
@@ -133,7 +133,8 @@ class Keeper(Generic[Key]):
             self._times.begin(kind)
             self._past[key] = _Past(self._now, kind, uses + 1)
             kinds.append(kind)
-        while len(self._past) > max(FEWEST_KNOWN, KNOWN * self.capacity):
+        known = max(FEWEST_KNOWN, self.capacity, min(KNOWN * self.capacity, MOST_KNOWN))
+        while len(self._past) > known:
             self._past.popitem(last=False)
         if self._now >= self._learn_at:
             self._learn_at = self._now + max(FEWEST_LEARN, self.capacity // LEARN_SHARE)

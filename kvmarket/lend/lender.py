@@ -11,10 +11,11 @@ from functools import partial
 import msgspec
 
 from kvmarket import counters
-from kvmarket.errors import KVMarketError, MisuseError, RegistryError
+from kvmarket.errors import KVMarketError, MisuseError, RegistryError, VersionError
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lending import Lending, descriptor_of
 from kvmarket.registry.client.asking import ask_space, ask_spaces
+from kvmarket.registry.client.home import beside
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import MAX_POOLS
 from kvmarket.support.supervised import survived
@@ -36,6 +37,7 @@ class Lender:
         if not budgets:
             raise MisuseError("no memory to lend; give --host-gb, or --gpu and --gb")
         self.place, self._address = Address(address), address
+        self._at = self.place  # where engines of our version meet
         self._budgets = budgets
         self._lendings: dict[str, Lending] = {}
         self._engines: dict[str, int] = {}  # number of engines by space
@@ -98,8 +100,13 @@ class Lender:
 
     def _look(self) -> None:
         """Join spaces that have engines, where there is memory."""
+        self._at = self.place
         try:
-            spaces = ask_spaces(self.place).spaces
+            try:
+                spaces = ask_spaces(self.place).spaces
+            except VersionError:  # engines of our version meet beside it
+                self._at = beside(self.place)
+                spaces = ask_spaces(self._at).spaces
         except RegistryError:  # no service: engines, or we as a member, start one
             return
         self._engines = {space.name: space.engines for space in spaces}
@@ -110,7 +117,7 @@ class Lender:
 
     def _join(self, space: str, now: float) -> None:
         try:
-            told = ask_space(self.place, space)
+            told = ask_space(self._at, space)
             kind = descriptor_of(told).ranks[0][1].mapped_on
             budget = next((each for each in self._budgets if each.device.type == kind), None)
             if budget is None or not self._make_room(budget, None):

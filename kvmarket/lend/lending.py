@@ -25,7 +25,7 @@ from kvmarket.market.own_pool import OwnPools
 from kvmarket.pool import Slots, UInt64s
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import Before, Join
-from kvmarket.registry.protocol.status import SpaceDescribed
+from kvmarket.registry.protocol.status import Label, SpaceDescribed
 from kvmarket.registry.trie.tokens import Int32s
 from kvmarket.support.flags import leading
 from kvmarket.transport import decode_memory
@@ -83,7 +83,8 @@ class Lending:
         self._keeper: Keeper[bytes] = Keeper(segment.slots)
         fingerprint = space.partition("/")[0]
         mine = segment.pool.record()
-        join = Join(Process.current(), space, told.geometry, told.block_size, (mine,), told.facts, told.label)
+        label = Label(told.label.model)  # without the port of that engine
+        join = Join(Process.current(), space, told.geometry, told.block_size, (mine,), told.facts, label)
         with ExitStack() as undo:
             undo.callback(segment.close)
             own = OwnPools([segment.pool])

@@ -209,3 +209,13 @@ def test_pinned_blocks_are_not_given_up():
     assert kept.resize(1) == [] and len(kept) == 2
     kept.pinned.clear()
     assert kept.used(path(3)) == (path(3), [(1, 2)])
+
+
+def test_of_much_memory_not_much_more_is_remembered_than_it_holds(monkeypatch):
+    for name, value in (("FEWEST_KNOWN", 4), ("MOST_KNOWN", 20)):
+        monkeypatch.setattr(keeper, name, value)
+    for capacity, known in ((2, 16), (4, 20), (30, 30)):
+        kept: Keeper[Block] = Keeper(capacity)
+        for number in range(100):
+            kept.used(path(number))
+        assert len(kept._past) == known

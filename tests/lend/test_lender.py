@@ -13,8 +13,12 @@ from kvmarket.lend import budget as budget_module
 from kvmarket.lend import lender as lender_module
 from kvmarket.lend.budget import Budget, free_bytes
 from kvmarket.lend.lender import Lender
+from kvmarket.registry.client.asking import ask_status
+from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.protocol.status import Label
 from tests.lend.lends import BLOCK_BYTES, Lends, lending
 from tests.model_engine import BLOCK, ModelEngine, prompt, until
+from tests.other_version import service_of_another_version
 
 CPU = torch.device("cpu")
 
@@ -227,3 +231,21 @@ def test_free_memory_is_that_of_the_machine_or_of_the_control_group(monkeypatch,
         assert free_bytes(CPU) == expected
     (tmp_path / "meminfo").write_text("")
     assert free_bytes(CPU) == 0
+
+
+def test_beside_a_market_of_another_version_it_lends_where_engines_of_its_own_meet(own_address):
+    with service_of_another_version(own_address):
+        (engine,) = engines_of(own_address, "one")
+        assert str(engine.market._control.home.at) != own_address
+        with lending(own_address, 8) as lender:
+            fill(engine, 0)
+            lender.keeps(4)
+        engine.close()
+
+
+def test_it_is_called_as_the_engines_but_has_no_port(own_address):
+    (engine,) = engines_of(own_address, "one")
+    with lending(own_address, 8):
+        lenders = [member for member in ask_status(Address(own_address)).members if member.lends]
+        assert [member.label for member in lenders] == [Label("one", 0)]
+    engine.close()

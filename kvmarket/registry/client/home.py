@@ -51,7 +51,7 @@ class Home:
             return join_service(self.at, self._join, *self._joining)
         except VersionError as error:
             counters.add("market_beside", reason="engines of another version have the address", detail=error)
-        self.at = self.beside()
+        self.at = beside(self.address)
         return join_service(self.at, self._join, *self._joining)
 
     def join_as(self, join: Join) -> None:
@@ -84,10 +84,6 @@ class Home:
         """Wait up to `seconds` until the engine begins to leave the market; return whether it has begun."""
         return self._closing.wait(seconds)
 
-    def beside(self) -> Address:
-        """The address beside ours, for engines with this version of the protocol."""
-        return Address(f"{self.address}.{PROTOCOL.decode().strip().rpartition('/')[2]}")
-
     def free(self, now: float) -> bool:
         """Whether to move back to the address: no service holds it any more, or one of this protocol version does.
 
@@ -101,6 +97,11 @@ class Home:
             return not self.address.service_lives() or _speaks(self.address)
         except RegistryError:
             return False
+
+
+def beside(address: Address) -> Address:
+    """The address beside this one, for engines with our version of the protocol."""
+    return Address(f"{address}.{PROTOCOL.decode().strip().rpartition('/')[2]}")
 
 
 def _speaks(address: Address) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmarket.registry.client.home import beside
 from kvmarket.registry.client.others import Others
 from kvmarket.registry.protocol import address as address_module
 from kvmarket.registry.protocol.address import Address
@@ -57,7 +58,7 @@ def test_where_it_has_joined_beside_another_version_is_said(own_address: str):
     engine = ModelEngine(own_address)
     place = engine.market._control.home
     assert place.place.startswith(f"market {own_address}, space ")
-    place.at = place.beside()
+    place.at = beside(place.address)
     number = PROTOCOL.decode().strip().rpartition("/")[2]
     assert place.place.startswith(
         f"market {own_address}.{number} (engines of another version of kvmarket have {own_address}, and share among "

@@ -1,13 +1,10 @@
-"""A fake market that an engine can join only when the test allows it, and a real service of another version."""
+"""A fake market that an engine can join only when the test allows it."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from kvmarket import counters
@@ -66,29 +63,3 @@ class LateMarket:
         output = back(step)
         output.kv_connector_worker_meta = StepDone(step, weights=weights)
         self.side.returned(output)
-
-
-OTHER_VERSION = """
-import signal, sys
-from kvmarket.registry.protocol import messages
-messages.PROTOCOL = b"kvmarket/0\\n"
-from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.service.service import Service
-service = Service(Address(sys.argv[1]), idle_exit=600.0)
-signal.signal(signal.SIGTERM, lambda *_: service.stop())
-print("up", flush=True)
-service.run()
-service.close()
-"""
-
-
-@contextmanager
-def service_of_another_version(address: str) -> Iterator[None]:
-    """Run a service with another protocol version in a process of its own, until the block ends."""
-    with subprocess.Popen([sys.executable, "-c", OTHER_VERSION, address], stdout=subprocess.PIPE) as service:
-        try:
-            assert service.stdout is not None and service.stdout.readline() == b"up\n"
-            yield
-        finally:
-            service.terminate()
-            service.wait(30)

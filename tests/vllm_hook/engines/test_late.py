@@ -12,7 +12,7 @@ import pytest
 
 from bench.engines.process import EngineProcess
 from kvmarket.registry.protocol.messages import PROTOCOL
-from tests.vllm_hook.engines.late_market import service_of_another_version
+from tests.other_version import service_of_another_version
 from tests.vllm_hook.engines.model import BLOCK, VOCAB, llm_options, save_tiny_llama
 from tests.vllm_hook.engines.node import VISIBLE
 

@@ -16,7 +16,8 @@ from kvmarket.market.control import ControlHalf
 from kvmarket.market.data import DataHalf
 from kvmarket.market.offer import Stage
 from kvmarket.registry.protocol.messages import PROTOCOL
-from tests.vllm_hook.engines.late_market import NEW, LateMarket, service_of_another_version, times, until
+from tests.other_version import service_of_another_version
+from tests.vllm_hook.engines.late_market import NEW, LateMarket, times, until
 from tests.vllm_hook.scheduler.fakes import BLOCK, admit, back, prefix, request, step_of
 from vllm_hook.metadata import RankMemory
 from vllm_hook.scheduler import rejoin
