@@ -40,6 +40,17 @@ def test_there_must_be_something_to_lend():
         Budget(CPU, 0)
 
 
+def test_what_others_need_is_neither_lent_nor_kept(monkeypatch):
+    free = [0]
+    monkeypatch.setattr(budget_module, "free_bytes", lambda device: free[0])
+    assert Budget(CPU, 8, 4).room and not Budget(CPU, 1).short, "nothing is to be kept free"
+    budget = Budget(CPU, 8, 4, keep_free=10)
+    for free[0], short, room in ((9, True, False), (10, False, False), (13, False, False), (14, False, True)):
+        assert (budget.short, budget.room) == (short, room)
+    budget.lent = 8
+    assert not budget.room
+
+
 def engines_of(address: str, *models: str) -> list[ModelEngine]:
     return [ModelEngine(address, facts={"model": model}) for model in models]
 
@@ -206,9 +217,11 @@ def test_memory_is_given_back_while_others_have_too_little(own_address, monkeypa
         fill(engine, 0)
         lender.keeps(4)
         free[0] = 6 * BLOCK_BYTES
+        asked, more = [], lender._more
+        monkeypatch.setattr(lender, "_more", lambda lending: asked.append(more(lending)))
         fill(engine, 1)
-        until(lambda: lender.at_rest())
-        assert lender.lending.segments == 1, "another segment would leave too little"
+        until(lambda: asked)
+        assert asked == [False] and lender.lending.segments == 1, "another segment would leave too little"
         free[0] = 10 * BLOCK_BYTES
         fill(engine, 2)
         until(lambda: lender.lending.segments == 2)

@@ -72,5 +72,6 @@ def test_a_key_names_a_block_with_all_before_it():
     assert keys_of(tokens[:5], 2, first_key("")) == keys[:2], "of whole blocks"
     assert keys_of(tokens[4:], 2, keys[1]) == keys[2:]
     assert not set(keys) & set(keys_of(tokens, 2, first_key("t")))
-    assert keys_of(as_tokens([9, 2, 3, 4, 5, 6]), 2, first_key(""))[2] != keys[2]
+    for other in ([9, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6 + (1 << 30)], [1, 2, 3, 4, 5 + (1 << 30), 6]):
+        assert keys_of(as_tokens(other), 2, first_key(""))[2] != keys[2]
     assert keys_of(tokens[:1], 2, first_key("")) == []
