@@ -28,6 +28,8 @@ def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float 
     try:
         lender.run()
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
         lender.close()
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import logging
-import threading
+import os
+import select
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 import msgspec
 
 from kvmarket import counters
-from kvmarket.errors import KVMarketError, MisuseError, RegistryError, VersionError
-from kvmarket.lend.budget import Budget
+from kvmarket.errors import KVMarketError, LayoutError, MisuseError
+from kvmarket.lend.budget import MOST_SEGMENTS, Budget
 from kvmarket.lend.lending import Lending, descriptor_of
-from kvmarket.registry.client.asking import ask_space, ask_spaces
-from kvmarket.registry.client.home import beside
+from kvmarket.lend.segment import block_bytes
+from kvmarket.lend.spaces import SpaceWatch
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import MAX_POOLS
+from kvmarket.registry.protocol.status import SpaceDescribed
 from kvmarket.support.supervised import survived
 
-LOOK_SECONDS = 1.0  # between two looks at the spaces
 TURN_SECONDS = 0.01  # between two turns, while nothing is new
 COPY_SECONDS = 0.001  # while copies are under way
-AGAIN_SECONDS = 10.0  # until a space that could not be joined is tried again
+AGAIN_SECONDS = 10.0  # until what failed is tried again
 PRESSURE_SECONDS = 0.02  # between two looks whether memory must be given back
 
 _log = logging.getLogger("kvmarket.lend")
@@ -37,111 +38,108 @@ class Lender:
         if not budgets:
             raise MisuseError("no memory to lend; give --host-gb, or --gpu and --gb")
         self.place, self._address = Address(address), address
-        self._at = self.place  # where engines of our version meet
         self._budgets = budgets
         self._lendings: dict[str, Lending] = {}
-        self._engines: dict[str, int] = {}  # number of engines by space
-        self._tried: dict[str, float] = {}  # spaces that could not be joined -> when
-        self._look_at = self._pressure_at = 0.0
-        self._paused = threading.Event()
-        self._stopped = threading.Event()
-        self._wake = threading.Event()  # something must be done at once
+        self._not_before: dict[str, float] = {}  # spaces that could not be joined, or got no memory -> until when
+        self._pressure_at = 0.0
+        self._paused = self._stopped = False  # no locks: signal handlers set them
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._spaces = SpaceWatch(self.place)
 
     def run(self) -> None:
         """Lend until `stop`. Survives every exception of a turn, which is counted. Waits while there is no market."""
-        while not self._stopped.is_set():
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        while not self._stopped:
             busy = False
             with survived("the lender") as turn:
                 busy = self.turn()
-            self._wake.wait(COPY_SECONDS if busy and not turn.failed else TURN_SECONDS)
+            poll.poll(1e3 * (COPY_SECONDS if busy and not turn.failed else TURN_SECONDS))
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+                self._pressure_at = 0.0
 
     def turn(self) -> bool:
-        """Look at memory and spaces where that is due, and do some work in each; return whether more is to do soon."""
+        """Look at memory and spaces, and do some work in each; return whether there is more to do soon."""
         now = time.monotonic()
-        if now >= self._pressure_at or self._wake.is_set():
-            self._wake.clear()
+        if now >= self._pressure_at:
             self._pressure_at = now + PRESSURE_SECONDS
             for budget in self._budgets:
                 self._heed_pressure(budget)
-        if now >= self._look_at:
-            self._look_at = now + LOOK_SECONDS
-            self._look()
-        return any([lending.turn(partial(self._more, lending)) for lending in list(self._lendings.values())])
+        for name, told in self._spaces.described.items() if not self._paused else ():
+            if name not in self._lendings and now >= self._not_before.get(name, 0.0):
+                self._join(name, told)
+        busy = False
+        for lending in list(self._lendings.values()):
+            with survived("lending in one space"):
+                busy = lending.turn(partial(self._more, lending)) or busy
+        return busy
 
     def pause(self) -> None:
         """Have `run` give all memory back, and lend none until `resume`. As `stop`."""
-        self._paused.set()
-        self._wake.set()
+        self._paused = True
+        os.eventfd_write(self._wake, 1)
 
     def resume(self) -> None:
-        """Lend again after `pause`. As `stop`."""
-        self._paused.clear()
+        """Lend again after `pause`, also where memory could not be had before. As `stop`."""
+        self._paused = False
+        self._not_before = {}
 
     def stop(self) -> None:
-        """Make `run` return soon. May be called from any thread or signal handler."""
-        self._stopped.set()
-        self._wake.set()
+        """Make `run` return soon. May be called from any thread or signal handler, before `close`."""
+        self._stopped = True
+        os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
         """Leave all spaces: every offer is dead when this returns, and the memory is free."""
         for lending in self._lendings.values():
             lending.close()
         self._lendings.clear()
+        self._spaces.close()
+        os.close(self._wake)
 
     def _heed_pressure(self, budget: Budget) -> None:
         """Give memory back: all while paused, else a segment if the device has too little free memory."""
-        for lending in self._lendings.values() if self._paused.is_set() else ():
+        for lending in self._lendings.values() if self._paused else ():
             lending.kill()
-        while budget.lent and (self._paused.is_set() or budget.short):
+        while budget.lent and (self._paused or budget.short):
             self._shrink(budget, [each for each in self._lendings.values() if self._budget(each) is budget])
             counters.add("segments_given_back")
-            if not self._paused.is_set():
+            if not self._paused:
                 return
 
-    def _look(self) -> None:
-        """Join spaces that have engines, where there is memory."""
-        self._at = self.place
+    def _join(self, space: str, told: SpaceDescribed) -> None:
+        """Join a space with a first segment, if there is memory for one; if not, or if it fails, try again later."""
+        self._not_before[space] = time.monotonic() + AGAIN_SECONDS
         try:
-            try:
-                spaces = ask_spaces(self.place).spaces
-            except VersionError:  # engines of our version meet beside it
-                self._at = beside(self.place)
-                spaces = ask_spaces(self._at).spaces
-        except RegistryError:  # no service: engines, or we as a member, start one
-            return
-        self._engines = {space.name: space.engines for space in spaces}
-        now = time.monotonic()
-        for name, engines in self._engines.items() if not self._paused.is_set() else ():
-            if engines and name not in self._lendings and now - self._tried.get(name, -AGAIN_SECONDS) >= AGAIN_SECONDS:
-                self._join(name, now)
-
-    def _join(self, space: str, now: float) -> None:
-        try:
-            told = ask_space(self._at, space)
-            kind = descriptor_of(told).ranks[0][1].mapped_on
+            descriptor = descriptor_of(told)
+            kind = descriptor.ranks[0][1].mapped_on
             budget = next((each for each in self._budgets if each.device.type == kind), None)
+            if budget is not None and budget.segment_bytes < (least := block_bytes(descriptor.stages)):
+                raise LayoutError(f"a segment of {budget.segment_bytes} bytes holds no block of {least}; lend more")
             if budget is None or not self._make_room(budget, None):
-                self._tried[space] = now
                 counters.add("lend_passed_over", reason=f"no memory to lend to engines whose caches are on {kind}")
                 return
             lending = Lending(self._address, space, told, budget.segment_bytes, budget.device)
         except (KVMarketError, msgspec.DecodeError, RuntimeError) as error:
-            self._tried[space] = now
             counters.add("lend_failed", reason=type(error).__name__, detail=error)
             return
         budget.lent += budget.segment_bytes
         self._lendings[space] = lending
+        self._not_before.pop(space, None)
         _log.info("lending %.1f GB to %s (%s)", lending.nbytes / 1e9, space, told.label.model or "no model named")
 
     def _more(self, lending: Lending) -> bool:
         """Give a lending one more segment, if there is memory or another one has more than its share."""
-        budget = self._budget(lending)
-        if lending.segments >= MAX_POOLS or not self._make_room(budget, lending):
+        budget, now = self._budget(lending), time.monotonic()
+        if lending.segments >= MOST_SEGMENTS or now < self._not_before.get(lending.space, 0.0):
+            return False
+        if not self._make_room(budget, lending):
             return False
         try:
             lending.add_segment(budget.segment_bytes)
         except (KVMarketError, RuntimeError) as error:
-            budget.nbytes = budget.lent  # there is no more; what is lent goes on
+            self._not_before[lending.space] = now + AGAIN_SECONDS
             counters.add("lend_failed", reason=type(error).__name__, detail=error)
             return False
         budget.lent += budget.segment_bytes
@@ -150,17 +148,17 @@ class Lender:
     def _make_room(self, budget: Budget, taker: Lending | None) -> bool:
         """See that one more segment fits; return whether it does. `taker`: who asks; None for a space to be joined.
 
-        Memory of spaces without engines is taken first, then that of the one which has most, if it keeps more than the
-        taker.
+        If all memory is lent, takes a segment from the space without engines that has most, or else from the space that
+        has most, if it keeps more than the taker. Nothing is taken where it is others who need the memory.
         """
-        while not budget.room:
-            others = [each for each in self._lendings.values() if each is not taker and self._budget(each) is budget]
-            idle = [each for each in others if not self._engines.get(each.space)]
-            fair = max((each.segments for each in others), default=0) > (taker.segments if taker else 0) + 1
-            if budget.short or not (idle or fair):
-                return False
+        if budget.room or not budget.spent:
+            return budget.room
+        others = [each for each in self._lendings.values() if each is not taker and self._budget(each) is budget]
+        idle = [each for each in others if not self._spaces.engines.get(each.space)]
+        fair = max((each.segments for each in others), default=0) > (taker.segments if taker else 0) + 1
+        if idle or fair:
             self._shrink(budget, idle or others)
-        return True
+        return budget.room
 
     def _shrink(self, budget: Budget, among: Sequence[Lending]) -> None:
         """Take a segment back from the lending with most of them; if that is its only one, leave its space."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,52 +13,31 @@ import torch
 
 from kvmarket import counters
 from kvmarket.errors import KVMarketError
+from kvmarket.lend.growing import Growing
 from kvmarket.lend.keeper import Keeper
 from kvmarket.lend.keys import first_key, keys_of
+from kvmarket.lend.parts import Part, Pull, checksums_of, runs_of
 from kvmarket.lend.segment import Segment
 from kvmarket.lend.tips import Tip, Tips
-from kvmarket.market.fetch import Fetch
 from kvmarket.market.member import MarketMember
 from kvmarket.market.offer import Hit, PoolDescriptor
 from kvmarket.market.own_pool import OwnPools
 from kvmarket.pool import Slots, UInt64s
 from kvmarket.processes.shared_file import Process
-from kvmarket.registry.protocol.messages import Before, Join
+from kvmarket.registry.protocol.messages import Join
 from kvmarket.registry.protocol.status import Label, SpaceDescribed
-from kvmarket.registry.trie.tokens import Int32s
 from kvmarket.support.flags import leading
 from kvmarket.transport import decode_memory
 
 MOST_PULLS = 8  # under way at a time
-GROWING_SECONDS = 30.0  # offers that go on so soon are of the same request; later ones are of another
-MOST_GROWING = 1 << 14  # requests that are remembered for that
+LATER_SECONDS = 0.5  # until this lender copies what is another one's to copy, and is not offered by it
+AGAIN_SECONDS = 10.0  # until a block is offered again that so many offer that its own offer was dropped
 _decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
 
 
 def descriptor_of(told: SpaceDescribed) -> PoolDescriptor:
     """The pool of an engine of the space. Raises LayoutError, or what msgspec raises."""
     return _decoder.decode(told.description)
-
-
-class _Growing(NamedTuple):
-    """A request so far: when its last block was seen, the number of its blocks, and the key of the last one."""
-
-    time: float
-    blocks: int
-    key: bytes
-
-
-class _Pull(NamedTuple):
-    """A copy under way of blocks `first` ... of the prefix `tokens` into slots of a segment, by each rank."""
-
-    tenant: str
-    tokens: Int32s
-    first: int
-    keys: Sequence[bytes]
-    segment: Segment
-    slots: Slots
-    checksums: UInt64s | None
-    fetches: Sequence[Fetch]
 
 
 class Lending:
@@ -75,9 +53,12 @@ class Lending:
         self.space, self.device = space, device
         self.tips = Tips()
         self._stages = descriptor_of(told).stages
-        self._growing: OrderedDict[tuple[str, Before], _Growing] = OrderedDict()
+        self._growing = Growing()
         self._where: dict[bytes, tuple[Segment, int]] = {}  # kept block -> where it is, or is being copied to
-        self._pulls: list[_Pull] = []
+        self._elsewhere: set[bytes] = set()  # kept blocks that another lender has: they take no memory here
+        self._pulls: list[Pull] = []
+        self._later: deque[tuple[float, Part]] = deque()
+        self._offered_again: dict[bytes, float] = {}
         segment = self._new_segment(nbytes)
         self._segments: tuple[Segment, ...] = (segment,)  # replaced, never changed: the watching thread reads it
         self._keeper: Keeper[bytes] = Keeper(segment.slots)
@@ -102,7 +83,7 @@ class Lending:
         return sum(segment.nbytes for segment in self._segments)
 
     def __len__(self) -> int:
-        """Number of blocks that are kept, or being copied."""
+        """Number of blocks that are kept here, or being copied."""
         return len(self._where)
 
     def turn(self, more: Callable[[], bool]) -> bool:
@@ -110,7 +91,11 @@ class Lending:
 
         `more` is called when the memory is nearly full: it may add a segment, and returns whether it has.
         """
-        self._pulls = [pull for pull in self._pulls if not self._concluded(pull)]
+        for pull in [pull for pull in self._pulls if all(fetch.done() for fetch in pull.fetches)]:
+            self._pulls = [each for each in self._pulls if each is not pull]
+            self._conclude(pull)
+        while self._later and self._later[0][0] <= time.monotonic():
+            self._pull(self._later.popleft()[1])
         tips = self.tips.take(max(0, MOST_PULLS - len(self._pulls)))
         for tip in tips:
             self._look_at(tip, more)
@@ -125,7 +110,7 @@ class Lending:
             self._member.add_pool(segment.pool)
             undo.pop_all()
         self._segments = (*self._segments, segment)
-        self._keeper.resize(self._keeper.capacity + segment.slots)
+        self._fit()
 
     def take_back(self) -> int:
         """Give the newest segment up, with all its blocks, which are dead at once; return its bytes. Not the last one.
@@ -140,12 +125,9 @@ class Lending:
         self._pulls = [pull for pull in self._pulls if pull.segment is not segment]
         self._member.drop_pool(segment.pool)
         keys = [key for key, (where, _) in self._where.items() if where is segment]
-        for key in keys:
-            del self._where[key]
-        self._keeper.pinned.difference_update(keys)
-        self._keeper.lost(keys)
         counters.add("blocks_taken_back", len(keys))
-        self._give_up(self._keeper.resize(self._keeper.capacity - segment.slots))
+        self._lose(keys)
+        self._fit()
         nbytes = segment.nbytes
         segment.close()
         return nbytes
@@ -180,79 +162,133 @@ class Lending:
         found = self._member.prefix_of(tip.pool, tip.block)
         if found is None:  # it was retired meanwhile
             return
-        (tenant, tokens), size = found, self._member.block_size
-        known = self._grown_from(tip)
-        done, after = (known.blocks, known.key) if known is not None else (0, None)
+        (tenant, tokens), size, known = found, self._member.block_size, self._growing.take(tip)
+        done, after = (known.blocks, known.last) if known is not None else (0, None)
         keys = keys_of(tokens[done * size :], size, after or first_key(tenant))
-        self._growing[tip.pool, tip.block] = _Growing(time.monotonic(), done + len(keys), keys[-1])
-        if len(self._growing) > MOST_GROWING:
-            self._growing.popitem(last=False)
-        if len(self._keeper) + len(keys) > self._keeper.capacity:
-            more()
+        first = known.first if known is not None else keys[0]
+        self._growing.note(tip, done + len(keys), first, keys[-1])
+        new = sum(key not in self._keeper for key in keys)
+        while len(self._keeper) + new > self._keeper.capacity and more():
+            pass
         self._give_up(self._keeper.used(keys, after).drop)
-        for start, end in _runs([key in self._keeper and key not in self._where for key in keys]):
-            self._pull(tenant, tokens[: (done + end) * size], done + start, keys[start:end])
+        part = Part(tenant, tokens, done, keys)
+        if self._member.is_mine(first):
+            self._pull(part)
+        else:
+            self._later.append((time.monotonic() + LATER_SECONDS, part))
+        if known is None:
+            self._offer_again(part)
 
-    def _grown_from(self, tip: Tip) -> _Growing | None:
-        """The request that a tip goes on with; None if it is another one."""
-        known = self._growing.pop((tip.pool, tip.before), None) if tip.before is not None else None
-        return known if known is not None and time.monotonic() - known.time < GROWING_SECONDS else None
+    def _pull(self, part: Part) -> None:
+        """Begin to copy those blocks of a part that are to be kept and are not here."""
+        wanted = runs_of([key in self._keeper and key not in self._where for key in part.keys])
+        for start, end in wanted:
+            tokens = part.tokens[: (part.first + end) * self._member.block_size]
+            self._pull_all(Part(part.tenant, tokens, part.first + start, part.keys[start:end]))
 
-    def _pull(self, tenant: str, tokens: Int32s, first: int, keys: Sequence[bytes]) -> None:
-        """Begin to copy blocks `first` ... of the prefix `tokens`, as many as engines offer and find a slot.
+    def _pull_all(self, part: Part) -> None:
+        """Begin to copy the blocks of a part, as many as are on offer and find a slot.
 
-        Blocks that another lender has already are not copied: they are kept once.
+        Blocks that another lender offers are kept by that one alone.
         """
-        hit = self._member.match(tokens, tenant=tenant, first=first)
-        blocks, size, done = hit.computed, self._member.block_size, 0
-        for segment in self._segments:
-            while done < blocks and len(slots := segment.take(blocks - done)):
-                end = done + len(slots)
-                try:
-                    fetches = segment.fetch(hit, slots, done)
-                except KVMarketError as error:  # of another geometry, say
-                    segment.free(slots.tolist())
-                    counters.add("lend_failed", reason=type(error).__name__, detail=error)
-                    blocks = done
-                    break
-                prefix = tokens[: (first + end) * size]
-                sums = _checksums(hit, done, len(slots))
-                self._pulls.append(_Pull(tenant, prefix, first + done, keys[done:end], segment, slots, sums, fetches))
-                self._where.update(
-                    (key, (segment, slot)) for key, slot in zip(keys[done:], slots.tolist(), strict=False)
-                )
-                self._keeper.pinned.update(keys[done:end])
+        hit, done = self._member.match(part.tokens, tenant=part.tenant, first=part.first), 0
+        for run in hit.runs:
+            end = done + len(run)
+            if hit.pools[run.pool].lent:
+                self._elsewhere.update(part.keys[done:end])
                 done = end
-        self._keeper.lost(keys[done:])
+            while done < end and (copied := self._copy(part, hit, done, end)):
+                done += copied
+            if done < end:
+                break
+        self._lose(part.keys[done:])
+        self._fit()
 
-    def _concluded(self, pull: _Pull) -> bool:
-        """If a copy has completed, offer the blocks that came; return whether it has."""
-        if not all(fetch.done() for fetch in pull.fetches):
-            return False
-        self._keeper.pinned.difference_update(pull.keys)
+    def _copy(self, part: Part, hit: Hit, start: int, end: int) -> int:
+        """Begin to copy blocks `start` .. `end` of a hit into one segment; return how many. 0 if none has a slot."""
+        for segment in self._segments:
+            slots = segment.take(end - start)
+            if not len(slots):
+                continue
+            try:
+                fetches = segment.fetch(hit, slots, start)
+            except KVMarketError as error:  # of another geometry, say
+                segment.free(slots.tolist())
+                counters.add("lend_failed", reason=type(error).__name__, detail=error)
+                return 0
+            end, size = start + len(slots), self._member.block_size
+            keys, tokens = part.keys[start:end], part.tokens[: (part.first + end) * size]
+            copied = Part(part.tenant, tokens, part.first + start, keys)
+            self._pulls.append(Pull(copied, segment, slots, checksums_of(hit, start, len(slots)), fetches))
+            self._where.update((key, (segment, slot)) for key, slot in zip(keys, slots.tolist(), strict=True))
+            self._elsewhere.difference_update(keys)
+            self._keeper.pinned.update(keys)
+            return len(slots)
+        return 0
+
+    def _conclude(self, pull: Pull) -> None:
+        """Offer the blocks of a completed copy that came."""
+        part = pull.part
+        self._keeper.pinned.difference_update(part.keys)
         came = leading(np.logical_and.reduce([fetch.valid for fetch in pull.fetches]))
-        size, pool = self._member.block_size, pull.segment.pool
         if came:
-            self._member.offer_from(
-                pool,
-                pull.tokens[: (pull.first + came) * size],
-                pull.slots[:came],
-                pool.generations.read(pull.slots[:came]),
-                tenant=pull.tenant,
-                first=pull.first,
-                checksums=None if pull.checksums is None else pull.checksums[:came],
-            )
+            self._offer(pull.segment, part, 0, pull.slots[:came], pull.checksums)
             counters.add("blocks_lent", came)
-        for key in pull.keys[came:]:
-            del self._where[key]
-        self._keeper.lost(pull.keys[came:])
+        self._lose(part.keys[came:])
         pull.segment.free(pull.slots[came:].tolist())
-        return True
+
+    def _offer(self, segment: Segment, part: Part, start: int, slots: Slots, checksums: UInt64s | None) -> None:
+        """Offer blocks `start` ... of a part, which lie in these slots."""
+        first = part.first + start
+        self._member.offer_from(
+            segment.pool,
+            part.tokens[: (first + len(slots)) * self._member.block_size],
+            slots,
+            segment.pool.generations.read(slots),
+            tenant=part.tenant,
+            first=first,
+            checksums=None if checksums is None else checksums[: len(slots)],
+        )
+
+    def _offer_again(self, part: Part) -> None:
+        """Offer kept blocks again that so many engines offer that the service has dropped this lender's offer."""
+        now = time.monotonic()
+        crowded = self._member.crowded(part.tokens, part.tenant)
+        due = [
+            full and key in self._where and key not in self._keeper.pinned and now >= self._offered_again.get(key, 0.0)
+            for key, full in zip(part.keys, crowded.tolist(), strict=False)
+        ]
+        for start, end in runs_of(due):
+            for at in range(start, end):
+                segment, slot = self._where[part.keys[at]]
+                slots = np.array([slot])
+                sums = segment.pool.ledger.checksums(slots)
+                self._member.take_down_from(segment.pool, slots)
+                self._offer(segment, part, at, slots, sums if sums.any() else None)
+                self._offered_again[part.keys[at]] = now + AGAIN_SECONDS
+        if len(self._offered_again) > len(self._where):
+            self._offered_again = {key: until for key, until in self._offered_again.items() if until > now}
+
+    def _lose(self, keys: Sequence[bytes]) -> None:
+        """Note that these blocks of one prefix are not here, and could not be had."""
+        for key in keys:
+            self._where.pop(key, None)
+        self._elsewhere.difference_update(keys)
+        self._keeper.pinned.difference_update(keys)
+        self._keeper.lost(keys)
+
+    def _fit(self) -> None:
+        """Have the keeper keep as many blocks as fit here, and those that other lenders have besides."""
+        slots = sum(segment.slots for segment in self._segments)
+        room = slots + min(len(self._elsewhere), slots)
+        if room != self._keeper.capacity:
+            self._give_up(self._keeper.resize(room))
 
     def _give_up(self, keys: Iterable[bytes]) -> None:
         """Take the offers of these blocks down, and free their slots."""
         gone: defaultdict[Segment, list[int]] = defaultdict(list)
         for key in keys:
+            self._elsewhere.discard(key)
             place = self._where.pop(key, None)
             if place is not None:
                 gone[place[0]].append(place[1])
@@ -260,17 +296,3 @@ class Lending:
             self._member.retire_from(segment.pool, np.array(slots))
             segment.free(slots)
             counters.add("blocks_given_up", len(slots))
-
-
-def _runs(flags: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """The ranges of consecutive true flags."""
-    edges = np.flatnonzero(np.diff(np.array([False, *flags, False])))
-    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
-
-
-def _checksums(hit: Hit, start: int, count: int) -> UInt64s | None:
-    """The checksums that are known of blocks of a hit, zero for others; None if none is known."""
-    runs = hit.part(start, count)
-    if all(run.checksums is None for run in runs):
-        return None
-    return np.concatenate([np.zeros(len(run), np.uint64) if run.checksums is None else run.checksums for run in runs])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kvmarket.errors import SlotError
-from kvmarket.pool import Slots
+from kvmarket.pool import Slots, UInt64s
 from kvmarket.registry.protocol.messages import Before, PoolRecord
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.lookup import before, holds
@@ -75,6 +75,12 @@ class Ledger:
     def drop(self, slots: Slots) -> Slots:
         """Forget the offers of these slots; return the slots that had one. Costs a few us for each run of blocks."""
         return self.noted().retire(self._name, slots)
+
+    def checksums(self, slots: Slots) -> UInt64s:
+        """The checksums with which these slots were offered last; zero where there was none."""
+        self.noted()
+        found: UInt64s = self._pool.checksums[slots]
+        return found
 
     def slots(self) -> Slots:
         """The slots that are offered."""

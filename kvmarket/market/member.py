@@ -16,6 +16,7 @@ from kvmarket.market.offer import Hit
 from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.market.peers import Peers
 from kvmarket.pool import Slots, UInt64s
+from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client.client import Client
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.protocol.address import Address
@@ -23,6 +24,7 @@ from kvmarket.registry.protocol.messages import Before, Join
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
+from kvmarket.support.flags import Flags
 
 
 class MarketMember:
@@ -66,6 +68,18 @@ class MarketMember:
     def prefix_of(self, pool: str, block: Before) -> tuple[str, Int32s] | None:
         """The tenant and the tokens of the prefix that ends in this block of `pool`; None if it is not on offer."""
         return self._client.prefix_of(pool, block)
+
+    def crowded(self, tokens: Int32s, tenant: str) -> Flags:
+        """For each leading block that others offer, whether so many do that the service may have dropped our offer."""
+        return self._client.crowded(tokens, tenant)
+
+    def is_mine(self, key: bytes) -> bool:
+        """Whether it falls to this lender, of all in its space, to keep what `key` names: each has an equal share."""
+        lenders = self._client.lenders()
+        order = sorted((each.pid, each.start, each.namespace) for each in lenders)
+        me = Process.current()
+        mine = order.index((me.pid, me.start, me.namespace)) if me in lenders else 0
+        return int.from_bytes(key[:8], "little") % max(1, len(order)) == mine
 
     def add_pool(self, pool: OwnPool) -> None:
         """Add a pool, whose slots may be offered from now on. Raises ClosedError."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kvmarket.lend import lender as lender_module
+from kvmarket.lend import spaces
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import COPY_SECONDS, TURN_SECONDS, Lender
 from tests.chaos.owner import SLOT_BYTES, Life
@@ -27,10 +27,10 @@ class ChaosLender(Lender):
     def __init__(self, life: Life) -> None:
         device = torch.device(life.device if life.device == "cpu" else f"{life.device}:0")
         self._budget_ = Budget(device, SLOTS * SLOT_BYTES, SEGMENT_SLOTS * SLOT_BYTES)
+        spaces.LOOK_SECONDS = LOOK_SECONDS
         super().__init__(life.address, [self._budget_])
         self.life, self.tally = life, Tally(Path(life.home) / f"{life.name}.tally")
         self._random = random.Random(life.seed)
-        lender_module.LOOK_SECONDS = LOOK_SECONDS
 
     def run(self) -> None:
         """Take turns until the driver asks for the end or has ended, then leave."""
@@ -53,5 +53,5 @@ class ChaosLender(Lender):
         lendings = list(self._lendings.values())
         if lendings and self._random.random() < TAKEN_BACK:
             self._shrink(self._budget_, lendings)
-        if self._random.random() < (RESUMED if self._paused.is_set() else PAUSED):
-            (self.resume if self._paused.is_set() else self.pause)()
+        if self._random.random() < (RESUMED if self._paused else PAUSED):
+            (self.resume if self._paused else self.pause)()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kvmarket.cli.top import ask_status
+from kvmarket.lend.lending import LATER_SECONDS
 from kvmarket.processes import leftovers
 from kvmarket.registry.protocol.address import Address
 from tests.model_engine import BLOCK, ModelEngine, Peer, prompt, until
@@ -71,6 +73,21 @@ def test_a_lender_that_is_killed_costs_hits_and_nothing_else(own_address):
         assert engine.market.fetch(hit, [8, 9, 10, 11]).wait() in (0, 4), "whole, or found dead"
         until(lambda: engine.market.match(tokens).blocks == 0)
         assert engine.publish(tokens, [0, 1, 2, 3]) == 4
+    engine.close()
+
+
+def test_two_lenders_share_what_there_is_to_keep(own_address):
+    """Each prompt falls to one of them: the other one waits, and then does not copy what is offered already."""
+    engine = ModelEngine(own_address)
+    with lender(own_address, "--host-gb", "0.001") as one, lender(own_address, "--host-gb", "0.001") as other:
+        until(lambda: {one.pid, other.pid} <= members(own_address).keys())
+        time.sleep(LATER_SECONDS)  # each hears of the other one
+        for seed in range(8):
+            engine.publish(prompt(3 * BLOCK, seed), [3 * seed, 3 * seed + 1, 3 * seed + 2])
+        until(lambda: lent_offers(own_address) >= 24)
+        time.sleep(2 * LATER_SECONDS)
+        offers = [member.offers for member in ask_status(Address(own_address)).members if member.lends]
+        assert sum(offers) == 24 and min(offers) > 0
     engine.close()
 
 

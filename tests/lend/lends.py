@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 
-from kvmarket.lend import lender as lender_module
+from kvmarket.lend import spaces
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
 from kvmarket.lend.lending import Lending
@@ -49,7 +49,9 @@ class Lends(Lender):
     def at_rest(self) -> bool:
         """Whether nothing is done, and there is nothing to do."""
         with self._turning:
-            return not any(lending._pulls or lending.tips._tips for lending in self._lendings.values())
+            return not any(
+                lending._pulls or lending.tips._tips or lending._later for lending in self._lendings.values()
+            )
 
     def end(self) -> None:
         """Stop, and leave."""
@@ -61,7 +63,7 @@ class Lends(Lender):
 @contextmanager
 def lending(address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0) -> Iterator[Lends]:
     """A lender that has joined the space of the engines that are there."""
-    with patch.object(lender_module, "LOOK_SECONDS", 0.02):
+    with patch.object(spaces, "LOOK_SECONDS", 0.02):
         lender = Lends(address, blocks, segment, keep_free)
         try:
             until(lambda: lender._lendings)

@@ -10,11 +10,14 @@ import torch
 
 from kvmarket import counters
 from kvmarket.cli.top import ask_status
+from kvmarket.lend import growing
 from kvmarket.lend import lending as lending_module
 from kvmarket.lend.keeper import Keeper
 from kvmarket.lend.lending import Lending
 from kvmarket.lend.segment import Segment
+from kvmarket.market.fetch import Fetch
 from kvmarket.registry.protocol.address import Address
+from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
 from tests.lend.lends import BLOCK_BYTES, lending
 from tests.market.test_stages import Ranks
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
@@ -107,7 +110,7 @@ def test_a_conversation_that_grows_is_one_request(market_address, two, used, mon
             computes.market.publish(tokens[: blocks * BLOCK], list(range(blocks)))
             lender.keeps(blocks)
         assert used == [(2, False), (1, True)]
-        monkeypatch.setattr(lending_module, "GROWING_SECONDS", 0.0)
+        monkeypatch.setattr(growing, "GROWING_SECONDS", 0.0)
         computes.market.publish(tokens[: 4 * BLOCK], [0, 1, 2, 3])
         lender.keeps(4)
         assert used[2:] == [(4, False)]
@@ -150,9 +153,9 @@ def test_what_is_retired_before_it_is_copied_is_not_offered(market_address, two,
     with lending(market_address, 8) as lender:
         pull = Lending._pull
 
-        def late(self, *what):
+        def late(self, part):
             computes.market.retire([2])
-            pull(self, *what)
+            pull(self, part)
 
         monkeypatch.setattr(Lending, "_pull", late)
         computes.publish(tokens, [0, 1, 2, 3])
@@ -214,7 +217,8 @@ def test_a_segment_is_taken_back_in_the_middle_of_copies(market_address, two, mo
         lender._thread.join()
         computes.publish(prompt(4 * BLOCK, 112), [8, 9, 10, 11])
         until(lambda: lender.lending.tips._tips)
-        monkeypatch.setattr(Lending, "_concluded", lambda self, pull: False)
+        monkeypatch.setattr(Lending, "_conclude", None)
+        monkeypatch.setattr(Fetch, "done", lambda self: False)
         lender.turn()
         assert lender.lending._pulls
         lender.lending.take_back()
@@ -237,23 +241,64 @@ def test_a_lender_goes_on_with_a_new_service(own_address):
             engine.close()
 
 
-def test_blocks_of_another_lender_are_not_copied(market_address, two, used):
-    computes, _ = two
-    tokens = prompt(3 * BLOCK, 130)
-    with lending(market_address, 8) as one:
-        computes.publish(tokens, [0, 1, 2])
-        one.keeps(3)
-        until(lambda: lent(computes, tokens))
+def test_a_block_is_kept_by_one_lender_and_those_behind_it_by_any(market_address, two):
+    """The first one is full: the second one keeps what goes on from its blocks, and takes no memory for these."""
+    computes, reads = two
+    tokens = prompt(12 * BLOCK, 130)
+    with lending(market_address, 4) as one:
+        computes.publish(tokens[: 4 * BLOCK], [0, 1, 2, 3])
+        one.keeps(4)
+        until(lambda: lent(reads, tokens))
         with lending(market_address, 8) as other:
-            until(lambda: len(used) == 2 and other.at_rest() and not len(other.lending._keeper))
-            assert len(other) == 0
-            computes.publish(prompt(2 * BLOCK, 131), [3, 4])
-            until(lambda: len(other) + len(one) in (5, 7))
+            for block in range(4, 12):
+                computes.write(block, tokens[: (block + 1) * BLOCK])
+            computes.market.publish(tokens, list(range(12)))
+            until(lambda: len(other) == 8 and other.at_rest())
+            assert len(one) == 4 and len(other.lending._elsewhere) == 4
+            churn(computes)
+            until(lambda: reads.market.match(tokens).blocks == 12)
+            assert reads.take(tokens, list(range(12))) == 12
 
 
 def lent(engine: ModelEngine, tokens: list[int]) -> bool:
     """Whether a match finds the lender's blocks: they are newer."""
-    return engine.market.match(tokens).computed == 0
+    hit = engine.market.match(tokens)
+    return hit.blocks > 0 and hit.computed == 0
+
+
+def test_a_block_whose_offer_was_crowded_out_is_offered_again(market_address, two, monkeypatch):
+    """A block has at most 64 offers: of a system prompt that all have, the lender's is the oldest."""
+    monkeypatch.setattr(lending_module, "AGAIN_SECONDS", 0.0)
+    _, reads = two
+    many = ModelEngine(market_address, slots=OFFERS_PER_BLOCK + 4)
+    tokens = prompt(3 * BLOCK, 230)
+    with lending(market_address, 8) as lender:
+        many.publish(tokens, [0, 1, 2])
+        lender.keeps(3)
+        for slot in range(3, OFFERS_PER_BLOCK + 4):
+            many.write(slot, tokens[:BLOCK])
+            many.market.publish(tokens[:BLOCK], [slot])
+        until(lambda: lender.lending._offered_again and lender.at_rest())
+        churn(many)
+        until(lambda: reads.take(tokens, [0, 1, 2]) == 3)
+    many.close()
+
+
+def test_what_fails_in_the_middle_is_not_done_twice(market_address, two, monkeypatch):
+    computes, reads = two
+    offer, fails = Lending._offer, [MemoryError("a test")]
+
+    def refuse(self, *what):
+        if fails:
+            raise fails.pop()
+        offer(self, *what)
+
+    monkeypatch.setattr(Lending, "_offer", refuse)
+    with lending(market_address, 8) as lender:
+        computes.publish(prompt(2 * BLOCK, 240), [0, 1])
+        until(lambda: not fails)
+        computes.publish(prompt(2 * BLOCK, 241), [2, 3])
+        until(lambda: lender.at_rest() and lent(reads, prompt(2 * BLOCK, 241)))
 
 
 def test_every_rank_of_every_stage_is_copied(market_address):

@@ -18,6 +18,7 @@ from contextlib import ExitStack
 
 from kvmarket import counters
 from kvmarket.errors import AddressError, KVMarketError
+from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client.connection import START_SECONDS, Connection
 from kvmarket.registry.client.foreign import ForeignPools, Memory
 from kvmarket.registry.client.telling import Telling
@@ -25,11 +26,12 @@ from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, TURN_SECO
 from kvmarket.registry.client.vigil import Vigil
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Before, Join, PoolRecord
-from kvmarket.registry.space.lookup import prefix_of
+from kvmarket.registry.space.lookup import crowded, prefix_of
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.space.standing import Run
 from kvmarket.registry.trie.tokens import Int32s
+from kvmarket.support.flags import Flags
 from kvmarket.support.supervised import survived
 from kvmarket.support.transient import MORE
 
@@ -120,6 +122,17 @@ class Client(Telling):
         """The tenant and the tokens of the prefix that ends in this block of `pool`; None if it is not on offer."""
         with self._lock:
             return prefix_of(self._replica.space, block, pool)
+
+    def crowded(self, tokens: Int32s, tenant: str) -> Flags:
+        """For each leading offered block of the prefix, whether it has as many offers as a block can have."""
+        with self._lock:
+            return crowded(self._replica.space, tokens, tenant)
+
+    def lenders(self) -> frozenset[Process]:
+        """The lenders in the space, each by the first process of its pools."""
+        with self._lock:
+            pools = self._replica.space.pools.values()
+            return frozenset(pool.record.processes[0] for pool in pools if pool.record.lent)
 
     def descriptors(self, pool: str) -> tuple[int, ...] | None:
         """Our descriptors of the memory of a pool in another PID namespace; None if they have not come yet."""

@@ -55,3 +55,12 @@ def prefix_of(space: Space, block: Before, pool: str) -> tuple[str, Int32s] | No
         return None
     node, index = place
     return space.trie.tenant(place).decode(), np.frombuffer(node.path(index + 1), np.int32)
+
+
+def crowded(space: Space, tokens: Int32s, tenant: str) -> Flags:
+    """For each leading block of the prefix that has offers, whether it has so many that one more drops the oldest."""
+    arrays = space.trie.match_arrays(tokens, 0, tenant=tenant.encode())
+    full = [
+        offers[-1] >= 0 if len(offers) == OFFERS_PER_BLOCK else np.zeros(offers.shape[1], np.bool_) for offers in arrays
+    ]
+    return np.concatenate(full) if full else np.zeros(0, np.bool_)
