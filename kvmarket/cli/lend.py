@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 
 import torch
@@ -19,6 +20,8 @@ def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float 
     Raises MisuseError, or AddressError.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each segment maps each engine's cache
     lender = Lender(address, _budgets(gpu, gb, host_gb, int(keep_free * 1e9)))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: lender.stop())

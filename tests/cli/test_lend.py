@@ -23,7 +23,8 @@ from tests.model_engine import BLOCK, ModelEngine, Peer, prompt, until
 @contextmanager
 def lender(address: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "kvmarket.cli", "lend", "--address", address, *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # which is slow
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as process:
         try:
             yield process
         finally:
