@@ -13,7 +13,7 @@ from kvmarket.lend import spaces
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
 from kvmarket.lend.lending import Lending
-from tests.model_engine import until
+from tests.model_engine import ModelEngine, until
 
 BLOCK_BYTES = 2 * 2 * 4 * 24 * 2  # of a model engine
 
@@ -70,3 +70,16 @@ def lending(address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 
             yield lender
         finally:
             lender.end()
+
+
+def churn(engine: ModelEngine) -> None:
+    """Overwrite all that the engine has."""
+    engine.market.retire(range(engine.slots))
+    for layer in engine.layers:
+        layer.fill_(-1)
+
+
+def lent(engine: ModelEngine, tokens: list[int]) -> bool:
+    """Whether a match finds the lender's blocks: they are newer."""
+    hit = engine.market.match(tokens)
+    return hit.blocks > 0 and hit.computed == 0

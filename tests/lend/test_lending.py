@@ -2,43 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
 import torch
 
 from kvmarket import counters
-from kvmarket.cli.top import ask_status
 from kvmarket.lend import growing
 from kvmarket.lend import lending as lending_module
 from kvmarket.lend.keeper import Keeper
 from kvmarket.lend.lending import Lending
 from kvmarket.lend.segment import Segment
-from kvmarket.market.fetch import Fetch
-from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
-from tests.lend.lends import BLOCK_BYTES, lending
+from tests.lend.lends import BLOCK_BYTES, churn, lending, lent
 from tests.market.test_stages import Ranks
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 
 CORRUPT = "fetch_corrupt{bytes that arrived do not have the checksum of their offer: look for faulty memory or links}"
-
-
-@pytest.fixture
-def two(market_address):
-    """Two engines of one kind."""
-    engines = ModelEngine(market_address), ModelEngine(market_address)
-    yield engines
-    for engine in engines:
-        engine.close()
-
-
-def churn(engine: ModelEngine) -> None:
-    """Overwrite all that the engine has."""
-    engine.market.retire(range(engine.slots))
-    for layer in engine.layers:
-        layer.fill_(-1)
 
 
 def test_what_was_overwritten_is_read_from_the_lender(market_address, two):
@@ -187,60 +167,6 @@ def test_what_is_retired_while_it_is_copied_is_not_offered(market_address, two, 
         assert sum(len(segment._free) for segment in lender.lending._segments) == 7, "the other slots are free again"
 
 
-def test_a_segment_taken_back_is_dead_at_once_and_its_memory_is_free(market_address, two):
-    computes, reads = two
-    prompts = [prompt(4 * BLOCK, seed) for seed in (100, 101)]
-    with lending(market_address, 8, segment=4) as lender:
-        for number, tokens in enumerate(prompts):
-            computes.publish(tokens, [4 * number + block for block in range(4)])
-            lender.keeps(4 * number + 4)
-        churn(computes)
-        assert lender.lending.segments == 2 and lender.lending.nbytes == 8 * BLOCK_BYTES
-        hits = [matched(reads, tokens) for tokens in prompts]
-        taken = lender.lending._segments[1].pool.id
-        lender.stop()
-        lender._thread.join()
-        assert lender.lending.take_back() == 4 * BLOCK_BYTES
-        assert [reads.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [4, 0]
-        until(lambda: taken not in reads.market._data._mapped)
-        until(lambda: reads.market.match(prompts[1]).blocks == 0)
-        assert len(lender) == 4 and reads.take(prompts[0], [0, 1, 2, 3]) == 4
-
-
-def test_a_segment_is_taken_back_in_the_middle_of_copies(market_address, two, monkeypatch):
-    computes, _ = two
-    with lending(market_address, 8, segment=4) as lender:
-        for number in range(2):
-            computes.publish(prompt(4 * BLOCK, 110 + number), list(range(4 * number, 4 * number + 4)))
-            lender.keeps(4 * number + 4)
-        lender.stop()
-        lender._thread.join()
-        computes.publish(prompt(4 * BLOCK, 112), [8, 9, 10, 11])
-        until(lambda: lender.lending.tips._tips)
-        monkeypatch.setattr(Lending, "_conclude", None)
-        monkeypatch.setattr(Fetch, "done", lambda self: False)
-        lender.turn()
-        assert lender.lending._pulls
-        lender.lending.take_back()
-        monkeypatch.undo()
-        until(lambda: not lender.turn())
-        assert len(lender.lending._keeper) <= 4 and not lender.lending._keeper.pinned
-
-
-def test_a_lender_goes_on_with_a_new_service(own_address):
-    """It has its blocks, and offers them to whoever comes."""
-    computes, tokens = ModelEngine(own_address), prompt(3 * BLOCK, 120)
-    with lending(own_address, 8) as lender:
-        computes.publish(tokens, [0, 1, 2])
-        lender.keeps(3)
-        os.kill(ask_status(Address(own_address)).service.pid, 9)
-        churn(computes)
-        reads = ModelEngine(own_address)
-        until(lambda: reads.take(tokens, [0, 1, 2]) == 3)
-        for engine in (reads, computes):
-            engine.close()
-
-
 def test_a_block_is_kept_by_one_lender_and_those_behind_it_by_any(market_address, two):
     """The first one is full: the second one keeps what goes on from its blocks, and takes no memory for these."""
     computes, reads = two
@@ -260,12 +186,6 @@ def test_a_block_is_kept_by_one_lender_and_those_behind_it_by_any(market_address
             assert reads.take(tokens, list(range(12))) == 12
 
 
-def lent(engine: ModelEngine, tokens: list[int]) -> bool:
-    """Whether a match finds the lender's blocks: they are newer."""
-    hit = engine.market.match(tokens)
-    return hit.blocks > 0 and hit.computed == 0
-
-
 def test_a_block_whose_offer_was_crowded_out_is_offered_again(market_address, two, monkeypatch):
     """A block has at most 64 offers: of a system prompt that all have, the lender's is the oldest."""
     monkeypatch.setattr(lending_module, "AGAIN_SECONDS", 0.0)
@@ -282,23 +202,6 @@ def test_a_block_whose_offer_was_crowded_out_is_offered_again(market_address, tw
         churn(many)
         until(lambda: reads.take(tokens, [0, 1, 2]) == 3)
     many.close()
-
-
-def test_what_fails_in_the_middle_is_not_done_twice(market_address, two, monkeypatch):
-    computes, reads = two
-    offer, fails = Lending._offer, [MemoryError("a test")]
-
-    def refuse(self, *what):
-        if fails:
-            raise fails.pop()
-        offer(self, *what)
-
-    monkeypatch.setattr(Lending, "_offer", refuse)
-    with lending(market_address, 8) as lender:
-        computes.publish(prompt(2 * BLOCK, 240), [0, 1])
-        until(lambda: not fails)
-        computes.publish(prompt(2 * BLOCK, 241), [2, 3])
-        until(lambda: lender.at_rest() and lent(reads, prompt(2 * BLOCK, 241)))
 
 
 def test_every_rank_of_every_stage_is_copied(market_address):
