@@ -15,7 +15,7 @@ from kvmarket import counters
 from kvmarket.errors import MisuseError
 from kvmarket.lend import budget as budget_module
 from kvmarket.lend import lender as lender_module
-from kvmarket.lend.budget import Budget, free_bytes
+from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
 from kvmarket.registry.client.asking import ask_status
 from kvmarket.registry.protocol.address import Address
@@ -27,32 +27,11 @@ from tests.other_version import service_of_another_version
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize(("nbytes", "segment", "count"), [(10, 4, 3), (8, 4, 2), (3, 4, 1), (1024, 1, 32)])
-def test_memory_is_cut_into_equal_segments(nbytes, segment, count):
-    budget = Budget(CPU, nbytes, segment)
-    assert budget.segment_bytes == nbytes // count
-    for _ in range(count):
-        assert budget.room
-        budget.lent += budget.segment_bytes
-    assert not budget.room
-
-
 def test_there_must_be_something_to_lend():
     with pytest.raises(MisuseError, match="--host-gb"):
         Lender(None, [])
     with pytest.raises(MisuseError, match="0 bytes"):
         Budget(CPU, 0)
-
-
-def test_what_others_need_is_neither_lent_nor_kept(monkeypatch):
-    free = [0]
-    monkeypatch.setattr(budget_module, "free_bytes", lambda device: free[0])
-    assert Budget(CPU, 8, 4).room and not Budget(CPU, 1).short, "nothing is to be kept free"
-    budget = Budget(CPU, 8, 4, keep_free=10)
-    for free[0], short, room in ((9, True, False), (10, False, False), (13, False, False), (14, False, True)):
-        assert (budget.short, budget.room) == (short, room)
-    budget.lent = 8
-    assert not budget.room
 
 
 def engines_of(address: str, *models: str) -> list[ModelEngine]:
@@ -318,31 +297,6 @@ def test_memory_is_given_back_while_others_have_too_little(own_address, monkeypa
         free[0] = 9 * BLOCK_BYTES
         until(lambda: lender._lendings)
     engine.close()
-
-
-def test_free_memory_is_that_of_the_machine_or_of_a_control_group(monkeypatch, tmp_path):
-    assert free_bytes(CPU) > 0
-    meminfo, own, group = tmp_path / "meminfo", tmp_path / "own", tmp_path / "a" / "b"
-    for name, value in (("MEMINFO", meminfo), ("OWN_GROUP", own), ("CGROUP", tmp_path)):
-        monkeypatch.setattr(budget_module, name, value)
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       7 kB\n")
-    assert free_bytes(CPU) == 7 * 1024, "there are no groups"
-    own.write_text("1:name=systemd:/x\n")
-    assert free_bytes(CPU) == 7 * 1024, "none of the second version"
-    own.write_text("1:name=systemd:/x\n0::/a/b\n")
-    group.mkdir(parents=True)
-    for each, most in ((group, "max"), (group.parent, "3000")):
-        (each / "memory.current").write_text("1000\n")
-        (each / "memory.max").write_text(f"{most}\n")
-        (each / "memory.stat").write_text("anon 500\ninactive_file 300\nactive_file 20\n")
-    assert free_bytes(CPU) == 2320, "the limit of the group above, and files count as free"
-    (group / "memory.max").write_text("1100\n")
-    assert free_bytes(CPU) == 420
-    (group / "memory.max").write_text("900000\n")
-    (group.parent / "memory.max").write_text("900000\n")
-    assert free_bytes(CPU) == 7 * 1024
-    meminfo.write_text("")
-    assert free_bytes(CPU) == 0
 
 
 def test_beside_a_market_of_another_version_it_lends_where_engines_of_its_own_meet(own_address):
