@@ -13,7 +13,7 @@ from kvmarket.lend import spaces
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
 from kvmarket.lend.lending import Lending
-from tests.model_engine import ModelEngine, until
+from tests.model_engine import BLOCK, ModelEngine, prompt, until
 
 BLOCK_BYTES = 2 * 2 * 4 * 24 * 2  # of a model engine
 
@@ -83,3 +83,21 @@ def lent(engine: ModelEngine, tokens: list[int]) -> bool:
     """Whether a match finds the lender's blocks: they are newer."""
     hit = engine.market.match(tokens)
     return hit.blocks > 0 and hit.computed == 0
+
+
+def engines_of(address: str, *models: str) -> list[ModelEngine]:
+    return [ModelEngine(address, facts={"model": model}) for model in models]
+
+
+def fill(engine: ModelEngine, *seeds: int) -> None:
+    """Offer a prompt of four blocks for each seed, each in slots of its own."""
+    for seed in seeds:
+        tokens, slots = prompt(4 * BLOCK, seed), list(range(4 * seed, 4 * seed + 4))
+        for block, slot in enumerate(slots):
+            engine.write(slot, tokens[: (block + 1) * BLOCK])
+        engine.market.publish(tokens, slots)
+
+
+def segments(lender: Lends) -> list[int]:
+    """The number of segments of each space, in the order in which they were joined."""
+    return [lending.segments for lending in lender._lendings.values()]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import time
 
 import pytest
@@ -13,14 +11,13 @@ import torch
 import kvmarket
 from kvmarket import counters
 from kvmarket.errors import MisuseError
-from kvmarket.lend import budget as budget_module
 from kvmarket.lend import lender as lender_module
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
 from kvmarket.registry.client.asking import ask_status
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.status import Label
-from tests.lend.lends import BLOCK_BYTES, Lends, lending
+from tests.lend.lends import BLOCK_BYTES, Lends, engines_of, fill, lending, segments
 from tests.model_engine import BLOCK, ModelEngine, prompt, until
 from tests.other_version import service_of_another_version
 
@@ -32,24 +29,6 @@ def test_there_must_be_something_to_lend():
         Lender(None, [])
     with pytest.raises(MisuseError, match="0 bytes"):
         Budget(CPU, 0)
-
-
-def engines_of(address: str, *models: str) -> list[ModelEngine]:
-    return [ModelEngine(address, facts={"model": model}) for model in models]
-
-
-def fill(engine: ModelEngine, *seeds: int) -> None:
-    """Offer a prompt of four blocks for each seed, each in slots of its own."""
-    for seed in seeds:
-        tokens, slots = prompt(4 * BLOCK, seed), list(range(4 * seed, 4 * seed + 4))
-        for block, slot in enumerate(slots):
-            engine.write(slot, tokens[: (block + 1) * BLOCK])
-        engine.market.publish(tokens, slots)
-
-
-def segments(lender: Lends) -> list[int]:
-    """The number of segments of each space, in the order in which they were joined."""
-    return [lending.segments for lending in lender._lendings.values()]
 
 
 def test_each_space_has_its_blocks(own_address):
@@ -198,22 +177,6 @@ def test_what_is_kept_already_takes_no_memory_of_others(own_address):
             engine.close()
 
 
-def test_nothing_is_taken_from_others_where_more_must_stay_free(own_address, monkeypatch):
-    free = [100 * BLOCK_BYTES]
-    monkeypatch.setattr(budget_module, "free_bytes", lambda device: free[0])
-    one, other = engines_of(own_address, "one", "other")
-    with lending(own_address, 40, segment=4, keep_free=5 * BLOCK_BYTES) as lender:
-        until(lambda: len(lender._lendings) == 2)
-        fill(one, 0, 1, 2, 3)
-        lender.keeps(16)
-        free[0] = 7 * BLOCK_BYTES
-        fill(other, 0, 1)
-        lender.keeps(20)
-        assert sorted(segments(lender)) == [1, 4]
-        for engine in (one, other):
-            engine.close()
-
-
 def test_a_lending_that_fails_does_not_stop_the_others(own_address, monkeypatch):
     one, other = engines_of(own_address, "one", "other")
     with lending(own_address, 16, segment=4) as lender:
@@ -225,21 +188,6 @@ def test_a_lending_that_fails_does_not_stop_the_others(own_address, monkeypatch)
         until(lambda: len(lender) == 4)
         for engine in (one, other):
             engine.close()
-
-
-def test_signals_that_come_in_any_order_at_once(own_address):
-    """They take no lock that the interrupted code may hold."""
-    lender = Lends(own_address, 8)
-    for number, act in ((signal.SIGUSR1, lender.pause), (signal.SIGUSR2, lender.resume)):
-        signal.signal(number, lambda *_, act=act: act())
-    try:
-        for _ in range(2000):
-            os.kill(os.getpid(), signal.SIGUSR1)
-            os.kill(os.getpid(), signal.SIGUSR2)
-    finally:
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_DFL)
-    lender.end()
 
 
 def test_it_waits_for_a_market_and_survives_what_fails(own_address, monkeypatch, caplog):
@@ -258,44 +206,6 @@ def test_it_waits_for_a_market_and_survives_what_fails(own_address, monkeypatch,
         lender.keeps(4)
     assert "lending" in caplog.text and not fails
     lender.end()
-    engine.close()
-
-
-def test_a_signal_takes_all_memory_back_and_another_lends_it_again(own_address):
-    (engine,) = engines_of(own_address, "one")
-    with lending(own_address, 8, segment=4) as lender:
-        fill(engine, 0, 1)
-        lender.keeps(8)
-        lender.pause()
-        until(lambda: not lender._lendings and lender.budget.lent == 0)
-        fill(engine, 2)
-        assert not lender.turn()
-        lender.resume()
-        until(lambda: lender._lendings)
-        lender.keeps(8)
-    engine.close()
-
-
-def test_memory_is_given_back_while_others_have_too_little(own_address, monkeypatch):
-    free = [10 * BLOCK_BYTES]
-    monkeypatch.setattr(budget_module, "free_bytes", lambda device: free[0])
-    (engine,) = engines_of(own_address, "one")
-    with lending(own_address, 12, segment=4, keep_free=5 * BLOCK_BYTES) as lender:
-        fill(engine, 0)
-        lender.keeps(4)
-        free[0] = 6 * BLOCK_BYTES
-        asked, more = [], lender._more
-        monkeypatch.setattr(lender, "_more", lambda lending: asked.append(more(lending)))
-        fill(engine, 1)
-        until(lambda: asked)
-        assert asked == [False] and lender.lending.segments == 1, "another segment would leave too little"
-        free[0] = 10 * BLOCK_BYTES
-        fill(engine, 2)
-        until(lambda: lender.lending.segments == 2)
-        free[0] = 4 * BLOCK_BYTES
-        until(lambda: not lender._lendings and lender.budget.lent == 0)
-        free[0] = 9 * BLOCK_BYTES
-        until(lambda: lender._lendings)
     engine.close()
 
 
