@@ -62,10 +62,14 @@ class Node:
             self.layers[0][slots] = self._prompts
             self.market.publish(tokens[-1], slots)
             self._prompts, self._slots = self._prompts + 1, self._slots + DEPTH
-            wait(lambda: self.market.match(tokens[-1]).computed == 0)
+            wait(lambda: self._lent(tokens[-1]))
         self.market.retire(range(self.cache.slots))
         hits = [(each, self.market.match(each)) for each in tokens]
         return [(each, hit) for each, hit in hits if hit.blocks]
+
+    def _lent(self, tokens: np.ndarray) -> bool:
+        pools = self.market.match(tokens).pools.values()
+        return bool(pools) and all(pool.lent for pool in pools)
 
     def readers(self, hits: list[tuple[np.ndarray, kvmarket.Hit]]) -> list[tuple[GenerationReader, Any]]:
         """The generations of the lender's pools, each with its runs of offers."""

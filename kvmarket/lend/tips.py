@@ -25,7 +25,6 @@ class Tips:
 
     def __init__(self) -> None:
         """Start with none."""
-        self.some = threading.Event()
         self._lock = threading.Lock()
         self._tips: OrderedDict[tuple[str, Before], Before | None] = OrderedDict()
 
@@ -43,12 +42,9 @@ class Tips:
             if len(self._tips) > MOST:
                 self._tips.popitem(last=False)
                 counters.add("lend_passed_over", reason="offers came faster than they were looked at")
-        self.some.set()
 
     def take(self, most: int) -> list[Tip]:
         """Take the oldest ones, up to `most`."""
         with self._lock:
             taken = [self._tips.popitem(last=False) for _ in range(min(most, len(self._tips)))]
-            if not self._tips:
-                self.some.clear()
         return [Tip(pool, block, before) for (pool, block), before in taken]

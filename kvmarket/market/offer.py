@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -131,11 +130,6 @@ class Hit(msgspec.Struct, frozen=True, eq=False):
     fingerprint: str = ""  # fingerprint and tenant of the match: only they may fetch the blocks
     tenant: str = ""
     prefix: Int32s | None = None  # the tokens of all blocks from the prompt's start on; None if not kept
-
-    @property
-    def computed(self) -> int:
-        """Number of leading blocks that lie in pools of engines, before the first one in a lender's."""
-        return sum(len(run) for run in itertools.takewhile(lambda run: not self.pools[run.pool].lent, self.runs))
 
     def part(self, start: int, count: int) -> tuple[Offers, ...]:
         """The offers of blocks `start` .. `start + count` of this hit."""

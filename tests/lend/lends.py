@@ -82,7 +82,7 @@ def churn(engine: ModelEngine) -> None:
 def lent(engine: ModelEngine, tokens: list[int]) -> bool:
     """Whether a match finds the lender's blocks: they are newer."""
     hit = engine.market.match(tokens)
-    return hit.blocks > 0 and hit.computed == 0
+    return hit.blocks > 0 and all(pool.lent for pool in hit.pools.values())
 
 
 def engines_of(address: str, *models: str) -> list[ModelEngine]:

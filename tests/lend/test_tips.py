@@ -42,18 +42,17 @@ def test_branches_are_a_tip_each(tips):
     assert [tip.block.slot for tip in tips.take(9)] == [2, 3, 4]
 
 
-def test_the_oldest_come_first_and_whoever_waits_is_told(tips):
-    assert not tips.some.is_set() and tips.take(1) == []
+def test_the_oldest_come_first(tips):
+    assert tips.take(1) == []
     for slot in range(3):
         tips.note(ENGINE, block(slot), None)
-    assert tips.some.is_set()
-    assert [tip.block.slot for tip in tips.take(2)] == [0, 1] and tips.some.is_set()
-    assert [tip.block.slot for tip in tips.take(2)] == [2] and not tips.some.is_set()
+    assert [tip.block.slot for tip in tips.take(2)] == [0, 1]
+    assert [tip.block.slot for tip in tips.take(2)] == [2]
 
 
 def test_offers_of_lenders_are_no_tips(tips):
     tips.note(LENDER, block(1), None)
-    assert tips.take(9) == [] and not tips.some.is_set()
+    assert tips.take(9) == []
 
 
 def test_of_too_many_the_oldest_are_passed_over(tips, monkeypatch):
