@@ -225,3 +225,19 @@ def test_it_is_called_as_the_engines_but_has_no_port(own_address):
         lenders = [member for member in ask_status(Address(own_address)).members if member.lends]
         assert [member.label for member in lenders] == [Label("one", 0)]
     engine.close()
+
+
+def test_a_space_with_lenders_alone_is_not_joined(own_address):
+    (engine,) = engines_of(own_address, "one")
+    with lending(own_address, 8) as first:
+        fill(engine, 0)
+        first.keeps(4)
+        engine.close()
+        until(lambda: not any(first._spaces.engines.values()))
+        other = Lends(own_address, 8)
+        time.sleep(0.2)
+        assert not other._lendings and not other._spaces.described
+        (engine,) = engines_of(own_address, "one")
+        until(lambda: other._lendings)
+        other.end()
+        engine.close()
