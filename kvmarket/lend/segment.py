@@ -8,7 +8,6 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from kvmarket.errors import LayoutError
 from kvmarket.layout.packed import PackedMemory
 from kvmarket.market.data import DataHalf
 from kvmarket.market.fetch import Fetch
@@ -33,15 +32,13 @@ class Segment:
         on_unreachable: Callable[[str], None],
         on_scarce: Callable[[str], None],
     ) -> None:
-        """Allocate up to `nbytes` on `device`, as a pool that has not joined a market yet.
+        """Allocate up to `nbytes`, which must have room for a block, on `device`, as a pool that has not joined yet.
 
-        `stages`: of any of the engines. For the callbacks see `DataHalf`. Raises LayoutError if not even one block
-        fits, TransportError if the memory cannot be shared, and torch's RuntimeError if there is none.
+        `stages`: of any of the engines. For the callbacks see `DataHalf`. Raises TransportError if the memory cannot be
+        shared, and torch's RuntimeError if there is none.
         """
         self.device = device
         self.slots = nbytes // block_bytes(stages)
-        if not self.slots:
-            raise LayoutError(f"a segment of {nbytes} bytes holds no block of {block_bytes(stages)}; lend more")
         self._halves: list[DataHalf] = []
         mine: list[Stage] = []
         with ExitStack() as undo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 from kvmarket.cli.top import ask_status
 from kvmarket.lend.lending import Lending
@@ -83,3 +84,20 @@ def test_what_fails_in_the_middle_is_not_done_twice(market_address, two, monkeyp
         until(lambda: not fails)
         computes.publish(prompt(2 * BLOCK, 241), [2, 3])
         until(lambda: lender.at_rest() and lent(reads, prompt(2 * BLOCK, 241)))
+
+
+def test_threads_and_mappings_go_with_their_segment(market_address, two):
+    computes, _ = two
+    before = set(threading.enumerate())
+    with lending(market_address, 8, segment=4) as lender:
+        for number in range(2):
+            computes.publish(prompt(4 * BLOCK, 250 + number), list(range(4 * number, 4 * number + 4)))
+            lender.keeps(4 * number + 4)
+        half = lender.lending._segments[1]._halves[0]
+        assert half._mapped
+        with_two = set(threading.enumerate())
+        lender.stop()
+        lender._thread.join()
+        lender.lending.take_back()
+        assert not half._mapped and len(with_two - set(threading.enumerate())) == 2, "that of copies, and its own"
+    until(lambda: set(threading.enumerate()) <= before)
