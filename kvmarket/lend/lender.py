@@ -70,9 +70,10 @@ class Lender:
             if name not in self._lendings and now >= self._not_before.get(name, 0.0):
                 self._join(name, told)
         busy = False
-        for lending in list(self._lendings.values()):
+        for name in list(self._lendings):
+            lending = self._lendings.get(name)  # none if it was left so that another one gets its memory
             with survived("lending in one space"):
-                busy = lending.turn(partial(self._more, lending)) or busy
+                busy = (lending is not None and lending.turn(partial(self._more, lending))) or busy
         return busy
 
     def pause(self) -> None:

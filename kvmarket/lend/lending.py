@@ -183,6 +183,8 @@ class Lending:
         """Begin to copy those blocks of a part that are to be kept and are not here."""
         wanted = runs_of([key in self._keeper and key not in self._where for key in part.keys])
         for start, end in wanted:
+            if part.keys[end - 1] not in self._keeper:  # given up for the run before
+                break
             tokens = part.tokens[: (part.first + end) * self._member.block_size]
             self._pull_all(Part(part.tenant, tokens, part.first + start, part.keys[start:end]))
 

@@ -1,4 +1,7 @@
-"""Real vLLM engines and a lender: what one computed is found when its pages are reused, and when it was killed."""
+"""Real vLLM engines and a lender: what one computed is found when its pages are reused, and when it was killed.
+
+It comes first in the folder: later tests leave engines behind that share no more.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,7 @@ def test_an_engine_that_was_killed_is_outlived_and_finds_its_prefixes_again(
     prompt = node.prompt(300)
     node.offered(node.a, prompt)
     node.a.kill()
+    node.a.close()
     node.agrees(node.b, [[*prompt, 1]], [whole(300)])
     node.churn(node.b)
     node.start("a").wait()
