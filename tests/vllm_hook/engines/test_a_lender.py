@@ -59,10 +59,3 @@ def test_an_engine_that_was_killed_is_outlived_and_finds_its_prefixes_again(
     node.churn(node.b)
     node.start("a").wait()
     node.agrees(node.a, [[*prompt, 2]], [whole(300)])
-
-
-def test_without_the_lender_they_are_a_miss_again(node: Node):
-    prompt = node.prompt(300)
-    node.offered(node.a, prompt)
-    node.churn(node.a)
-    node.agrees(node.b, [prompt], [0])
