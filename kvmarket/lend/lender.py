@@ -101,12 +101,14 @@ class Lender:
 
     def _heed_pressure(self, budget: Budget) -> None:
         """Give memory back: all while paused, else a segment if the device has too little free memory."""
-        for lending in self._lendings.values() if self._paused else ():
-            lending.kill()
-        while budget.lent and (self._paused or budget.short):
+        paused = self._paused  # once: what is killed must be given back, also if a signal resumes meanwhile
+        for lending in self._lendings.values() if paused else ():
+            if self._budget(lending) is budget:
+                lending.kill()
+        while budget.lent and (paused or budget.short):
             self._shrink(budget, [each for each in self._lendings.values() if self._budget(each) is budget])
             counters.add("segments_given_back")
-            if not self._paused:
+            if not paused:
                 return
 
     def _join(self, space: str, told: SpaceDescribed) -> None:

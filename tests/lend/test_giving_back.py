@@ -6,8 +6,9 @@ import os
 import signal
 
 from kvmarket.lend import budget as budget_module
+from kvmarket.lend.lending import Lending
 from tests.lend.lends import BLOCK_BYTES, Lends, engines_of, fill, lending, segments
-from tests.model_engine import until
+from tests.model_engine import BLOCK, ModelEngine, prompt, until
 
 
 def test_a_signal_takes_all_memory_back_and_another_lends_it_again(own_address):
@@ -77,3 +78,20 @@ def test_nothing_is_taken_from_others_where_more_must_stay_free(own_address, mon
         assert sorted(segments(lender)) == [1, 4]
         for engine in (one, other):
             engine.close()
+
+
+def test_a_pause_that_ends_while_memory_is_given_back(own_address, monkeypatch):
+    """What was killed is given back all the same: it would be kept, and offered to nobody."""
+    (engine,) = engines_of(own_address, "one")
+    with lending(own_address, 8) as lender:
+        fill(engine, 0)
+        lender.keeps(4)
+        first, kill = lender.lending, Lending.kill
+        monkeypatch.setattr(Lending, "kill", lambda self: (kill(self), lender.resume()))
+        lender.pause()
+        until(lambda: lender._lendings and lender.lending is not first)
+        lender.keeps(4)
+        reader = ModelEngine(own_address, facts={"model": "one"})
+        engine.close()
+        until(lambda: reader.take(prompt(4 * BLOCK, 0), [0, 1, 2, 3]) == 4)
+        reader.close()
