@@ -175,14 +175,14 @@ def _compare(
     shared = text(length - QUESTION)
     first.generate(shared + text(QUESTION), 1)
     prompt = shared + text(QUESTION)
-    before = first.generate(prompt, new_tokens, reuse=False)
-    title = "one prompt, two engine processes"
+    title, computes = "one prompt, two engine processes", first
     if lender is not None:
-        title = "one prompt, whose engine was killed; a lender has its blocks"
-        lender.wait_for((2 * length - QUESTION) // BLOCK_SIZE)  # those of the warm-up, too
+        title, computes = "one prefix, whose engine was killed; a lender has its blocks", second
+        lender.wait_for(2 * (length // BLOCK_SIZE))  # those of the warm-up, too
         first.process.kill()
         first.process.wait()
     after = second.generate(prompt, new_tokens, wait_for=(length - QUESTION) // BLOCK_SIZE * BLOCK_SIZE)
+    before = computes.generate(prompt, new_tokens, reuse=False)  # last: nobody must import what it computes
 
     table = Table(title=title, show_header=False)
     for label, value in (
