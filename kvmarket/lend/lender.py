@@ -15,9 +15,10 @@ import msgspec
 from kvmarket import counters
 from kvmarket.errors import KVMarketError, LayoutError, MisuseError
 from kvmarket.lend.budget import MOST_SEGMENTS, Budget
-from kvmarket.lend.lending import Lending, descriptor_of
+from kvmarket.lend.lending import Lending
 from kvmarket.lend.segment import block_bytes
 from kvmarket.lend.spaces import SpaceWatch
+from kvmarket.market.offer import descriptor_of
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.status import SpaceDescribed
 from kvmarket.support.supervised import survived
@@ -115,7 +116,7 @@ class Lender:
         """Join a space with a first segment, if there is memory for one; if not, or if it fails, try again later."""
         self._not_before[space] = time.monotonic() + AGAIN_SECONDS
         try:
-            descriptor = descriptor_of(told)
+            descriptor = descriptor_of(told.description)
             kind = descriptor.ranks[0][1].mapped_on
             budget = next((each for each in self._budgets if each.device.type == kind), None)
             if budget is not None and budget.segment_bytes < (least := block_bytes(descriptor.stages)):

@@ -7,7 +7,6 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
-import msgspec
 import numpy as np
 import torch
 
@@ -20,24 +19,18 @@ from kvmarket.lend.parts import Part, Pull, checksums_of, runs_of
 from kvmarket.lend.segment import Segment
 from kvmarket.lend.tips import Tip, Tips
 from kvmarket.market.member import MarketMember
-from kvmarket.market.offer import Hit, PoolDescriptor
+from kvmarket.market.offer import Hit, descriptor_of
 from kvmarket.market.own_pool import OwnPools
 from kvmarket.pool import Slots, UInt64s
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import Join
 from kvmarket.registry.protocol.status import Label, SpaceDescribed
 from kvmarket.support.flags import leading
-from kvmarket.transport import decode_memory
 
 MOST_PULLS = 8  # under way at a time
+MOST_LATER = 256  # prefixes, each with its tokens, that wait for another lender
 LATER_SECONDS = 0.5  # until this lender copies what is another one's to copy, and is not offered by it
 AGAIN_SECONDS = 10.0  # until a block is offered again that so many offer that its own offer was dropped
-_decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
-
-
-def descriptor_of(told: SpaceDescribed) -> PoolDescriptor:
-    """The pool of an engine of the space. Raises LayoutError, or what msgspec raises."""
-    return _decoder.decode(told.description)
 
 
 class Lending:
@@ -52,7 +45,7 @@ class Lending:
         """
         self.space, self.device = space, device
         self.tips = Tips()
-        self._stages = descriptor_of(told).stages
+        self._stages = descriptor_of(told.description).stages
         self._growing = Growing()
         self._where: dict[bytes, tuple[Segment, int]] = {}  # kept block -> where it is, or is being copied to
         self._elsewhere: set[bytes] = set()  # kept blocks that another lender has: they take no memory here
@@ -96,7 +89,7 @@ class Lending:
             self._conclude(pull)
         while self._later and self._later[0][0] <= time.monotonic():
             self._pull(self._later.popleft()[1])
-        tips = self.tips.take(max(0, MOST_PULLS - len(self._pulls)))
+        tips = self.tips.take(max(0, min(MOST_PULLS - len(self._pulls), MOST_LATER - len(self._later))))
         for tip in tips:
             self._look_at(tip, more)
         return bool(tips or self._pulls)

@@ -13,7 +13,7 @@ from kvmarket.layout.layout import Layout
 from kvmarket.pool.slots import Slots, UInt64s
 from kvmarket.processes.shared_file import Process, SharedFile
 from kvmarket.registry.trie.tokens import Int32s
-from kvmarket.transport import Memory
+from kvmarket.transport import Memory, decode_memory
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -71,6 +71,14 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
     def ranks(self) -> tuple[tuple[Layout, Memory], ...]:
         """Layout and memory of each rank."""
         return tuple((stage.layout, memory) for stage in self.stages for memory in stage.ranks)
+
+
+_decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
+
+
+def descriptor_of(description: bytes) -> PoolDescriptor:
+    """Decode the description of a pool (see `PoolRecord`). Raises LayoutError, or what msgspec raises."""
+    return _decoder.decode(description)
 
 
 def check_stages(stages: Sequence[Stage]) -> None:

@@ -11,19 +11,17 @@ import msgspec
 
 from kvmarket import counters
 from kvmarket.errors import LayoutError, SharedMemoryError, TransportError
-from kvmarket.market.offer import Offers, PoolDescriptor
+from kvmarket.market.offer import Offers, PoolDescriptor, descriptor_of
 from kvmarket.pool import GenerationReader
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.messages import PoolRecord
 from kvmarket.registry.space.standing import Run
 from kvmarket.support.flags import leading
 from kvmarket.support.transient import is_transient
-from kvmarket.transport import decode_memory
 
 DEAD_POOLS = 3  # pools with dead offers that one match skips: their owners have just retired a slot, or left
 Matched = tuple[list[Run], list[PoolRecord]]
 Descriptors = Callable[[str], Sequence[int] | None]
-_decoder = msgspec.msgpack.Decoder(PoolDescriptor, dec_hook=decode_memory)
 
 
 class Peer(NamedTuple):
@@ -140,7 +138,7 @@ def _nobody(pool: str) -> None:
 
 
 def _meet(record: PoolRecord, descriptors: Descriptors) -> Peer:
-    descriptor = _decoder.decode(record.description)
+    descriptor = descriptor_of(record.description)
     if descriptor.pool != record.pool or descriptor.slots != record.slots:
         raise LayoutError(f"pool {record.pool} is not the one that is described; its offers are ignored")
     if not descriptor.generations.owner.near:

@@ -13,6 +13,7 @@ from kvmarket.lend import lending as lending_module
 from kvmarket.lend.keeper import Keeper
 from kvmarket.lend.lending import Lending
 from kvmarket.lend.segment import Segment
+from kvmarket.market.member import MarketMember
 from kvmarket.registry.trie.node import OFFERS_PER_BLOCK
 from tests.lend.lends import BLOCK_BYTES, churn, lending, lent
 from tests.market.test_stages import Ranks
@@ -236,3 +237,17 @@ def test_checksums_are_handed_on(market_address):
         assert reads.market.fetch(hit, [0, 1, 2]).wait() == 0
         assert counters.snapshot()[CORRUPT] >= 1
     reads.close()
+
+
+def test_few_prefixes_wait_for_another_lender_at_a_time(market_address, two, monkeypatch):
+    """Each holds its tokens; further offers wait, as a few bytes each, until these have been looked at again."""
+    monkeypatch.setattr(lending_module, "MOST_LATER", 2)
+    monkeypatch.setattr(lending_module, "LATER_SECONDS", 2.0)
+    monkeypatch.setattr(MarketMember, "is_mine", lambda self, key: False)
+    computes, _ = two
+    with lending(market_address, 32) as lender:
+        for seed in range(5):
+            computes.publish(prompt(2 * BLOCK, 260 + seed), [2 * seed, 2 * seed + 1])
+        until(lambda: (len(lender.lending._later), len(lender.lending.tips._tips)) == (2, 3))
+        assert not len(lender)
+        lender.keeps(10)
