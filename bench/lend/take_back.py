@@ -2,11 +2,13 @@
 
     python -m bench.lend.take_back --gb 4 --times 20                  prints a table
     python -m bench.lend.take_back --gb 4 --times 100 --write laptop  also writes bench/results/laptop-take-back.json
+    python -m bench.lend.take_back --gb 40 --gpu 0 --times 100        of a GPU, where the engine's cache lies too
 
-A `kvmarket lend` process lends host memory and is full; a reader fetches from all its segments without a pause. The
-lender gets SIGUSR1. `dead`: the time until not one offer of the lender is valid any more. `free`: the time until
-/dev/shm has as much room as before the lender took any. Then SIGUSR2, and the memory is filled again. The ceiling of
-`dead` is one look of the reader at all generations, measured in the same run.
+A `kvmarket lend` process lends memory of the host, or of a GPU, and is full; a reader fetches from all its segments
+without a pause. The lender gets SIGUSR1. `dead`: the time until not one offer of the lender is valid any more. `free`:
+the time until /dev/shm, or the GPU, has as much room as without lent memory, measured some seconds after a first time.
+Then SIGUSR2, and the memory is filled again. The ceiling of `dead` is one look of the reader at all generations,
+measured in the same run.
 """
 
 from __future__ import annotations
@@ -34,23 +36,31 @@ from kvmarket.registry.protocol.address import Address
 DEPTH = 64  # blocks of a prompt
 GOALS = {"dead": 1.0, "free": 50.0}  # ms
 GIVE_UP = 60.0
+SETTLED = 3.0  # seconds after which all memory is free that will be
 
 
 class Node:
     """An engine that fills a lender, and reads from it."""
 
-    def __init__(self, address: str, gb: float) -> None:
+    def __init__(self, address: str, gb: float, gpu: int | None = None) -> None:
         """Join with a cache of an eighth of what is lent, in blocks of 256 KiB; start the lender."""
         torch.set_num_threads(1)
-        self.address, self.nbytes = address, int(gb * 1e9)
+        self.address, self.nbytes, self.gpu = address, int(gb * 1e9), gpu
         shape = (max(4 * DEPTH, self.nbytes // 8 >> 18), 2, BLOCK, 64)
-        self.layers = [torch.zeros(shape, dtype=torch.int32) for _ in range(32)]
+        device = "cpu" if gpu is None else f"cuda:{gpu}"
+        self.layers = [torch.zeros(shape, dtype=torch.int32, device=device) for _ in range(32)]
         self.cache = kvmarket.PagedCache(self.layers, block_size=BLOCK)
         self.market = kvmarket.connect(self.cache, FINGERPRINT, address=address)
-        self.room = free_room()
-        command = [sys.executable, "-m", "kvmarket.cli", "lend", "--address", address, "--host-gb", str(gb)]
-        self.lender = subprocess.Popen(command)
+        memory = ("--host-gb", str(gb)) if gpu is None else ("--gpu", str(gpu), "--gb", str(gb))
+        self.lender = subprocess.Popen([sys.executable, "-m", "kvmarket.cli", "lend", "--address", address, *memory])
+        wait(lambda: any(member.lends for member in ask_status(Address(address)).members))
         self._prompts = self._slots = 0
+        for _, hit in self.fill():  # the first fetches allocate what later ones use again
+            self.market.fetch(hit, list(range(hit.blocks))).wait()
+        self.lender.send_signal(signal.SIGUSR1)
+        time.sleep(SETTLED)
+        self.room = self.free_room()
+        self.lender.send_signal(signal.SIGUSR2)
 
     def fill(self) -> list[tuple[np.ndarray, kvmarket.Hit]]:
         """Publish prompts until the lender has nearly all that fit; returns the prompts with hits of its offers."""
@@ -71,16 +81,17 @@ class Node:
         pools = self.market.match(tokens).pools.values()
         return bool(pools) and all(pool.lent for pool in pools)
 
+    def free_room(self) -> int:
+        """Bytes that /dev/shm, or the GPU, has room for."""
+        if self.gpu is not None:
+            return int(torch.cuda.mem_get_info(self.gpu)[0])
+        room = os.statvfs("/dev/shm")
+        return room.f_bavail * room.f_frsize
+
     def readers(self, hits: list[tuple[np.ndarray, kvmarket.Hit]]) -> list[tuple[GenerationReader, Any]]:
         """The generations of the lender's pools, each with its runs of offers."""
         found = self.market._control._peers._peers
         return [(found[run.pool].generations, run) for _, hit in hits for run in hit.runs]
-
-
-def free_room() -> int:
-    """Bytes that /dev/shm has room for."""
-    room = os.statvfs("/dev/shm")
-    return room.f_bavail * room.f_frsize
 
 
 def wait(condition: Any) -> None:
@@ -120,9 +131,9 @@ def once(node: Node) -> tuple[float, float, float, int]:
     while alive():
         pass
     dead = time.monotonic()
-    while free_room() < node.room - (1 << 20):
+    while node.free_room() < node.room - (1 << 20):
         if time.monotonic() - start > GIVE_UP:
-            raise TimeoutError(f"{(node.room - free_room()) >> 20} MiB are not free")
+            raise TimeoutError(f"{(node.room - node.free_room()) >> 20} MiB are not free")
     free = time.monotonic()
     stop.set()
     thread.join()
@@ -131,12 +142,11 @@ def once(node: Node) -> tuple[float, float, float, int]:
     return 1e3 * (dead - start), 1e3 * (free - start), 1e3 * max(looks[:1]), blocks
 
 
-def measure(gb: float, times: int) -> list[dict[str, Any]]:
+def measure(gb: float, times: int, gpu: int | None) -> list[dict[str, Any]]:
     """Take the memory back so many times; returns the rows."""
     with market_address() as address:
-        node = Node(address, gb)
+        node = Node(address, gb, gpu)
         try:
-            wait(lambda: any(member.lends for member in ask_status(Address(address)).members))
             found = [once(node) for _ in range(times)]
         finally:
             node.lender.terminate()
@@ -159,12 +169,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", metavar="MACHINE", help="also write bench/results/MACHINE-take-back.json")
     parser.add_argument("--gb", type=float, default=4.0)
+    parser.add_argument("--gpu", type=int, help="lend memory of this GPU instead of the host's")
     parser.add_argument("--times", type=int, default=20)
     options = parser.parse_args()
-    rows = measure(options.gb, options.times)
+    rows = measure(options.gb, options.times, options.gpu)
     show(rows)
     if options.write:
-        facts = {**report.facts([]), "loop_ms": report.loop_ms(), "cores": os.cpu_count()}
+        facts = {
+            **report.facts([] if options.gpu is None else [options.gpu]),
+            "loop_ms": report.loop_ms(),
+            "cores": os.cpu_count(),
+        }
         report.write(options.write, "take-back", rows, ["torch"], **facts)
 
 

@@ -207,6 +207,27 @@ def keep(path: Path) -> str:
     return "\n".join([text, *markdown(["trace", "memory", *policies, "without bounds"], table)])
 
 
+def host(path: Path) -> str:
+    """The rate of fetches from a lender's memory of the host, by their size (rows) and way (columns)."""
+    result = json.loads(path.read_text())
+    fetches: dict[int, dict[str, Row]] = {}
+    for row in result["rows"]:
+        if row["name"].startswith("fetch, "):
+            fetches.setdefault(row["bytes"], {})[row["name"].split(", ")[1]] = row
+    ways = list(next(iter(fetches.values())))
+    table = []
+    for size, rows in fetches.items():
+        shown = [f"{rows[way]['p50']:.1f}" for way in ways]
+        table.append(
+            [f"{size >> 20:,} MiB", *shown, f"{rows[ways[0]]['ceiling']:.1f}", f"{rows[ways[0]]['ratio']:.2f}"]
+        )
+    text = (
+        f"{result['gpu']}, GB/s, median of {result['repeats']}; ceiling: the copy engine from pinned memory, "
+        f"one range of as many bytes. From `bench/results/{path.name}`."
+    )
+    return "\n".join([text, *markdown(["fetch", *ways, "ceiling", "share of it, by default"], table)])
+
+
 TABLES = {
     "ttft": (hook_tables.ttft, "h200x2-ttft.json"),
     "ttft, default": (hook_tables.ttft, "h200x2-default-ttft.json"),
@@ -221,6 +242,7 @@ TABLES = {
     "transfer": (transfer, "h200x2-2026-11-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
     "keep": (keep, "simulated-keep.json"),
+    "host": (host, "h200x1-host.json"),
     "versions": (versions, "cpu-vllm-versions.json"),
 }
 

@@ -30,11 +30,11 @@ def serve(address: AddressOption = None) -> None:
 @app.command()
 def lend(
     address: AddressOption = None,
-    gpu: Annotated[int | None, typer.Option(min=0, help="Number of the GPU whose memory to lend.")] = None,
-    gb: Annotated[float | None, typer.Option(min=0.0, help="GB of that GPU to lend, to engines on GPUs.")] = None,
-    host_gb: Annotated[
-        float | None, typer.Option(min=0.0, help="GB of host memory to lend, to engines on CPUs.")
+    gpu: Annotated[
+        int | None, typer.Option(min=0, help="Number of the GPU that lends, and copies to the host.")
     ] = None,
+    gb: Annotated[float | None, typer.Option(min=0.0, help="GB of that GPU to lend, to engines on GPUs.")] = None,
+    host_gb: Annotated[float | None, typer.Option(min=0.0, help="GB of host memory to lend.")] = None,
     keep_free: Annotated[float, typer.Option(min=0.0, help="GB that stay free there for others.")] = 0.0,
 ) -> None:
     """Lend memory: keep what engines of the market compute, for all of them, until interrupted.

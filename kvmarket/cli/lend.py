@@ -39,12 +39,13 @@ def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float 
 def _budgets(gpu: int | None, gb: float | None, host_gb: float | None, keep_free: int) -> list[Budget]:
     """The memory to lend, of each device. Raises MisuseError."""
     budgets = []
-    if gb is not None or gpu is not None:
-        if gb is None:
-            raise MisuseError(f"--gpu {gpu} without --gb; say how many GB of it to lend")
-        if not torch.cuda.is_available() or (gpu or 0) >= torch.cuda.device_count():
-            raise MisuseError(f"there is no GPU {gpu or 0} on this machine; lend host memory with --host-gb")
+    if gpu is not None and gb is None and host_gb is None:
+        raise MisuseError(f"--gpu {gpu} without --gb; say how many GB of it to lend")
+    if (gpu is not None or gb is not None) and (gpu or 0) >= torch.cuda.device_count():
+        raise MisuseError(f"there is no GPU {gpu or 0} on this machine; lend host memory with --host-gb alone")
+    if gb is not None:
         budgets.append(Budget(torch.device("cuda", gpu or 0), int(gb * 1e9), keep_free=keep_free))
     if host_gb is not None:
-        budgets.append(Budget(torch.device("cpu"), int(host_gb * 1e9), keep_free=keep_free))
+        copies = torch.device("cuda", gpu or 0) if torch.cuda.is_available() else None
+        budgets.append(Budget(torch.device("cpu"), int(host_gb * 1e9), keep_free=keep_free, gpu=copies))
     return budgets

@@ -9,12 +9,17 @@ from kvmarket.layout.paged import SlotArray
 
 
 class PackedMemory:
-    """One allocation of packed slots on `device`. Owns the memory, which is not written."""
+    """One allocation of packed slots on `device`. Owns the memory."""
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
-        """Allocate for `layout`, which is packed (see `Layout.as_packed`). Raises torch's errors without memory."""
+    def __init__(self, layout: Layout, device: torch.device, segment: torch.Tensor | None = None) -> None:
+        """Allocate for `layout`, which is packed (see `Layout.as_packed`). Raises torch's errors without memory.
+
+        `segment`: memory that is there already, 1-D uint8 on `device`.
+        """
         self.layout, self.device = layout, device
-        self._segment = torch.empty(layout.segments[0], dtype=torch.uint8, device=device)
+        self._segment = (
+            torch.empty(layout.segments[0], dtype=torch.uint8, device=device) if segment is None else segment
+        )
         self._array: SlotArray | None = None
 
     def storages(self) -> list[torch.UntypedStorage]:

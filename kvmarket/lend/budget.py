@@ -20,14 +20,31 @@ class Budget:
     """Memory of one device that is lent: up to `nbytes`, in segments of equal size, while others have `keep_free`."""
 
     def __init__(
-        self, device: torch.device, nbytes: int, segment_bytes: int = SEGMENT_BYTES, keep_free: int = 0
+        self,
+        device: torch.device,
+        nbytes: int,
+        segment_bytes: int = SEGMENT_BYTES,
+        keep_free: int = 0,
+        gpu: torch.device | None = None,
     ) -> None:
-        """Lend nothing yet. `keep_free`: bytes of the device that stay free. Raises MisuseError unless `nbytes` > 0."""
+        """Lend nothing yet. `keep_free`: bytes of the device that stay free. Raises MisuseError unless `nbytes` > 0.
+
+        `gpu`: of host memory, the one that copies blocks of engines on GPUs into it; without one there are none.
+        """
         if nbytes < 1:
             raise MisuseError(f"{nbytes} bytes of {device} to lend; give at least the size of a block")
         count = min(MOST_SEGMENTS, -(-nbytes // segment_bytes))
         self.device, self.nbytes, self.segment_bytes, self.keep_free = device, nbytes, nbytes // count, keep_free
+        self.gpu = gpu if device.type == "cpu" else None
         self.lent = 0
+
+    def place(self, kind: str) -> torch.device | None:
+        """The device that copies blocks of caches on devices of type `kind` into this memory; None if there is none."""
+        return self.device if self.device.type == kind else self.gpu if kind == "cuda" else None
+
+    def far(self, kind: str) -> bool:
+        """Whether engines with caches on devices of type `kind` read this memory more slowly than one another's."""
+        return self.device.type != kind
 
     @property
     def room(self) -> bool:

@@ -6,7 +6,7 @@ import logging
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -40,8 +40,10 @@ class Lender:
             raise MisuseError("no memory to lend; give --host-gb, or --gpu and --gb")
         self.place, self._address = Address(address), address
         self._budgets = budgets
-        self._lendings: dict[str, Lending] = {}
-        self._not_before: dict[str, float] = {}  # spaces that could not be joined, or got no memory -> until when
+        self._lendings: dict[tuple[str, Budget], Lending] = {}  # by space and memory
+        self._not_before: dict[
+            tuple[str, Budget], float
+        ] = {}  # what could not be joined, or got no memory -> until when
         self._pressure_at = 0.0
         self._paused = self._stopped = False  # no locks: signal handlers set them
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -68,13 +70,15 @@ class Lender:
             for budget in self._budgets:
                 self._heed_pressure(budget)
         for name, told in self._spaces.described.items() if not self._paused else ():
-            if name not in self._lendings and now >= self._not_before.get(name, 0.0):
-                self._join(name, told)
+            for budget in self._budgets:
+                where = name, budget
+                if where not in self._lendings and now >= self._not_before.get(where, 0.0):
+                    self._join(where, told)
         busy = False
-        for name in list(self._lendings):
-            lending = self._lendings.get(name)  # none if it was left so that another one gets its memory
+        for where in list(self._lendings):
+            lending = self._lendings.get(where)  # none if it was left so that another one gets its memory
             with survived("lending in one space"):
-                busy = (lending is not None and lending.turn(partial(self._more, lending))) or busy
+                busy = (lending is not None and lending.turn(partial(self._more, where))) or busy
         return busy
 
     def pause(self) -> None:
@@ -103,47 +107,50 @@ class Lender:
     def _heed_pressure(self, budget: Budget) -> None:
         """Give memory back: all while paused, else a segment if the device has too little free memory."""
         paused = self._paused  # once: what is killed must be given back, also if a signal resumes meanwhile
-        for lending in self._lendings.values() if paused else ():
-            if self._budget(lending) is budget:
-                lending.kill()
+        for lending in self._of(budget).values() if paused else ():
+            lending.kill()
         while budget.lent and (paused or budget.short):
-            self._shrink(budget, [each for each in self._lendings.values() if self._budget(each) is budget])
+            self._shrink(budget, self._of(budget))
             counters.add("segments_given_back")
             if not paused:
                 return
 
-    def _join(self, space: str, told: SpaceDescribed) -> None:
+    def _join(self, where: tuple[str, Budget], told: SpaceDescribed) -> None:
         """Join a space with a first segment, if there is memory for one; if not, or if it fails, try again later."""
-        self._not_before[space] = time.monotonic() + AGAIN_SECONDS
+        space, budget = where
+        self._not_before[where] = time.monotonic() + AGAIN_SECONDS
         try:
             descriptor = descriptor_of(told.description)
             kind = descriptor.ranks[0][1].mapped_on
-            budget = next((each for each in self._budgets if each.device.type == kind), None)
-            if budget is not None and budget.segment_bytes < (least := block_bytes(descriptor.stages)):
+            device = budget.place(kind)
+            if device is not None and budget.segment_bytes < (least := block_bytes(descriptor.stages)):
                 raise LayoutError(f"a segment of {budget.segment_bytes} bytes holds no block of {least}; lend more")
-            if budget is None or not self._make_room(budget, None):
+            if device is None or not self._make_room(budget, None):
                 counters.add("lend_passed_over", reason=f"no memory to lend to engines whose caches are on {kind}")
                 return
-            lending = Lending(self._address, space, told, budget.segment_bytes, budget.device)
+            far = budget.far(kind)
+            lending = Lending(self._address, space, told, budget.segment_bytes, device, far=far)
         except (KVMarketError, msgspec.DecodeError, RuntimeError) as error:
             counters.add("lend_failed", reason=type(error).__name__, detail=error)
             return
         budget.lent += budget.segment_bytes
-        self._lendings[space] = lending
-        self._not_before.pop(space, None)
-        _log.info("lending %.1f GB to %s (%s)", lending.nbytes / 1e9, space, told.label.model or "no model named")
+        self._lendings[where] = lending
+        self._not_before.pop(where, None)
+        of_host = " of host memory" if far else ""
+        model = told.label.model or "no model named"
+        _log.info("lending %.1f GB%s to %s (%s)", lending.nbytes / 1e9, of_host, space, model)
 
-    def _more(self, lending: Lending) -> bool:
+    def _more(self, where: tuple[str, Budget]) -> bool:
         """Give a lending one more segment, if there is memory or another one has more than its share."""
-        budget, now = self._budget(lending), time.monotonic()
-        if lending.segments >= MOST_SEGMENTS or now < self._not_before.get(lending.space, 0.0):
+        lending, budget, now = self._lendings[where], where[1], time.monotonic()
+        if lending.segments >= MOST_SEGMENTS or now < self._not_before.get(where, 0.0):
             return False
         if not self._make_room(budget, lending):
             return False
         try:
             lending.add_segment(budget.segment_bytes)
         except (KVMarketError, RuntimeError) as error:
-            self._not_before[lending.space] = now + AGAIN_SECONDS
+            self._not_before[where] = now + AGAIN_SECONDS
             counters.add("lend_failed", reason=type(error).__name__, detail=error)
             return False
         budget.lent += budget.segment_bytes
@@ -157,21 +164,22 @@ class Lender:
         """
         if budget.room or not budget.spent:
             return budget.room
-        others = [each for each in self._lendings.values() if each is not taker and self._budget(each) is budget]
-        idle = [each for each in others if not self._spaces.engines.get(each.space)]
-        fair = max((each.segments for each in others), default=0) > (taker.segments if taker else 0) + 1
+        others = {where: each for where, each in self._of(budget).items() if each is not taker}
+        idle = {where: each for where, each in others.items() if not self._spaces.engines.get(each.space)}
+        fair = max((each.segments for each in others.values()), default=0) > (taker.segments if taker else 0) + 1
         if idle or fair:
             self._shrink(budget, idle or others)
         return budget.room
 
-    def _shrink(self, budget: Budget, among: Sequence[Lending]) -> None:
+    def _shrink(self, budget: Budget, among: Mapping[tuple[str, Budget], Lending]) -> None:
         """Take a segment back from the lending with most of them; if that is its only one, leave its space."""
-        largest = max(among, key=lambda each: each.segments)
+        where, largest = max(among.items(), key=lambda each: each[1].segments)
         if largest.segments > 1:
             largest.take_back()
         else:
-            self._lendings.pop(largest.space).close()
+            self._lendings.pop(where).close()
         budget.lent -= budget.segment_bytes
 
-    def _budget(self, lending: Lending) -> Budget:
-        return next(each for each in self._budgets if each.device == lending.device)
+    def _of(self, budget: Budget) -> dict[tuple[str, Budget], Lending]:
+        """What this memory is lent to."""
+        return {where: lending for where, lending in self._lendings.items() if where[1] is budget}

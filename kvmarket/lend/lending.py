@@ -37,13 +37,14 @@ class Lending:
     """A member of one space that keeps blocks of its engines. Not thread-safe."""
 
     def __init__(
-        self, address: str | None, space: str, told: SpaceDescribed, nbytes: int, device: torch.device
+        self, address: str | None, space: str, told: SpaceDescribed, nbytes: int, device: torch.device, *, far: bool
     ) -> None:
         """Join `space` at `address` with a first segment of `nbytes` on `device`.
 
-        `told`: what the service says of the space. Raises what `MarketMember` and `Segment` raise.
+        `told`: what the service says of the space. `far`: as of `Segment`. Raises what `MarketMember` and `Segment`
+        raise.
         """
-        self.space, self.device = space, device
+        self.space, self.device, self.far = space, device, far
         self.tips = Tips()
         self._stages = descriptor_of(told.description).stages
         self._growing = Growing()
@@ -144,6 +145,7 @@ class Lending:
             self.device,
             lambda pool: self._member.avoid(pool),
             lambda pool: self._member.avoid(pool, for_now=True),
+            far=self.far,
         )
 
     def _forget(self, pools: Sequence[str]) -> None:
@@ -165,7 +167,7 @@ class Lending:
             pass
         self._give_up(self._keeper.used(keys, after).drop)
         part = Part(tenant, tokens, done, keys)
-        if self._member.is_mine(first):
+        if self._member.is_mine(first, far=self.far):
             self._pull(part)
         else:
             self._later.append((time.monotonic() + LATER_SECONDS, part))
@@ -184,12 +186,13 @@ class Lending:
     def _pull_all(self, part: Part) -> None:
         """Begin to copy the blocks of a part, as many as are on offer and find a slot.
 
-        Blocks that another lender offers are kept by that one alone.
+        Blocks that another lender offers, of memory as far as ours, are kept by that one alone.
         """
         hit, done = self._member.match(part.tokens, tenant=part.tenant, first=part.first), 0
         for run in hit.runs:
             end = done + len(run)
-            if hit.pools[run.pool].lent:
+            pool = hit.pools[run.pool]
+            if pool.lent and pool.far == self.far:
                 self._elsewhere.update(part.keys[done:end])
                 done = end
             while done < end and (copied := self._copy(part, hit, done, end)):

@@ -14,6 +14,7 @@ from kvmarket.market.fetch import Fetch
 from kvmarket.market.offer import Hit, Stage
 from kvmarket.market.own_pool import OwnPool
 from kvmarket.pool import Slots
+from kvmarket.transport import HostMemory
 
 
 def block_bytes(stages: Sequence[Stage]) -> int:
@@ -31,9 +32,12 @@ class Segment:
         device: torch.device,
         on_unreachable: Callable[[str], None],
         on_scarce: Callable[[str], None],
+        *,
+        far: bool = False,
     ) -> None:
         """Allocate up to `nbytes`, which must have room for a block, on `device`, as a pool that has not joined yet.
 
+        `far`: in the host's memory, locked for `device`, which is a GPU.
         `stages`: of any of the engines. For the callbacks see `DataHalf`. Raises TransportError if the memory cannot be
         shared, and torch's RuntimeError if there is none.
         """
@@ -46,10 +50,11 @@ class Segment:
             for stage in stages:
                 layout, first = stage.layout.as_packed(self.slots), len(self._halves)
                 for rank in range(first, first + len(stage.ranks)):
-                    memory = PackedMemory(layout, device)
-                    self._halves.append(DataHalf(memory, rank, on_unreachable, on_scarce=on_scarce))
+                    place, named = HostMemory.allocate(layout.segments[0], device) if far else (None, None)
+                    memory = PackedMemory(layout, device, place)
+                    self._halves.append(DataHalf(memory, rank, on_unreachable, on_scarce=on_scarce, memory=named))
                 mine.append(Stage(layout, tuple(half.memory for half in self._halves[first:])))
-            self.pool = OwnPool(mine, lent=True)
+            self.pool = OwnPool(mine, lent=True, far=far)
             undo.pop_all()
         self._free = list(range(self.slots - 1, -1, -1))
 

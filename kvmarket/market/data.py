@@ -69,8 +69,9 @@ class DataHalf:
         on_unreachable: Callable[[str], None] | None = None,
         programs: int | None = None,
         on_scarce: Callable[[str], None] | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        """Export `cache` (CPU tensors are moved into shared memory in place).
+        """Export `cache` (CPU tensors are moved into shared memory in place), unless it is shared as `memory` already.
 
         `rank`: which rank's memory to map, of a pool with several ranks.
 
@@ -79,7 +80,7 @@ class DataHalf:
         that run at a time, and so the SMs. Raises TransportError.
         """
         self.cache = cache
-        self.memory: Memory = export(cache.storages())
+        self.memory: Memory = memory or export(cache.storages())
         self.slots = cache.slot_array()
         self._rank, self._pid = rank, os.getpid()
         self.on_unreachable, self.on_scarce = on_unreachable, on_scarce

@@ -73,9 +73,12 @@ class MarketMember:
         """For each leading block that others offer, whether so many do that the service may have dropped our offer."""
         return self._client.crowded(tokens, tenant)
 
-    def is_mine(self, key: bytes) -> bool:
-        """Whether it falls to this lender, of all in its space, to keep what `key` names: each has an equal share."""
-        lenders = self._client.lenders()
+    def is_mine(self, key: bytes, *, far: bool = False) -> bool:
+        """Whether it falls to this lender, of all in its space, to keep what `key` names: each has an equal share.
+
+        `far`: whether those with far memory share out among them, or the others.
+        """
+        lenders = self._client.lenders(far=far)
         order = sorted((each.pid, each.start, each.namespace) for each in lenders)
         me = Process.current()
         mine = order.index((me.pid, me.start, me.namespace)) if me in lenders else 0

@@ -27,13 +27,15 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
     """A pool as other engines see it: its generations, and its stages (one, unless the engine is pipelined).
 
     Names memory, owns none. The ranks of a pool are those of its stages, one stage after another. `lent`: whether it is
-    a lender's. Raises LayoutError if the stages differ in the number of slots or in the tokens of a block.
+    a lender's. `far`: whether reading it takes longer than reading an engine's own memory. Raises LayoutError if the
+    stages differ in the number of slots or in the tokens of a block.
     """
 
     pool: str
     generations: SharedFile
     stages: Annotated[tuple[Stage, ...], msgspec.Meta(min_length=1)]
     lent: bool = False
+    far: bool = False
 
     def __post_init__(self) -> None:
         check_stages(self.stages)
@@ -65,7 +67,7 @@ class PoolDescriptor(msgspec.Struct, frozen=True):
         stages = [
             Stage(stage.layout, tuple(each.held_by(process, left) for each in stage.ranks)) for stage in self.stages
         ]
-        return PoolDescriptor(self.pool, generations, tuple(stages), self.lent)
+        return PoolDescriptor(self.pool, generations, tuple(stages), self.lent, self.far)
 
     @property
     def ranks(self) -> tuple[tuple[Layout, Memory], ...]:

@@ -22,16 +22,23 @@ from kvmarket.registry.space.snapshot import SnapshotParts
 class OwnPool:
     """One of this engine's pools: its descriptor, its generations, and the ledger of its live offers."""
 
-    def __init__(self, stages: Sequence[Stage], generations: Generations | None = None, *, lent: bool = False) -> None:
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        generations: Generations | None = None,
+        *,
+        lent: bool = False,
+        far: bool = False,
+    ) -> None:
         """Make a pool with a new id. Its generations are new, or the given ones, which other markets may share.
 
-        `lent`: whether it is a lender's.
-        Raises LayoutError for stages that do not hold the same blocks, and what `Generations` raises.
+        `lent`: whether it is a lender's. `far`: whether engines read it more slowly than one another's memory. Raises
+        LayoutError for stages that do not hold the same blocks, and what `Generations` raises.
         """
         check_stages(stages)  # first, so that nothing has to be closed if it raises
         self.generations = generations or Generations(stages[0].layout.slots)
         self._epoch = self.generations.epoch
-        self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages), lent)
+        self.descriptor = PoolDescriptor(uuid.uuid4().hex, self.generations.file, tuple(stages), lent, far)
         self.ledger = Ledger(self.record(), stages[0].layout.block_size)
 
     def catch_up(self) -> bool:
@@ -78,6 +85,7 @@ class OwnPool:
             self.descriptor.processes,
             msgspec.msgpack.encode(self.descriptor),
             self.descriptor.lent,
+            self.descriptor.far,
         )
 
 

@@ -11,10 +11,12 @@ import torch
 from kvmarket.errors import PeerAccessError, TransportError
 from kvmarket.processes.leftovers import mark, sweep
 from kvmarket.transport.cuda_ipc import CudaMemory
+from kvmarket.transport.host import HostMemory
 from kvmarket.transport.memory import Memory
 from kvmarket.transport.shm import ShmMemory
 
-KINDS: list[type[Memory]] = [ShmMemory, CudaMemory]  # one line a kind; the first one that takes a cache exports it
+# One line a kind; the first one that takes a cache exports it.
+KINDS: list[type[Memory]] = [ShmMemory, CudaMemory, HostMemory]
 
 
 def export(storages: Sequence[torch.UntypedStorage]) -> Memory:

@@ -49,7 +49,7 @@ class ShmMemory(Memory, msgspec.Struct, frozen=True, tag="shm"):
 
     def held_by(self, process: Process, descriptors: Iterator[int]) -> ShmMemory:
         """The same memory, with each file named by the next of these descriptors of `process`."""
-        return ShmMemory(tuple(file.held_by(process, next(descriptors)) for file in self.files))
+        return type(self)(tuple(file.held_by(process, next(descriptors)) for file in self.files))
 
 
 def _with_room(storages: Sequence[torch.UntypedStorage]) -> Sequence[torch.UntypedStorage]:

@@ -1,4 +1,4 @@
-"""A chaos lender: keeps blocks of the engines in little memory, and takes segments back at random."""
+"""A chaos lender: keeps blocks of the engines in little memory, near and far, and takes segments back at random."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import COPY_SECONDS, TURN_SECONDS, Lender
 from tests.chaos.owner import SLOT_BYTES, Life
 from tests.chaos.tally import Tally, write_counters
+from tests.lend.far import FarBudget, on_cpus
 
-SLOTS, SEGMENT_SLOTS = 96, 32  # of some 700 different blocks
+SLOTS, FAR_SLOTS, SEGMENT_SLOTS = 96, 192, 32  # of some 700 different blocks
 BEAT_SECONDS = 0.5
 LOOK_SECONDS = 0.2  # a shorter run needs the lender sooner
 TAKEN_BACK, PAUSED, RESUMED = 0.003, 0.0005, 0.02  # chances, each turn
@@ -26,9 +27,13 @@ class ChaosLender(Lender):
 
     def __init__(self, life: Life) -> None:
         device = torch.device(life.device if life.device == "cpu" else f"{life.device}:0")
-        self._budget_ = Budget(device, SLOTS * SLOT_BYTES, SEGMENT_SLOTS * SLOT_BYTES)
+        near = Budget(device, SLOTS * SLOT_BYTES, SEGMENT_SLOTS * SLOT_BYTES)
+        far = Budget(torch.device("cpu"), FAR_SLOTS * SLOT_BYTES, SEGMENT_SLOTS * SLOT_BYTES, gpu=device)
+        if life.device == "cpu":
+            on_cpus().__enter__()
+            far = FarBudget(device, FAR_SLOTS * SLOT_BYTES, SEGMENT_SLOTS * SLOT_BYTES)
         spaces.LOOK_SECONDS = LOOK_SECONDS
-        super().__init__(life.address, [self._budget_])
+        super().__init__(life.address, [near, far])
         self.life, self.tally = life, Tally(Path(life.home) / f"{life.name}.tally")
         self._random = random.Random(life.seed)
 
@@ -50,8 +55,8 @@ class ChaosLender(Lender):
 
     def _take_back(self) -> None:
         """Now and then give a segment back, or all memory for a while."""
-        lendings = list(self._lendings.values())
-        if lendings and self._random.random() < TAKEN_BACK:
-            self._shrink(self._budget_, lendings)
+        budget = self._random.choice(self._budgets)
+        if (lendings := self._of(budget)) and self._random.random() < TAKEN_BACK:
+            self._shrink(budget, lendings)
         if self._random.random() < (RESUMED if self._paused else PAUSED):
             (self.resume if self._paused else self.pause)()

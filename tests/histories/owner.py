@@ -81,7 +81,7 @@ class Engine:
     def add_pool(self) -> None:
         """Add a pool, up to a few."""
         if len(self.others) < 3:
-            self.others.append((OwnPool(STAGE), {}))
+            self.others.append((OwnPool(STAGE, lent=True, far=len(self.others) == 1), {}))
             self.control.add_pool(self.others[-1][0])
 
     def drop_pool(self) -> None:

@@ -32,6 +32,7 @@ def test_four_engines_for_longer():
         run(seed, steps=60, engines=4)
 
 
+@pytest.mark.timeout(300)
 def test_wrong_blocks_would_be_seen(monkeypatch):
     """Without numbers on messages and without generations of predecessors, as it once was, a history goes wrong."""
 
@@ -42,8 +43,8 @@ def test_wrong_blocks_would_be_seen(monkeypatch):
     monkeypatch.setattr(Heard, "accept", accept)
     monkeypatch.setattr(Pool, "has", lambda pool, block: bool(pool.generations[block.slot]))
     with pytest.raises(AssertionError, match="WRONG"):
-        for seed in range(900, 4000):
-            run(seed, settle=False)
+        for seed in range(1700, 5000):  # one in some 1,000 does
+            run(seed, steps=80, settle=False)
 
 
 class Histories(RuleBasedStateMachine):

@@ -13,17 +13,22 @@ from kvmarket.lend import spaces
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
 from kvmarket.lend.lending import Lending
+from tests.lend.far import FarBudget, on_cpus
 from tests.model_engine import BLOCK, ModelEngine, prompt, until
 
 BLOCK_BYTES = 2 * 2 * 4 * 24 * 2  # of a model engine
 
 
 class Lends(Lender):
-    """A lender of `blocks` blocks in segments of `segment` blocks, whose `run` is a thread's."""
+    """A lender of `blocks` blocks in segments of `segment` blocks, whose `run` is a thread's.
 
-    def __init__(self, address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0) -> None:
+    `far`: so many blocks of far memory besides.
+    """
+
+    def __init__(self, address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0, far: int = 0) -> None:
         self.budget = Budget(torch.device("cpu"), blocks * BLOCK_BYTES, segment * BLOCK_BYTES, keep_free)
-        super().__init__(address, [self.budget])
+        behind = [FarBudget(torch.device("cpu"), far * BLOCK_BYTES)] if far else []
+        super().__init__(address, [self.budget, *behind])
         self._turning = threading.Lock()
         self._thread = threading.Thread(target=self.run)
         self._thread.start()
@@ -37,6 +42,12 @@ class Lends(Lender):
         """What it does in the only space."""
         (lending,) = self._lendings.values()
         return lending
+
+    @property
+    def both(self) -> tuple[Lending, Lending]:
+        """What it does in the only space with its memory, and with its far memory."""
+        near, far = self._lendings.values()
+        return near, far
 
     def keeps(self, blocks: int) -> None:
         """Wait until so many blocks are kept and offered."""
@@ -61,12 +72,12 @@ class Lends(Lender):
 
 
 @contextmanager
-def lending(address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0) -> Iterator[Lends]:
+def lending(address: str, blocks: int, segment: int = 1 << 20, keep_free: int = 0, far: int = 0) -> Iterator[Lends]:
     """A lender that has joined the space of the engines that are there."""
-    with patch.object(spaces, "LOOK_SECONDS", 0.02):
-        lender = Lends(address, blocks, segment, keep_free)
+    with patch.object(spaces, "LOOK_SECONDS", 0.02), on_cpus():
+        lender = Lends(address, blocks, segment, keep_free, far)
         try:
-            until(lambda: lender._lendings)
+            until(lambda: len(lender._lendings) == len(lender._budgets))
             yield lender
         finally:
             lender.end()

@@ -74,8 +74,8 @@ def test_a_new_space_gets_memory_of_one_without_engines(own_address):
         assert segments(lender) == [1, 1], "also of one with engines that has more than one segment"
         one.close()
         (third,) = engines_of(own_address, "third")
-        until(lambda: any(third.market._identity[0] in name for name in lender._lendings))
-        assert len(lender._lendings) == 2 and not any(one.market._identity[0] in name for name in lender._lendings)
+        until(lambda: any(third.market._identity[0] in name for name, _ in lender._lendings))
+        assert len(lender._lendings) == 2 and not any(one.market._identity[0] in name for name, _ in lender._lendings)
         for engine in (other, third):
             engine.close()
 

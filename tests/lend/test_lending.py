@@ -243,7 +243,7 @@ def test_few_prefixes_wait_for_another_lender_at_a_time(market_address, two, mon
     """Each holds its tokens; further offers wait, as a few bytes each, until these have been looked at again."""
     monkeypatch.setattr(lending_module, "MOST_LATER", 2)
     monkeypatch.setattr(lending_module, "LATER_SECONDS", 2.0)
-    monkeypatch.setattr(MarketMember, "is_mine", lambda self, key: False)
+    monkeypatch.setattr(MarketMember, "is_mine", lambda self, key, *, far=False: False)
     computes, _ = two
     with lending(market_address, 32) as lender:
         for seed in range(5):

@@ -128,11 +128,11 @@ class Client(Telling):
         with self._lock:
             return crowded(self._replica.space, tokens, tenant)
 
-    def lenders(self) -> frozenset[Process]:
-        """The lenders in the space, each by the first process of its pools."""
+    def lenders(self, *, far: bool) -> frozenset[Process]:
+        """The lenders of far memory in the space, or of other memory; each by the first process of its pools."""
         with self._lock:
-            pools = self._replica.space.pools.values()
-            return frozenset(pool.record.processes[0] for pool in pools if pool.record.lent)
+            records = [pool.record for pool in self._replica.space.pools.values()]
+            return frozenset(record.processes[0] for record in records if record.lent and record.far == far)
 
     def descriptors(self, pool: str) -> tuple[int, ...] | None:
         """Our descriptors of the memory of a pool in another PID namespace; None if they have not come yet."""

@@ -36,7 +36,7 @@ from kvmarket.registry.protocol.status import (
     Status,
 )
 
-PROTOCOL = b"kvmarket/11\n"  # the first bytes of every message
+PROTOCOL = b"kvmarket/12\n"  # the first bytes of every message
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_SLOTS = 1 << 24
 MAX_TOKENS = 1 << 23  # of one prefix: with its slots and generations it fits a message
@@ -57,7 +57,8 @@ class PoolRecord(msgspec.Struct, frozen=True):
     """A pool as the registry knows it.
 
     Its id, number of slots, owners (the pool is gone if one dies), and a description that only engines decode. `lent`:
-    whether it is memory of a lender, which computes nothing itself.
+    whether it is memory of a lender, which computes nothing itself. `far`: whether reading it takes longer than reading
+    an engine's own, so that a match takes other offers before its.
     """
 
     pool: PoolId
@@ -65,6 +66,7 @@ class PoolRecord(msgspec.Struct, frozen=True):
     processes: Annotated[tuple[Process, ...], msgspec.Meta(min_length=1, max_length=1024)]
     description: Annotated[bytes, msgspec.Meta(max_length=16 << 20)]
     lent: bool = False
+    far: bool = False
 
 
 class Join(msgspec.Struct, frozen=True, tag="join"):

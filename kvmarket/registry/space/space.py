@@ -15,6 +15,7 @@ import numpy as np
 from kvmarket.errors import MessageError, MissingBlockError
 from kvmarket.registry.protocol.messages import Before, PoolRecord, Promise
 from kvmarket.registry.protocol.offering import Offering, array_of
+from kvmarket.registry.space.far import Far
 from kvmarket.registry.space.promises import Promises
 from kvmarket.registry.space.standing import Pool, Run
 from kvmarket.registry.trie.prefix_trie import PrefixTrie
@@ -47,6 +48,7 @@ class Space:
         self.trie = PrefixTrie(block_size, max_blocks=max_blocks)
         self.pools: dict[str, Pool] = {}
         self.by_number: dict[int, Pool] = {}
+        self._far = Far()
         self.promises = Promises(block_size)
         self.on_offer: OnOffer | None = None
         self._numbers = count(1)
@@ -64,7 +66,7 @@ class Space:
         pool = self.pools.get(record.pool)
         if pool is None:
             pool = self.pools[record.pool] = Pool(self._number(record.slots), record)
-            self.by_number[pool.number] = pool
+            self._enter(pool)
         return pool
 
     def drop_pool(self, name: str) -> None:
@@ -140,7 +142,7 @@ class Space:
             self.promises.drop(name)
             self._leave(pool)
             pool.anew(self._number(pool.record.slots))
-            self.by_number[pool.number] = pool
+            self._enter(pool)
         elif len(gone) <= FEW:
             self._take_out(pool, gone)
         else:
@@ -169,8 +171,8 @@ class Space:
     def match(self, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> list[Run]:
         """The longest offered prefix from block `first` on, as runs in block order.
 
-        Ignores offers of the pools `without`. If several pools offer a block, takes the pool of the block before, else
-        the newest offer. Costs one match of the trie and about 10 us a run.
+        Ignores offers of the pools `without`. If several pools offer a block, takes one that is not far; of these the
+        pool of the block before, else the newest offer. Costs one match of the trie and about 10 us a run.
         """
         unwanted = self._leaving
         if without:
@@ -178,6 +180,8 @@ class Space:
         chosen: list[tuple[int, list[Int64s]]] = []  # the number of a pool, and slots of it
         number = 0
         for offers in self.trie.match_arrays(tokens, first, tenant=tenant.encode()):
+            if self._far.any and len(offers) > 1:
+                offers = self._far.without(offers >> SLOT_BITS, offers, unwanted)
             while offers.shape[1]:
                 single = len(offers) == 1  # the usual case
                 there = (int(offers[0, 0]) >> SLOT_BITS,) if single else (offers[:, 0] >> SLOT_BITS).tolist()
@@ -237,9 +241,16 @@ class Space:
         self.trie.expect(number << SLOT_BITS, slots)
         return number
 
+    def _enter(self, pool: Pool) -> None:
+        """Let the pool be found by its number."""
+        self.by_number[pool.number] = pool
+        if pool.record.far:
+            self._far.add(pool.number)
+
     def _leave(self, pool: Pool) -> None:
         """End all offers under the pool's number. `collect` frees the number when the trie holds none of them."""
         del self.by_number[pool.number]
+        self._far.remove(pool.number)
         self._leaving.add(pool.number)
         self._garbage.append(self._take_out_all(pool.number, pool.generations, pool.late))
 

@@ -13,21 +13,11 @@ import numpy as np
 
 from kvmarket.errors import TransportError
 from kvmarket.pool import UInt64s
+from kvmarket.support.cuda_driver import driver, explained
 
 _IN_STREAM_ORDER = 1  # CU_MEMCPY_SRC_ACCESS_ORDER_STREAM
 _ATTRIBUTES = np.array([_IN_STREAM_ORDER, 0, 0, 0, 0, 0], np.int32)  # CUmemcpyAttributes without hints and flags
 _FROM_FIRST = np.zeros(1, np.uint64)  # the attributes apply from range 0 on: to all ranges
-
-
-@functools.cache
-def driver() -> ctypes.CDLL:
-    """The driver's library. Raises TransportError where there is none."""
-    try:
-        library = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise TransportError(f"the CUDA driver cannot be called: {error}; install an NVIDIA driver") from error
-    library.cuStreamQuery.argtypes = [ctypes.c_void_p]  # every fetch calls it: plain integers are faster to pass
-    return library
 
 
 @functools.cache
@@ -83,7 +73,4 @@ def _pointer(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ctypes
 
 def _check(code: int, what: str) -> None:
     if code:
-        name = ctypes.c_char_p()
-        driver().cuGetErrorName(code, ctypes.byref(name))
-        known = (name.value or b"").decode() or str(code)
-        raise TransportError(f"the copy engine refused {what}: {known}; see kvmarket doctor")
+        raise TransportError(f"the copy engine refused {what}: {explained(code)}; see kvmarket doctor")

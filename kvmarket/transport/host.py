@@ -1,0 +1,128 @@
+"""Shared memory of the host for engines on GPUs: POSIX shared memory that each process locks for its GPU."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Sequence
+from typing import ClassVar, TypeAlias
+
+import numpy as np
+import torch
+
+from kvmarket.errors import KVMarketError, NamespaceError, SharedMemoryError, TransportError
+from kvmarket.processes.shared_file import SharedFile
+from kvmarket.transport.pinned import pinned
+from kvmarket.transport.shm import ShmMemory
+
+TAKEN_SECONDS = 60.0  # until a mapping for which nobody has come again is let go
+
+
+class HostMemory(ShmMemory, frozen=True, tag="host"):
+    """As `ShmMemory`, mapped on GPUs."""
+
+    mapped_on: ClassVar[str] = "cuda"
+
+    @classmethod
+    def takes(cls, storages: Sequence[torch.UntypedStorage]) -> bool:
+        """Never: it is allocated here, see `allocate`; a cache that lies on a GPU stays there."""
+        return False
+
+    @classmethod
+    def allocate(cls, nbytes: int, device: torch.device) -> tuple[torch.Tensor, HostMemory]:
+        """Allocate a segment, and return it as a 1-D uint8 tensor on `device`, with its descriptor.
+
+        Costs 0.6 s a GiB. Raises TransportError, and SharedMemoryError where there is no room.
+        """
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        named = ShmMemory.export([memory.untyped_storage()])  # moves it into shared memory
+        return pinned(memory.data_ptr(), nbytes, device, memory), cls(named.files)
+
+    def map(self, device: torch.device) -> list[torch.Tensor]:
+        """Map each segment on `device`. Locking takes 0.3 s a GiB, so a thread does it: call again until it is done.
+
+        Raises TransportError until then, which counts as transient; else NamespaceError, SharedMemoryError or
+        TransportError.
+        """
+        return _MAPPER.take(self, device)
+
+
+class _Mapper:
+    """One thread that maps memory for all of this process, one after another. It ends when nobody waits for any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._thread: threading.Thread | None = None
+        self._asked: dict[_Where, None] = {}  # in the order in which they were asked for
+        self._made: dict[_Where, tuple[float, list[torch.Tensor] | KVMarketError]] = {}  # with when it is let go
+
+    def take(self, memory: HostMemory, device: torch.device) -> list[torch.Tensor]:
+        """Return what was mapped; ask for it if nobody has. Raises what `HostMemory.map` raises."""
+        where = memory, device
+        with self._lock:
+            _, made = self._made.pop(where, (0.0, None))
+            if made is None:
+                self._asked.setdefault(where)
+                if self._thread is None:
+                    thread = threading.Thread(target=self._run, name="kvmarket-lock", daemon=True)
+                    thread.start()
+                    self._thread = thread
+            self._wake.notify()
+        if isinstance(made, KVMarketError):
+            raise made
+        if made is None:
+            reason = "locking the memory takes a while"
+            raise TransportError(f"host memory is being mapped: {reason}; it is tried again") from BlockingIOError(
+                errno.EAGAIN, reason
+            )
+        return made
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not self._asked:
+                    now = time.monotonic()
+                    self._made = {where: each for where, each in self._made.items() if each[0] > now}
+                    if not self._made:
+                        self._thread = None
+                        return
+                    self._wake.wait(min(until for until, _ in self._made.values()) - now)
+                where = next(iter(self._asked))
+            made = _made(*where)
+            with self._lock:
+                del self._asked[where]
+                self._made[where] = time.monotonic() + TAKEN_SECONDS, made
+            del made
+
+
+_Where: TypeAlias = tuple[HostMemory, torch.device]
+_MAPPER = _Mapper()
+
+
+def _made(memory: HostMemory, device: torch.device) -> list[torch.Tensor] | KVMarketError:
+    """The segments of the memory, mapped; or why they cannot be."""
+    try:
+        return [_locked(file, device) for file in memory.files]
+    except KVMarketError as error:
+        return error
+    except (RuntimeError, OSError, ValueError, MemoryError) as error:
+        failed = TransportError(f"host memory cannot be mapped: {error}; see kvmarket doctor")
+        failed.__cause__ = error
+        return failed
+
+
+def _locked(file: SharedFile, device: torch.device) -> torch.Tensor:
+    """Map a file and lock it for the device: for reading only, where the driver can."""
+    try:
+        return _mapped(file, device, writable=False)
+    except TransportError as error:
+        if isinstance(error, SharedMemoryError | NamespaceError):
+            raise
+        return _mapped(file, device, writable=True)
+
+
+def _mapped(file: SharedFile, device: torch.device, *, writable: bool) -> torch.Tensor:
+    memory = np.frombuffer(file.map(writable=writable), np.uint8)
+    return pinned(memory.ctypes.data, memory.nbytes, device, memory, read_only=not writable)

@@ -1,0 +1,53 @@
+"""Memory of the host behind a lender's memory that engines read faster: it keeps more, and is read last."""
+
+from __future__ import annotations
+
+from tests.lend.lends import churn, fill, lending
+from tests.model_engine import BLOCK, ModelEngine, prompt, until
+
+
+def sources(engine: ModelEngine, tokens: list[int]) -> list[str]:
+    """Where a match finds the blocks, a word a run."""
+    hit = engine.market.match(tokens)
+    kinds = {name: ("far" if pool.far else "lent") if pool.lent else "engine" for name, pool in hit.pools.items()}
+    return [kinds[run.pool] for run in hit.runs]
+
+
+def test_the_same_blocks_are_kept_in_both_and_read_where_that_is_faster(market_address, two):
+    computes, reads = two
+    tokens = prompt(4 * BLOCK, 7)
+    with lending(market_address, 8, far=8) as lender:
+        computes.publish(tokens, [0, 1, 2, 3])
+        until(lambda: lender.at_rest() and [len(each) for each in lender.both] == [4, 4])
+        churn(computes)
+        until(lambda: reads.market.match(tokens).blocks == 4)
+        assert sources(reads, tokens) == ["lent"]
+        assert reads.take(tokens, [0, 1, 2, 3]) == 4
+
+
+def test_what_the_faster_memory_has_given_up_is_read_from_the_other(market_address, two):
+    computes, reads = two
+    with lending(market_address, 4, far=32) as lender:
+        for seed in range(4):
+            fill(computes, seed)
+            until(lambda: lender.at_rest())
+        until(lambda: [len(each) for each in lender.both] == [4, 16] and lender.at_rest())
+        churn(computes)
+        found = []
+        for seed in range(4):
+            tokens = prompt(4 * BLOCK, seed)
+            until(lambda tokens=tokens: reads.market.match(tokens).blocks == 4)
+            found += sources(reads, tokens)
+            assert reads.take(tokens, [0, 1, 2, 3]) == 4
+            churn(reads)
+        assert sorted(found) == ["far", "far", "far", "lent"]
+
+
+def test_each_kind_of_memory_has_lenders_of_its_own(market_address, two):
+    """What is kept is shared out among the lenders of one kind of memory."""
+    client = two[1].market._control._client
+    with lending(market_address, 8):
+        until(lambda: client.lenders(far=False))
+        assert not client.lenders(far=True)
+    with lending(market_address, 8, far=8):
+        until(lambda: client.lenders(far=False) and client.lenders(far=True))

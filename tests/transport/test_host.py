@@ -1,0 +1,192 @@
+"""Host memory for GPUs: a thread maps it, whoever asks meanwhile is told to come again; kernels use it in place."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import threading
+import weakref
+from multiprocessing.connection import Connection
+
+import msgspec
+import pytest
+import torch
+
+from kvmarket.errors import SharedMemoryError, TransportError
+from kvmarket.processes.shared_file import Process
+from kvmarket.support.transient import is_transient
+from kvmarket.transport import HostMemory, ShmMemory, decode_memory, host, map_memory
+from kvmarket.transport.memory import Memory
+from tests.model_engine import until
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Memory whose mapping waits for `go`, and which any device maps."""
+    tensor = torch.arange(100, dtype=torch.uint8)
+    found = HostMemory(ShmMemory.export([tensor.untyped_storage()]).files)
+    go = threading.Event()
+
+    def locked(file, _device):
+        go.wait()
+        return torch.frombuffer(bytearray(file.map()), dtype=torch.uint8)
+
+    monkeypatch.setattr(host, "_locked", locked)
+    yield found, go, tensor
+    go.set()
+
+
+def taken(memory: HostMemory) -> list[torch.Tensor]:
+    found = []
+
+    def there() -> bool:
+        try:
+            found.extend(map_memory(memory, CUDA))
+        except TransportError as error:
+            assert is_transient(error)
+            return False
+        return True
+
+    until(there)
+    return found
+
+
+def threads() -> int:
+    return sum(each.name == "kvmarket-lock" for each in threading.enumerate())
+
+
+def test_who_asks_too_early_is_told_to_come_again(memory):
+    found, go, tensor = memory
+    for _ in range(3):
+        with pytest.raises(TransportError, match="it is tried again") as error:
+            map_memory(found, CUDA)
+        assert is_transient(error.value)
+    assert threads() == 1
+    go.set()
+    (mapped,) = taken(found)
+    assert torch.equal(mapped, tensor)
+    until(lambda: not threads())
+    (again,) = taken(found)
+    assert torch.equal(again, tensor) and again is not mapped
+
+
+@pytest.mark.parametrize("failure", [TransportError("refused"), RuntimeError("refused"), MemoryError("refused")])
+def test_what_fails_is_told_once_and_tried_again(memory, monkeypatch, failure):
+    found, _, tensor = memory
+    real = host._locked
+
+    def refuses(file, device):
+        raise failure
+
+    monkeypatch.setattr(host, "_locked", refuses)
+    until(lambda: "refused" in _refused(found))
+    monkeypatch.setattr(host, "_locked", real)
+    memory[1].set()
+    assert torch.equal(taken(found)[0], tensor)
+
+
+def _refused(memory: HostMemory) -> str:
+    with pytest.raises(TransportError) as error:
+        map_memory(memory, CUDA)
+    return str(error.value)
+
+
+def test_what_is_never_taken_is_let_go(memory, monkeypatch):
+    found, go, _ = memory
+    made = []
+    real = host._locked
+
+    def noted(file, device):
+        tensor = real(file, device)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(host, "_locked", noted)
+    monkeypatch.setattr(host, "TAKEN_SECONDS", 0.05)
+    with pytest.raises(TransportError):
+        map_memory(found, CUDA)
+    go.set()
+    until(lambda: made and made[0]() is None and not threads())
+
+
+def test_a_driver_that_locks_no_memory_for_reading_gets_a_mapping_to_write(monkeypatch):
+    asked = []
+
+    def pinned(address, nbytes, device, keep, *, read_only=False):
+        asked.append(read_only)
+        if read_only:
+            raise TransportError("the driver does not lock 0 MB of host memory: CUDA_ERROR_NOT_SUPPORTED")
+        keep[0] = 7  # it can be written
+        return torch.from_numpy(keep)
+
+    monkeypatch.setattr(host, "pinned", pinned)
+    tensor = torch.arange(100, dtype=torch.uint8)
+    (mapped,) = taken(HostMemory(ShmMemory.export([tensor.untyped_storage()]).files))
+    assert asked == [True, False]
+    assert tensor[0] == 7 and torch.equal(mapped, tensor), "it is the same memory"
+
+
+def test_memory_of_a_dead_process_is_not_mapped(monkeypatch):
+    tensor = torch.arange(100, dtype=torch.uint8)
+    found = HostMemory(ShmMemory.export([tensor.untyped_storage()]).files)
+    monkeypatch.setattr(Process, "alive", lambda self: False)
+    until(lambda: "is gone, and its memory with it" in _refused(found))
+    with pytest.raises(SharedMemoryError):
+        host._locked(found.files[0], CUDA)
+
+
+def test_it_travels_as_its_own_kind():
+    tensor = torch.arange(100, dtype=torch.uint8)
+    found = HostMemory(ShmMemory.export([tensor.untyped_storage()]).files)
+    there = decode_memory(Memory, msgspec.to_builtins(found))
+    assert there == found and isinstance(there, HostMemory) and there.kind == "host"
+    held = there.held_by(Process.current(), iter([5]))
+    assert isinstance(held, HostMemory) and held.files[0].fd == 5
+    assert not HostMemory.takes([tensor.untyped_storage()])
+
+
+def _owns(pipe: Connection) -> None:
+    memory, named = HostMemory.allocate((3 << 20) + 5, CUDA)
+    memory.copy_(torch.arange(memory.numel(), device=CUDA, dtype=torch.int32).to(torch.uint8))
+    torch.cuda.synchronize()
+    pipe.send(named)
+    pipe.recv()
+
+
+@pytest.mark.gpu
+def test_another_process_reads_it_in_place():
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_owns, args=(theirs,))
+    process.start()
+    (mapped,) = taken(ours.recv())
+    want = torch.arange(mapped.numel(), dtype=torch.int32).to(torch.uint8)
+    assert mapped.device == CUDA and mapped.numel() == (3 << 20) + 5
+    assert torch.equal(mapped.cpu(), want)
+    process.kill()
+    process.join()
+    assert torch.equal(mapped.clone().cpu(), want), "the owner's death does not fault a reader"
+
+
+@pytest.mark.gpu
+def test_it_is_let_go_when_the_tensor_is_freed():
+    memory, named = HostMemory.allocate(1 << 20, CUDA)
+    assert memory.device == CUDA and named.files[0].held()
+    view = memory[5:]
+    del memory
+    view.fill_(3)
+    torch.cuda.synchronize()
+    del view
+    gc.collect()
+    assert not named.files[0].held(), "its descriptor is closed"
+    with pytest.raises(SharedMemoryError):
+        named.files[0].open()
+
+
+@pytest.mark.gpu
+def test_a_failure_to_lock_leaves_no_error_behind():
+    with pytest.raises(TransportError, match="does not lock"):
+        host.pinned(0, 4096, CUDA, None)
+    torch.ones(10, device=CUDA).sum().item()
+    torch.cuda.synchronize()
