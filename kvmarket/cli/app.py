@@ -41,6 +41,9 @@ def lend(
 
     SIGUSR1 gives all of it back at once, SIGUSR2 lends it again.
     """
+    from kvmarket.cli.signals import hold
+
+    hold()
     from kvmarket.cli.lend import lend as run
 
     run(address, gpu, gb, host_gb, keep_free)

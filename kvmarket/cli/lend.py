@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import resource
 import signal
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
 
+from kvmarket.cli.signals import heed
 from kvmarket.errors import MisuseError
 from kvmarket.lend.budget import Budget
 from kvmarket.lend.lender import Lender
@@ -17,22 +19,20 @@ from kvmarket.lend.lender import Lender
 def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float | None, keep_free: float) -> None:
     """Lend until SIGINT or SIGTERM, then leave nothing behind. SIGUSR1 gives all memory back, SIGUSR2 lends it again.
 
+    `hold` must have been called, see signals.py.
     Raises MisuseError, or AddressError.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # each segment maps each engine's cache
     lender = Lender(address, _budgets(gpu, gb, host_gb, int(keep_free * 1e9)))
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: lender.stop())
-    signal.signal(signal.SIGUSR1, lambda *_: lender.pause())
-    signal.signal(signal.SIGUSR2, lambda *_: lender.resume())
+    actions: dict[int, Callable[[], None]] = {signal.SIGUSR1: lender.pause, signal.SIGUSR2: lender.resume}
+    stops = signal.SIGTERM, signal.SIGINT
+    heed(actions | dict.fromkeys(stops, lender.stop), last=stops)
     Console(stderr=True).print(f"lending at {lender.place}; interrupt to stop")
     try:
         lender.run()
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, signal.SIG_IGN)
         lender.close()
 
 

@@ -45,7 +45,7 @@ class Lender:
             tuple[str, Budget], float
         ] = {}  # what could not be joined, or got no memory -> until when
         self._pressure_at = 0.0
-        self._paused = self._stopped = False  # no locks: signal handlers set them
+        self._paused = self._stopped = False  # other threads set them
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._spaces = SpaceWatch(self.place)
 
@@ -92,7 +92,7 @@ class Lender:
         self._not_before = {}
 
     def stop(self) -> None:
-        """Make `run` return soon. May be called from any thread or signal handler, before `close`."""
+        """Make `run` return soon. May be called from any thread, before `close`."""
         self._stopped = True
         os.eventfd_write(self._wake, 1)
 

@@ -34,6 +34,7 @@ def main(socket: str) -> int:
     os.close(parent_reads)
     os.setpgid(0, 0)  # not setsid: where Linux shares the CPU by session, a session of our own waited for seconds
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever starts us may block signals, as `kvmarket lend` does
     os.chdir("/")
     try:
         service = Service(Address(socket), idle_exit=IDLE_SECONDS)
