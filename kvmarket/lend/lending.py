@@ -41,8 +41,7 @@ class Lending:
     ) -> None:
         """Join `space` at `address` with a first segment of `nbytes` on `device`.
 
-        `told`: what the service says of the space. `far`: as of `Segment`. Raises what `MarketMember` and `Segment`
-        raise.
+        `told`: what the service says of the space. `far`: as of `Segment`. Raises as `MarketMember` and `Segment`.
         """
         self.space, self.device, self.far = space, device, far
         self.tips = Tips()
@@ -181,7 +180,7 @@ class Lending:
             if part.keys[end - 1] not in self._keeper:  # given up for the run before
                 break
             tokens = part.tokens[: (part.first + end) * self._member.block_size]
-            self._pull_all(Part(part.tenant, tokens, part.first + start, part.keys[start:end]))
+            self._pull_all(Part(part.tenant, tokens, part.first + start, part.keys[start:end], part.again))
 
     def _pull_all(self, part: Part) -> None:
         """Begin to copy the blocks of a part, as many as are on offer and find a slot.
@@ -216,7 +215,7 @@ class Lending:
                 return 0
             end, size = start + len(slots), self._member.block_size
             keys, tokens = part.keys[start:end], part.tokens[: (part.first + end) * size]
-            copied = Part(part.tenant, tokens, part.first + start, keys)
+            copied = Part(part.tenant, tokens, part.first + start, keys, part.again)
             self._pulls.append(Pull(copied, segment, slots, checksums_of(hit, start, len(slots)), fetches))
             self._where.update((key, (segment, slot)) for key, slot in zip(keys, slots.tolist(), strict=True))
             self._elsewhere.difference_update(keys)
@@ -225,15 +224,18 @@ class Lending:
         return 0
 
     def _conclude(self, pull: Pull) -> None:
-        """Offer the blocks of a completed copy that came."""
+        """Offer the blocks of a completed copy that came; try once more to have the others, which another may offer."""
         part = pull.part
         self._keeper.pinned.difference_update(part.keys)
         came = leading(np.logical_and.reduce([fetch.valid for fetch in pull.fetches]))
         if came:
             self._offer(pull.segment, part, 0, pull.slots[:came], pull.checksums)
             counters.add("blocks_lent", came)
-        self._lose(part.keys[came:])
+        rest = part._replace(first=part.first + came, keys=part.keys[came:], again=True)
         pull.segment.free(pull.slots[came:].tolist())
+        self._lose(rest.keys, for_good=part.again)
+        if rest.keys and not part.again:
+            self._later.append((time.monotonic() + LATER_SECONDS, rest))
 
     def _offer(self, segment: Segment, part: Part, start: int, slots: Slots, checksums: UInt64s | None) -> None:
         """Offer blocks `start` ... of a part, which lie in these slots."""
@@ -267,13 +269,14 @@ class Lending:
         if len(self._offered_again) > len(self._where):
             self._offered_again = {key: until for key, until in self._offered_again.items() if until > now}
 
-    def _lose(self, keys: Sequence[bytes]) -> None:
+    def _lose(self, keys: Sequence[bytes], *, for_good: bool = True) -> None:
         """Note that these blocks of one prefix are not here, and could not be had."""
         for key in keys:
             self._where.pop(key, None)
         self._elsewhere.difference_update(keys)
         self._keeper.pinned.difference_update(keys)
-        self._keeper.lost(keys)
+        if for_good:
+            self._keeper.lost(keys)
 
     def _fit(self) -> None:
         """Have the keeper keep as many blocks as fit here, and those that other lenders have besides."""

@@ -15,12 +15,16 @@ from kvmarket.registry.trie.tokens import Int32s
 
 
 class Part(NamedTuple):
-    """Blocks `first` ... of the prefix `tokens`, which ends with the last of them, and their keys."""
+    """Blocks `first` ... of the prefix `tokens`, which ends with the last of them, and their keys.
+
+    `again`: whether to copy them has failed once.
+    """
 
     tenant: str
     tokens: Int32s
     first: int
     keys: Sequence[bytes]
+    again: bool = False
 
 
 class Pull(NamedTuple):

@@ -168,6 +168,29 @@ def test_what_is_retired_while_it_is_copied_is_not_offered(market_address, two, 
         assert sum(len(segment._free) for segment in lender.lending._segments) == 7, "the other slots are free again"
 
 
+def test_what_is_retired_while_it_is_copied_is_copied_from_who_still_has_it(market_address, two, monkeypatch):
+    computes, reads = two
+    tokens = prompt(4 * BLOCK, 96)
+    late = ModelEngine(market_address)
+    computes.publish(tokens, [0, 1, 2, 3])
+    until(lambda: late.market.match(tokens).blocks == 4)
+    late.publish(tokens, [0, 1, 2, 3])
+    until(lambda: set(reads.market.match(tokens).pools) == {late.market._control.pool.id})
+    fetch = Segment.fetch
+
+    def retired(self, hit, *what):
+        fetches = fetch(self, hit, *what)
+        late.market.retire(range(4))
+        return fetches
+
+    monkeypatch.setattr(Segment, "fetch", retired)
+    with lending(market_address, 8) as lender:
+        lender.keeps(4)
+        late.close()
+        churn(computes)
+        until(lambda: reads.take(tokens, [0, 1, 2, 3]) == 4)
+
+
 def test_a_block_is_kept_by_one_lender_and_those_behind_it_by_any(market_address, two):
     """The first one is full: the second one keeps what goes on from its blocks, and takes no memory for these."""
     computes, reads = two

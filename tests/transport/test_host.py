@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import multiprocessing
 import threading
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 import torch
 
-from kvmarket.errors import SharedMemoryError, TransportError
+from kvmarket.errors import NamespaceError, SharedMemoryError, TransportError
 from kvmarket.processes.shared_file import Process
 from kvmarket.support.transient import is_transient
 from kvmarket.transport import HostMemory, ShmMemory, decode_memory, host, map_memory
@@ -72,7 +73,16 @@ def test_who_asks_too_early_is_told_to_come_again(memory):
     assert torch.equal(again, tensor) and again is not mapped
 
 
-@pytest.mark.parametrize("failure", [TransportError("refused"), RuntimeError("refused"), MemoryError("refused")])
+FAILURES = {
+    TransportError("refused"): False,
+    RuntimeError("refused"): False,
+    ValueError("refused"): False,
+    MemoryError("refused"): True,
+    OSError(errno.EMFILE, "refused"): True,
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
 def test_what_fails_is_told_once_and_tried_again(memory, monkeypatch, failure):
     found, _, tensor = memory
     real = host._locked
@@ -81,16 +91,17 @@ def test_what_fails_is_told_once_and_tried_again(memory, monkeypatch, failure):
         raise failure
 
     monkeypatch.setattr(host, "_locked", refuses)
-    until(lambda: "refused" in _refused(found))
+    until(lambda: "refused" in str(_refused(found)))
+    until(lambda: "refused" in str(error := _refused(found)) and is_transient(error) == FAILURES[failure])
     monkeypatch.setattr(host, "_locked", real)
     memory[1].set()
     assert torch.equal(taken(found)[0], tensor)
 
 
-def _refused(memory: HostMemory) -> str:
+def _refused(memory: HostMemory) -> TransportError:
     with pytest.raises(TransportError) as error:
         map_memory(memory, CUDA)
-    return str(error.value)
+    return error.value
 
 
 def test_what_is_never_taken_is_let_go(memory, monkeypatch):
@@ -132,9 +143,21 @@ def test_memory_of_a_dead_process_is_not_mapped(monkeypatch):
     tensor = torch.arange(100, dtype=torch.uint8)
     found = HostMemory(ShmMemory.export([tensor.untyped_storage()]).files)
     monkeypatch.setattr(Process, "alive", lambda self: False)
-    until(lambda: "is gone, and its memory with it" in _refused(found))
-    with pytest.raises(SharedMemoryError):
-        host._locked(found.files[0], CUDA)
+    until(lambda: "is gone, and its memory with it" in str(_refused(found)))
+
+
+@pytest.mark.parametrize("failure", [SharedMemoryError("it is gone"), NamespaceError("it is elsewhere")])
+def test_memory_that_cannot_be_mapped_to_read_is_not_mapped_to_write(monkeypatch, failure):
+    asked = []
+
+    def mapped(_file, _device, *, writable):
+        asked.append(writable)
+        raise failure
+
+    monkeypatch.setattr(host, "_mapped", mapped)
+    with pytest.raises(type(failure)):
+        host._locked(None, CUDA)
+    assert asked == [False]
 
 
 def test_it_travels_as_its_own_kind():

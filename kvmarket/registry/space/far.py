@@ -15,17 +15,18 @@ class Far:
     def __init__(self) -> None:
         """Start with none."""
         self._numbers: set[int] = set()
-        self.any = False
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._numbers)
 
     def add(self, number: int) -> None:
         """Note that the pool with this number is far."""
         self._numbers.add(number)
-        self.any = True
 
     def remove(self, number: int) -> None:
         """Forget a number; ignore one that was not added."""
         self._numbers.discard(number)
-        self.any = bool(self._numbers)
 
     def without(self, numbers: Int64s, offers: Int64s, unwanted: Collection[int]) -> Int64s:
         """The offers without those of far pools on blocks that another pool offers, which are -1 then.

@@ -180,7 +180,7 @@ class Space:
         chosen: list[tuple[int, list[Int64s]]] = []  # the number of a pool, and slots of it
         number = 0
         for offers in self.trie.match_arrays(tokens, first, tenant=tenant.encode()):
-            if self._far.any and len(offers) > 1:
+            if self._far and len(offers) > 1:
                 offers = self._far.without(offers >> SLOT_BITS, offers, unwanted)
             while offers.shape[1]:
                 single = len(offers) == 1  # the usual case
