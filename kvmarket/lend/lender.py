@@ -67,8 +67,11 @@ class Lender:
         now = time.monotonic()
         if now >= self._pressure_at:
             self._pressure_at = now + PRESSURE_SECONDS
+            paused = self._paused  # once: what is killed must be given back, also if a signal resumes meanwhile
+            for each in self._lendings.values() if paused else ():
+                each.kill()
             for budget in self._budgets:
-                self._heed_pressure(budget)
+                self._heed_pressure(budget, paused=paused)
         for name, told in self._spaces.described.items() if not self._paused else ():
             for budget in self._budgets:
                 where = name, budget
@@ -104,11 +107,8 @@ class Lender:
         self._spaces.close()
         os.close(self._wake)
 
-    def _heed_pressure(self, budget: Budget) -> None:
-        """Give memory back: all while paused, else a segment if the device has too little free memory."""
-        paused = self._paused  # once: what is killed must be given back, also if a signal resumes meanwhile
-        for lending in self._of(budget).values() if paused else ():
-            lending.kill()
+    def _heed_pressure(self, budget: Budget, *, paused: bool) -> None:
+        """Give memory back: all if `paused`, else a segment if the device has too little free memory."""
         while budget.lent and (paused or budget.short):
             self._shrink(budget, self._of(budget))
             counters.add("segments_given_back")

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -188,10 +189,10 @@ class Lending:
         Blocks that another lender offers, of memory as far as ours, are kept by that one alone.
         """
         hit, done = self._member.match(part.tokens, tenant=part.tenant, first=part.first), 0
-        for run in hit.runs:
-            end = done + len(run)
-            pool = hit.pools[run.pool]
-            if pool.lent and pool.far == self.far:
+        flags = self._member.lent_elsewhere(part.tokens, hit, far=self.far)
+        for elsewhere, run in groupby(flags.tolist()):
+            end = done + len(list(run))
+            if elsewhere:
                 self._elsewhere.update(part.keys[done:end])
                 done = end
             while done < end and (copied := self._copy(part, hit, done, end)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kvmarket.layout.packed import PackedMemory
-from kvmarket.market.data import DataHalf
+from kvmarket.market.data import DataHalf, register_own, unregister_own
 from kvmarket.market.fetch import Fetch
 from kvmarket.market.offer import Hit, Stage
 from kvmarket.market.own_pool import OwnPool
@@ -55,6 +55,8 @@ class Segment:
                     self._halves.append(DataHalf(memory, rank, on_unreachable, on_scarce=on_scarce, memory=named))
                 mine.append(Stage(layout, tuple(half.memory for half in self._halves[first:])))
             self.pool = OwnPool(mine, lent=True, far=far)
+            for rank, half in enumerate(self._halves):
+                register_own(self.pool.id, half.slots, rank)
             undo.pop_all()
         self._free = list(range(self.slots - 1, -1, -1))
 
@@ -83,6 +85,8 @@ class Segment:
 
     def close(self) -> None:
         """Wait for the copies under way and free the memory. The pool must be closed: `MarketMember` does that."""
+        for rank in range(len(self._halves)):
+            unregister_own(self.pool.id, rank)
         self._close_halves()
         self._halves.clear()
         if self.device.type == "cuda":

@@ -53,7 +53,8 @@ class MappedPool:
 
 KEPT_FETCHES = 8  # fetches that are kept before the finished ones are dropped
 _log = logging.getLogger("kvmarket")
-_own_arrays: dict[str, SlotArray] = {}  # pools of this process, by id: CUDA IPC cannot open memory of the same process
+# Pools of this process, by id and rank: CUDA IPC cannot open memory of the same process.
+_own_arrays: dict[tuple[str, int], SlotArray] = {}
 
 
 class DataHalf:
@@ -157,13 +158,15 @@ class DataHalf:
 
     def forget(self, pools: Sequence[str]) -> None:
         """Drop the mappings of these pools, which have left. A copy under way keeps its mapping until it is done."""
-        with self._lock, self._on_device():
-            self._prune()
-            for pool in pools:
-                self._mapped.pop(pool, None)
-                self._map_locks.pop(pool, None)
-            self._skipped.forget(pools)
-            self._watch_owners()
+        with self._on_device():
+            with self._lock:
+                self._prune()
+                gone = [self._mapped.pop(pool, None) for pool in pools]
+                for pool in pools:
+                    self._map_locks.pop(pool, None)
+                self._skipped.forget(pools)
+                self._watch_owners()
+            del gone  # without the lock: to unmap takes a while
 
     def close(self) -> None:
         """Wait for the copies under way, then drop every mapping. May be called twice."""
@@ -277,7 +280,7 @@ class DataHalf:
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or used directly if the pool belongs to this same process."""
-        own = _own_arrays.get(descriptor.pool)
+        own = _own_arrays.get((descriptor.pool, self._rank))
         if own is None:
             layout, memory = descriptor.ranks[self._rank]
             return SlotArray(layout, map_memory(memory, self.cache.device))
@@ -286,11 +289,11 @@ class DataHalf:
         return own
 
 
-def register_own(pool: str, slots: SlotArray) -> None:
-    """Let data halves of this process read `pool` directly."""
-    _own_arrays[pool] = slots
+def register_own(pool: str, slots: SlotArray, rank: int = 0) -> None:
+    """Let data halves of this process read the memory of a rank of `pool` directly."""
+    _own_arrays[pool, rank] = slots
 
 
-def unregister_own(pool: str) -> None:
+def unregister_own(pool: str, rank: int = 0) -> None:
     """Undo `register_own`."""
-    _own_arrays.pop(pool, None)
+    _own_arrays.pop((pool, rank), None)

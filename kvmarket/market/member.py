@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
+import numpy as np
+
 from kvmarket import counters
 from kvmarket.errors import ClosedError, TokenError
 from kvmarket.market.avoided import Avoided
@@ -72,6 +74,16 @@ class MarketMember:
     def crowded(self, tokens: Int32s, tenant: str) -> Flags:
         """For each leading block that others offer, whether so many do that the service may have dropped our offer."""
         return self._client.crowded(tokens, tenant)
+
+    def lent_elsewhere(self, tokens: Int32s, hit: Hit, *, far: bool) -> Flags:
+        """For each block of a hit of `tokens`, whether it is another lender's: of far memory, or of other memory."""
+        if not hit.blocks:
+            return np.zeros(0, np.bool_)
+        if far:  # a hit does not name far pools where another one has the block
+            return self._client.far_offers(tokens, hit.tenant, hit.first, self._pools.ids)[: hit.blocks]
+        pools = [hit.pools[run.pool] for run in hit.runs]
+        lent = [pool.lent and not pool.far for pool in pools]
+        return np.concatenate([np.full(len(run), each) for run, each in zip(hit.runs, lent, strict=True)])
 
     def is_mine(self, key: bytes, *, far: bool = False) -> bool:
         """Whether it falls to this lender, of all in its space, to keep what `key` names: each has an equal share.

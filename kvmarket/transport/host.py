@@ -13,10 +13,12 @@ import torch
 
 from kvmarket.errors import KVMarketError, NamespaceError, SharedMemoryError, TransportError
 from kvmarket.processes.shared_file import SharedFile
+from kvmarket.support.supervised import survived
 from kvmarket.transport.pinned import pinned
 from kvmarket.transport.shm import ShmMemory
 
-TAKEN_SECONDS = 60.0  # until a mapping for which nobody has come again is let go
+TAKEN_SECONDS = 600.0  # until a mapping for which nobody has come again is let go
+LOOK_SECONDS = 1.0  # until one of memory that its owner has given back is
 
 
 class HostMemory(ShmMemory, frozen=True, tag="host"):
@@ -84,13 +86,19 @@ class _Mapper:
             with self._lock:
                 while not self._asked:
                     now = time.monotonic()
-                    self._made = {where: each for where, each in self._made.items() if each[0] > now}
+                    self._made = {
+                        where: each
+                        for where, each in self._made.items()
+                        if each[0] > now and all(file.held() for file in where[0].files)
+                    }
                     if not self._made:
                         self._thread = None
                         return
-                    self._wake.wait(min(until for until, _ in self._made.values()) - now)
+                    self._wake.wait(min(LOOK_SECONDS, *(until - now for until, _ in self._made.values())))
                 where = next(iter(self._asked))
-            made = _made(*where)
+            made: list[torch.Tensor] | KVMarketError = TransportError("host memory cannot be mapped; see the log")
+            with survived("the thread that maps host memory"):
+                made = _made(*where)
             with self._lock:
                 del self._asked[where]
                 self._made[where] = time.monotonic() + TAKEN_SECONDS, made

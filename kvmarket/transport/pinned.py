@@ -29,12 +29,12 @@ class _Pinned:
             where = ctypes.c_void_p(address)
             code = driver().cuMemHostRegister_v2(where, ctypes.c_size_t(nbytes), ctypes.c_uint(flags))
             if code:
-                raise _refused(code, nbytes)
+                raise _refused(code, nbytes) from _cause(code)
             self._free = weakref.finalize(self, _unregister, address, device, keep)
             self._free.atexit = False  # then the process ends, and the driver with it
             code = driver().cuMemHostGetDevicePointer_v2(ctypes.byref(on_device), where, 0)
             if code:
-                raise _refused(code, nbytes)
+                raise _refused(code, nbytes) from _cause(code)
         self.address = on_device.value
         shape, data = (nbytes,), (self.address, False)
         self.__cuda_array_interface__ = {"shape": shape, "typestr": "|u1", "data": data, "version": 2}
@@ -60,8 +60,12 @@ def _unregister(address: int, device: torch.device, _keep: object) -> None:
 
 
 def _refused(code: int, nbytes: int) -> TransportError:
-    known = "out of memory" if code == _OUT_OF_MEMORY else explained(code)
     return TransportError(
-        f"the driver does not lock {nbytes / 1e6:.0f} MB of host memory: {known}; free some memory, or raise the limit "
-        "of locked memory (ulimit -l)"
+        f"the driver does not lock {nbytes / 1e6:.0f} MB of host memory: {explained(code)}; free some memory, or raise "
+        "the limit of locked memory (ulimit -l)"
     )
+
+
+def _cause(code: int) -> MemoryError | None:
+    """What makes a failure transient."""
+    return MemoryError() if code == _OUT_OF_MEMORY else None

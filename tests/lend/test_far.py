@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from kvmarket.errors import TransportError
+from kvmarket.lend.lending import Lending
+from kvmarket.transport import ShmMemory
 from tests.lend.lends import churn, fill, lending
 from tests.model_engine import BLOCK, ModelEngine, prompt, until
 
@@ -51,3 +54,36 @@ def test_each_kind_of_memory_has_lenders_of_its_own(market_address, two):
         assert not client.lenders(far=True)
     with lending(market_address, 8, far=8):
         until(lambda: client.lenders(far=False) and client.lenders(far=True))
+
+
+def test_what_only_the_faster_memory_still_has_is_copied_from_there(market_address, two, monkeypatch):
+    """Memory of the same process is read directly: CUDA cannot map it."""
+    computes, reads = two
+    tokens, turn, held = prompt(4 * BLOCK, 9), Lending.turn, [True]
+    monkeypatch.setattr(Lending, "turn", lambda self, more: not (self.far and held) and turn(self, more))
+
+    def refused(self, device):
+        raise TransportError("memory of the same process cannot be mapped")
+
+    monkeypatch.setattr(ShmMemory, "map", refused)
+    with lending(market_address, 8, far=8) as lender:
+        computes.publish(tokens, [0, 1, 2, 3])
+        until(lambda: len(lender.both[0]) == 4 and not lender.both[0]._pulls)
+        until(lambda: sources(reads, tokens) == ["lent"])
+        late = ModelEngine(market_address)
+        late.publish(tokens[:BLOCK], [0])
+        computes.market.retire([1, 2, 3])
+        held.clear()
+        until(lambda: lender.at_rest() and [len(each) for each in lender.both] == [4, 4])
+        late.close()
+
+
+def test_a_block_is_kept_once_in_far_memory(market_address, two):
+    computes, _ = two
+    tokens = prompt(4 * BLOCK, 10)
+    with lending(market_address, 8, far=8) as one:
+        computes.publish(tokens, [0, 1, 2, 3])
+        until(lambda: one.at_rest() and [len(each) for each in one.both] == [4, 4])
+        with lending(market_address, 8, far=8) as other:
+            until(lambda: other.at_rest() and [len(each._elsewhere) for each in other.both] == [4, 4])
+            assert [len(each) for each in other.both] == [0, 0], "though an engine has the blocks still"

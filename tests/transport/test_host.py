@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 import weakref
 from multiprocessing.connection import Connection
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ import torch
 from kvmarket.errors import NamespaceError, SharedMemoryError, TransportError
 from kvmarket.processes.shared_file import Process
 from kvmarket.support.transient import is_transient
-from kvmarket.transport import HostMemory, ShmMemory, decode_memory, host, map_memory
+from kvmarket.transport import HostMemory, ShmMemory, decode_memory, host, map_memory, pinned
 from kvmarket.transport.memory import Memory
 from tests.model_engine import until
 
@@ -102,6 +103,55 @@ def _refused(memory: HostMemory) -> TransportError:
     with pytest.raises(TransportError) as error:
         map_memory(memory, CUDA)
     return error.value
+
+
+def test_an_exception_that_nobody_expects_ends_no_thread(memory, monkeypatch):
+    found, go, tensor = memory
+    real = host._locked
+
+    def fails(file, device):
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr(host, "_locked", fails)
+    until(lambda: "see the log" in str(_refused(found)))
+    monkeypatch.setattr(host, "_locked", real)
+    go.set()
+    assert torch.equal(taken(found)[0], tensor)
+
+
+def test_what_its_owner_has_given_back_is_let_go(monkeypatch):
+    """The reader asked for it, and did not come again before it left."""
+    monkeypatch.setattr(host, "LOOK_SECONDS", 0.02)
+    made = []
+
+    def locked(file, _device):
+        tensor = torch.frombuffer(bytearray(file.map()), dtype=torch.uint8)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(host, "_locked", locked)
+    storage = torch.arange(100, dtype=torch.uint8).untyped_storage()
+    found = HostMemory(ShmMemory.export([storage]).files)
+    with pytest.raises(TransportError):
+        map_memory(found, CUDA)
+    until(lambda: made)
+    assert made[0]() is not None
+    del storage
+    until(lambda: made[0]() is None and not threads())
+
+
+@pytest.mark.parametrize(("code", "transient"), [(2, True), (801, False)])
+def test_a_lack_of_memory_is_transient(monkeypatch, code, transient):
+    class Driver:
+        def cuMemHostRegister_v2(self, *_):
+            return code
+
+    monkeypatch.setattr(pinned, "driver", Driver)
+    monkeypatch.setattr(pinned, "explained", str)
+    monkeypatch.setattr(pinned.torch, "cuda", MagicMock())
+    with pytest.raises(TransportError, match=f"host memory: {code}") as error:
+        pinned.pinned(4096, 4096, CUDA, None)
+    assert is_transient(error.value) == transient
 
 
 def test_what_is_never_taken_is_let_go(memory, monkeypatch):

@@ -26,7 +26,7 @@ from kvmarket.registry.client.turns import NAP_SECONDS, SHORT_SECONDS, TURN_SECO
 from kvmarket.registry.client.vigil import Vigil
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.messages import Before, Join, PoolRecord
-from kvmarket.registry.space.lookup import crowded, prefix_of
+from kvmarket.registry.space.lookup import crowded, far_offers, prefix_of
 from kvmarket.registry.space.snapshot import SnapshotParts
 from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.space.standing import Run
@@ -127,6 +127,11 @@ class Client(Telling):
         """For each leading offered block of the prefix, whether it has as many offers as a block can have."""
         with self._lock:
             return crowded(self._replica.space, tokens, tenant)
+
+    def far_offers(self, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> Flags:
+        """For each offered block of the prefix from `first` on, whether a far pool offers it, but for `without`."""
+        with self._lock:
+            return far_offers(self._replica.space, tokens, tenant, first, without)
 
     def lenders(self, *, far: bool) -> frozenset[Process]:
         """The lenders of far memory in the space, or of other memory; each by the first process of its pools."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from kvmarket.registry.protocol.messages import Before
@@ -55,6 +57,14 @@ def prefix_of(space: Space, block: Before, pool: str) -> tuple[str, Int32s] | No
         return None
     node, index = place
     return space.trie.tenant(place).decode(), np.frombuffer(node.path(index + 1), np.int32)
+
+
+def far_offers(space: Space, tokens: Int32s, tenant: str, first: int, without: Collection[str]) -> Flags:
+    """For each offered block of the prefix from block `first` on, whether a far pool offers it, but for `without`."""
+    pools = [pool.number for name, pool in space.pools.items() if pool.record.far and name not in without]
+    arrays = space.trie.match_arrays(tokens, first, tenant=tenant.encode())
+    found = [np.isin(offers >> SLOT_BITS, pools).any(axis=0) for offers in arrays]
+    return np.concatenate(found) if found else np.zeros(0, np.bool_)
 
 
 def crowded(space: Space, tokens: Int32s, tenant: str) -> Flags:
