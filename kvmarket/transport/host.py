@@ -35,14 +35,15 @@ class HostMemory(ShmMemory, frozen=True, tag="host"):
     def allocate(cls, nbytes: int, device: torch.device) -> tuple[torch.Tensor, HostMemory]:
         """Allocate a segment, and return it as a 1-D uint8 tensor on `device`, with its descriptor.
 
-        Costs 0.6 s a GiB. Raises TransportError, and SharedMemoryError where there is no room.
+        Costs some 0.2 s a GiB (host of an H200, bench/lend/host.py). Raises TransportError, and SharedMemoryError where
+        there is no room.
         """
         memory = torch.empty(nbytes, dtype=torch.uint8)
         named = ShmMemory.export([memory.untyped_storage()])  # moves it into shared memory
         return pinned(memory.data_ptr(), nbytes, device, memory), cls(named.files)
 
     def map(self, device: torch.device) -> list[torch.Tensor]:
-        """Map each segment on `device`. Locking takes 0.3 s a GiB, so a thread does it: call again until it is done.
+        """Map each segment on `device`. Locking takes 0.2 s a GiB, so a thread does it: call again until it is done.
 
         Raises TransportError until then, which counts as transient; else NamespaceError, SharedMemoryError or
         TransportError.

@@ -43,8 +43,8 @@ class _Pinned:
 def pinned(address: int, nbytes: int, device: torch.device, keep: object, *, read_only: bool = False) -> torch.Tensor:
     """Lock host memory, and return it as a 1-D uint8 tensor on `device`, which is a GPU. Owns `keep`, its memory.
 
-    The memory is let go when the tensor is freed: no copy may use it then. `read_only`: the mapping is. Costs 0.3 s a
-    GiB, during which other threads run. Raises TransportError.
+    The memory is let go when the tensor is freed: no copy may use it then. `read_only`: the mapping is. Costs 0.2 s a
+    GiB (H200, bench/lend/host.py), during which other threads run. Raises TransportError.
     """
     memory = _Pinned(address, nbytes, device, keep, read_only=read_only)
     tensor = torch.as_tensor(memory, device=device)
