@@ -70,12 +70,9 @@ def test_what_only_the_faster_memory_still_has_is_copied_from_there(market_addre
         computes.publish(tokens, [0, 1, 2, 3])
         until(lambda: len(lender.both[0]) == 4 and not lender.both[0]._pulls)
         until(lambda: sources(reads, tokens) == ["lent"])
-        late = ModelEngine(market_address)
-        late.publish(tokens[:BLOCK], [0])
-        computes.market.retire([1, 2, 3])
+        computes.market._control.retire([0, 1, 2, 3], take_down=False)
         held.clear()
         until(lambda: lender.at_rest() and [len(each) for each in lender.both] == [4, 4])
-        late.close()
 
 
 def test_a_block_is_kept_once_in_far_memory(market_address, two):

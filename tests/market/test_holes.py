@@ -286,14 +286,15 @@ def test_a_fork_has_no_part_in_its_parents_market(pair, part):
 def test_an_epoch_raised_while_an_offer_is_made_kills_it(pair, monkeypatch):
     owner, reader = pair
     tokens, control = prompt(16, 45), owner.market._control
-    real = control._client.offer
+    real, client, hits = control._client.offer, reader.market._control._client, []
 
     def offer(offering):
         control.pool.generations.raise_epoch()  # between what the offer was checked against and its way out
-        return real(offering)
+        real(offering)
+        until(lambda: client.match(np.array(tokens, np.int32), "", 0, ())[0])  # before the owner's thread takes it down
+        hits.append(reader.market.match(tokens).blocks)
 
     monkeypatch.setattr(control._client, "offer", offer)
     owner.publish(tokens, [0, 1, 2, 3])
-    client = reader.market._control._client
-    until(lambda: client.match(np.array(tokens, np.int32), "", 0, ())[0])
-    assert reader.market.match(tokens).blocks == 0
+    until(lambda: hits)
+    assert hits == [0]
