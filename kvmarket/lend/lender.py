@@ -41,9 +41,8 @@ class Lender:
         self.place, self._address = Address(address), address
         self._budgets = budgets
         self._lendings: dict[tuple[str, Budget], Lending] = {}  # by space and memory
-        self._not_before: dict[
-            tuple[str, Budget], float
-        ] = {}  # what could not be joined, or got no memory -> until when
+        # What could not be joined, or got no memory -> until when
+        self._not_before: dict[tuple[str, Budget], float] = {}
         self._pressure_at = 0.0
         self._paused = self._stopped = False  # other threads set them
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)

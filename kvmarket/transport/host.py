@@ -85,18 +85,21 @@ class _Mapper:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not self._asked:
-                    now = time.monotonic()
-                    self._made = {
-                        where: each
-                        for where, each in self._made.items()
-                        if each[0] > now and all(file.held() for file in where[0].files)
-                    }
-                    if not self._made:
-                        self._thread = None
-                        return
+                now = time.monotonic()
+                useless = [
+                    self._made.pop(where)
+                    for where, (until, _) in list(self._made.items())
+                    if until <= now or not all(file.held() for file in where[0].files)
+                ]
+                if not self._asked and not self._made:
+                    self._thread = None
+                    return
+                if not self._asked and not useless:
                     self._wake.wait(min(LOOK_SECONDS, *(until - now for until, _ in self._made.values())))
-                where = next(iter(self._asked))
+                where = next(iter(self._asked), None)
+            del useless  # without the lock, which every fetch may wait for: to unlock the memory takes a while
+            if where is None:
+                continue
             made: list[torch.Tensor] | KVMarketError = TransportError("host memory cannot be mapped; see the log")
             with survived("the thread that maps host memory"):
                 made = _made(*where)
