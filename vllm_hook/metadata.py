@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmarket.layout.layout import Layout
-from kvmarket.market.offer import Hit
+from kvmarket.market.offer import Hit, PoolDescriptor
 from kvmarket.pool import Slots
 from kvmarket.transport import Memory
 from vllm_hook.identity.naming import UNKNOWN, Weights
@@ -30,7 +30,8 @@ class Load:
 class StepMetadata:
     """From the scheduler to every worker, once per step, empty steps included.
 
-    `step` is the step's number, `loads` the loads to start, `gone` the pools whose mappings to drop. `weights` names
+    `step` is the step's number, `loads` the loads to start, `gone` the pools whose mappings to drop, `far` the pools to
+    map ahead. `weights` names
     the weights with which the loads' blocks were computed. `idle`: neither this step nor one in flight has tokens, so
     a worker that waits for the end of a load delays nothing.
     """
@@ -40,6 +41,7 @@ class StepMetadata:
     gone: tuple[str, ...] = ()
     weights: Names = ()
     idle: bool = False
+    far: tuple[PoolDescriptor, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ Generations are raised by `OwnPool.kill`, which `retire`, `fail_closed` and `clo
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 
 from kvmarket.errors import SlotError
 from kvmarket.fingerprint import Fingerprint, check_identity
 from kvmarket.market.member import MarketMember
-from kvmarket.market.offer import Stage
+from kvmarket.market.offer import PoolDescriptor, Stage
 from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.pool import Generations, Slots, UInt64s
+from kvmarket.registry.protocol.messages import MAX_POOLS
 from kvmarket.registry.protocol.status import NO_LABEL, Label
 from kvmarket.registry.trie.tokens import Integers, as_tokens
 
@@ -34,13 +36,15 @@ class ControlHalf(MarketMember):
         staging: Sequence[Stage] | None = None,
         generations: Generations | None = None,
         on_gone: Callable[[Sequence[str]], None] | None = None,
+        on_far: Callable[[Sequence[PoolDescriptor]], None] | None = None,
         finds_own: bool = True,
         label: Label = NO_LABEL,
     ) -> None:
         """Join the market at `address` with the pool of `stages`, and with a staging pool if `staging` is given.
 
         `generations`: of the cache's memory, where several markets share it. `on_gone` is called with the ids of pools
-        that left, on a thread of the market. `finds_own`: whether `match` finds this engine's own offers. `label`: the
+        that left, and `on_far` with far pools that came, on a thread of the market; without `on_far` see `take_far`.
+        `finds_own`: whether `match` finds this engine's own offers. `label`: the
         engine's name in `kvmarket top`. If no service runs, starts one, which takes about a second; else costs a few
         ms. Raises FingerprintError, LayoutError (another engine with this fingerprint has a different geometry),
         AddressError, VersionError, NamespaceError, RefusedError.
@@ -50,7 +54,9 @@ class ControlHalf(MarketMember):
         self._promises = count(1)
         pools = OwnPools([self.pool, self.staging] if self.staging else [self.pool])
         join = pools.joining(fingerprint, stages, label)
-        super().__init__(pools, join, fingerprint.hex, tenant, address, on_gone, finds_own)
+        self._far: deque[PoolDescriptor] = deque(maxlen=MAX_POOLS)
+        on_far = on_far or self._far.extend
+        super().__init__(pools, join, fingerprint.hex, tenant, address, on_gone, finds_own, on_far=on_far)
 
     def generations(self, slots: Sequence[int] | Slots, *, staged: bool = False) -> UInt64s:
         """The current generations of `slots`. Read them when blocks are published, and pass them to `offer` later.
@@ -143,6 +149,10 @@ class ControlHalf(MarketMember):
         """
         pool = self._of(staged)
         self.take_down_from(pool, pool.generations.as_slots(slots))
+
+    def take_far(self) -> list[PoolDescriptor]:
+        """The far pools that have come since the last call; data halves should map them ahead. Costs less than 1 us."""
+        return [self._far.popleft() for _ in range(len(self._far))]
 
     def _of(self, staged: bool) -> OwnPool:
         """The pool of the cache, or the staging pool. Raises SlotError where there is none."""

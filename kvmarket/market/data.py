@@ -36,10 +36,7 @@ from kvmarket.ways.movers import mover_of
 
 @dataclass(frozen=True, eq=False)
 class MappedPool:
-    """Another engine's pool, mapped into this process: its slots and its generations.
-
-    The memory is unmapped when this object is freed.
-    """
+    """Another engine's pool, mapped into this process. The memory is unmapped when this object is freed."""
 
     slots: SlotArray
     generations: GenerationReader
@@ -141,6 +138,11 @@ class DataHalf:
                 self._fetches.append((fetch, ids))
         return fetch
 
+    def map_ahead(self, pools: Sequence[PoolDescriptor]) -> None:
+        """Begin to map those of these pools whose memory takes long to map, so that a fetch finds that done."""
+        for pool in filter(self._fits, pools):
+            pool.ranks[self._rank][1].map_ahead(self.cache.device)
+
     def settle(self) -> None:
         """Conclude the fetches that are done. Costs a few us; nothing if no fetch is under way."""
         if self._fetches:
@@ -227,7 +229,7 @@ class DataHalf:
 
         If that fails, counts it, calls `on_unreachable` or `on_scarce`, and returns None.
         """
-        pool = descriptor.pool
+        pool, dead = descriptor.pool, []
         with self._lock:
             lock = self._map_locks.setdefault(pool, threading.Lock())
         with lock:
@@ -237,13 +239,11 @@ class DataHalf:
                     del self._map_locks[pool]
                     if mapped is not None:
                         self._mapped[pool] = mapped
-                        self._drop_dead()  # the new one too: the message that its owner left may have come before
+                        # A service that died with an owner could not report that, or has before: the new one counts too
+                        dead = [self._mapped.pop(name) for name, each in [*self._mapped.items()] if not each.alive()]
                         self._watch_owners()
+        del dead  # without the lock: to unmap takes a while
         return mapped
-
-    def _drop_dead(self) -> None:
-        """Drop mappings whose owner is dead: a service that died at the same time could not report the owner's end."""
-        self._mapped = {name: each for name, each in self._mapped.items() if each.alive()}
 
     def _watch_owners(self) -> None:
         """Watch the owners of all mapped pools: after their death perhaps nobody calls us any more."""
@@ -274,9 +274,9 @@ class DataHalf:
             if (hear := self.on_scarce if scarce else self.on_unreachable) is not None:
                 hear(descriptor.pool)
             return None
-        owners = (descriptor.generations.owner, memory.owner)
-        living = tuple(lives_with(each, descriptor.generations) for each in owners)
-        return MappedPool(array, generations, living, descriptor.lent)
+        owners = descriptor.generations.owner, memory.owner
+        alive_with = tuple(lives_with(each, descriptor.generations) for each in owners)
+        return MappedPool(array, generations, alive_with, descriptor.lent)
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or used directly if the pool belongs to this same process."""

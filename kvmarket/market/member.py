@@ -14,7 +14,7 @@ from kvmarket import counters
 from kvmarket.errors import ClosedError, TokenError
 from kvmarket.market.avoided import Avoided
 from kvmarket.market.ledger import Ledger
-from kvmarket.market.offer import Hit
+from kvmarket.market.offer import Hit, PoolDescriptor
 from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.market.peers import Peers
 from kvmarket.pool import Slots, UInt64s
@@ -22,7 +22,7 @@ from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client.client import Client
 from kvmarket.registry.client.home import Home
 from kvmarket.registry.protocol.address import Address
-from kvmarket.registry.protocol.messages import Before, Join
+from kvmarket.registry.protocol.messages import Before, Join, PoolRecord
 from kvmarket.registry.protocol.offering import Offering
 from kvmarket.registry.space.space import OnOffer
 from kvmarket.registry.trie.tokens import Int32s, Integers, as_tokens
@@ -45,6 +45,7 @@ class MarketMember:
         on_gone: Callable[[Sequence[str]], None] | None,
         finds_own: bool,
         on_offer: OnOffer | None = None,
+        on_far: Callable[[Sequence[PoolDescriptor]], None] | None = None,
     ) -> None:
         """Join the market at `address` with `pools`, by the message `join`; `close` closes the pools.
 
@@ -53,7 +54,7 @@ class MarketMember:
         """
         self.tenant, self._fingerprint = tenant, fingerprint
         self.block_size = join.block_size
-        self._on_gone = on_gone
+        self._on_gone, self._on_far = on_gone, on_far
         self._pools = pools
         self._avoided = Avoided()
         self._peers = Peers(self.avoid, self._avoided.for_now, lambda pool: self._client.descriptors(pool))
@@ -64,7 +65,9 @@ class MarketMember:
             undo.callback(pools.close)
             undo.callback(self._peers.close)
             tells = pools.snapshot, self._go_on, pools.memory
-            self._client = Client(Address(address), join, self._forget, *tells, finds_own, on_offer)
+            self._client = Client(
+                Address(address), join, self._forget, *tells, finds_own, on_offer, on_far and self._meet
+            )
             undo.pop_all()
 
     def prefix_of(self, pool: str, block: Before) -> tuple[str, Int32s] | None:
@@ -213,7 +216,7 @@ class MarketMember:
                 for pool in self._pools:
                     pool.kill(pool.ledger.slots())
             self._client.close()
-            self._on_gone = None
+            self._on_gone = self._on_far = None
             self._peers.close()
             self._pools.close()
 
@@ -259,3 +262,10 @@ class MarketMember:
             self._gone.extend(pools)
         if self._on_gone is not None:
             self._on_gone(pools)
+
+    def _meet(self, records: Sequence[PoolRecord]) -> None:
+        """Tell of far pools that have come and can be read by now. Runs on the client's thread."""
+        near = [record for record in records if all(process.near for process in record.processes)]
+        met = [peer.descriptor for record in near if (peer := self._peers.of(record)) is not None]
+        if self._on_far is not None:
+            self._on_far(met)

@@ -64,6 +64,7 @@ class Membership:
                 self._staging_stages(),
                 self.landings.generations,
                 on_gone=self.data.forget,
+                on_far=self.data.map_ahead,
             )
             undo.pop_all()
         self.data.on_unreachable = self.control.avoid

@@ -85,11 +85,16 @@ class CudaMemory(Memory, msgspec.Struct, frozen=True, tag="cuda"):
 
 
 def _share(storage: torch.UntypedStorage) -> CudaHandle:
-    """Export one storage. The file in which torch counts readers (one file for many storages) is noted in our mark."""
+    """Export one storage. The file in which torch counts readers (one file for many storages) is noted in our mark.
+
+    torch expects one reader, and would keep the memory until that one has let it go: for ever, if none comes. So the
+    reader that it expects is counted off at once. The driver keeps the memory while somebody has it mapped.
+    """
     with creating(None):
         _, *fields, _event, _event_sync = storage._share_cuda_()
         handle = CudaHandle(*fields)
     created(handle.ref_counter.decode().removeprefix("/"))
+    torch.UntypedStorage._release_ipc_counter_cuda(handle.ref_counter, handle.ref_counter_offset)
     return handle
 
 

@@ -14,6 +14,7 @@ import torch
 from kvmarket.errors import KVMarketError, NamespaceError, SharedMemoryError, TransportError
 from kvmarket.processes.shared_file import SharedFile
 from kvmarket.support.supervised import survived
+from kvmarket.support.threads import started
 from kvmarket.transport.pinned import pinned
 from kvmarket.transport.shm import ShmMemory
 
@@ -48,7 +49,20 @@ class HostMemory(ShmMemory, frozen=True, tag="host"):
         Raises TransportError until then, which counts as transient; else NamespaceError, SharedMemoryError or
         TransportError.
         """
-        return _MAPPER.take(self, device)
+        made = _MAPPER.take(self, device)
+        if isinstance(made, KVMarketError):
+            raise made
+        if made is None:
+            reason = "locking the memory takes a while"
+            raise TransportError(f"host memory is being mapped: {reason}; it is tried again") from BlockingIOError(
+                errno.EAGAIN, reason
+            )
+        return made
+
+    def map_ahead(self, device: torch.device) -> None:
+        """Have the thread map the memory. What nobody comes for within `TAKEN_SECONDS` is let go again."""
+        if device.type == self.mapped_on:
+            _MAPPER.ask(self, device)
 
 
 class _Mapper:
@@ -61,26 +75,29 @@ class _Mapper:
         self._asked: dict[_Where, None] = {}  # in the order in which they were asked for
         self._made: dict[_Where, tuple[float, list[torch.Tensor] | KVMarketError]] = {}  # with when it is let go
 
-    def take(self, memory: HostMemory, device: torch.device) -> list[torch.Tensor]:
-        """Return what was mapped; ask for it if nobody has. Raises what `HostMemory.map` raises."""
+    def ask(self, memory: HostMemory, device: torch.device) -> None:
+        """Have memory mapped, unless it is already."""
+        where = memory, device
+        with self._lock:
+            if where not in self._made:
+                self._want(where)
+
+    def take(self, memory: HostMemory, device: torch.device) -> list[torch.Tensor] | KVMarketError | None:
+        """What was mapped, or why it cannot be. None if that is not known yet; then asks for it."""
         where = memory, device
         with self._lock:
             _, made = self._made.pop(where, (0.0, None))
             if made is None:
-                self._asked.setdefault(where)
-                if self._thread is None:
-                    thread = threading.Thread(target=self._run, name="kvmarket-lock", daemon=True)
-                    thread.start()
-                    self._thread = thread
+                self._want(where)
             self._wake.notify()
-        if isinstance(made, KVMarketError):
-            raise made
-        if made is None:
-            reason = "locking the memory takes a while"
-            raise TransportError(f"host memory is being mapped: {reason}; it is tried again") from BlockingIOError(
-                errno.EAGAIN, reason
-            )
         return made
+
+    def _want(self, where: _Where) -> None:
+        """Add to what is asked for, and see that the thread runs. Where none is to be had, the next call tries again."""
+        self._asked.setdefault(where)
+        if self._thread is None:
+            self._thread = started(self._run, "kvmarket-lock", "mapping_delayed")
+        self._wake.notify()
 
     def _run(self) -> None:
         while True:

@@ -35,6 +35,9 @@ class Memory:
         """Map each segment for reading, as a 1-D uint8 tensor on `device`. Raises TransportError."""
         raise NotImplementedError
 
+    def map_ahead(self, device: torch.device) -> None:
+        """Begin to map the memory on `device`, if that takes long: `map` finds it done. Returns at once, never raises."""
+
     @property
     def kind(self) -> str:
         """The kind's name, which is the tag of its struct. Engines share blocks only within one kind."""

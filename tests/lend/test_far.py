@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from unittest.mock import patch
+
+import torch
+
 from kvmarket.errors import TransportError
+from kvmarket.fingerprint import Fingerprint
 from kvmarket.lend.lending import Lending
+from kvmarket.market.control import ControlHalf
+from kvmarket.market.offer import PoolDescriptor
 from kvmarket.transport import ShmMemory
 from tests.lend.lends import churn, fill, lending
-from tests.model_engine import BLOCK, ModelEngine, prompt, until
+from tests.model_engine import BLOCK, FACTS, ModelEngine, prompt, until
 
 
 def sources(engine: ModelEngine, tokens: list[int]) -> list[str]:
@@ -84,3 +91,32 @@ def test_a_block_is_kept_once_in_far_memory(market_address, two):
         with lending(market_address, 8, far=8) as other:
             until(lambda: other.at_rest() and [len(each._elsewhere) for each in other.both] == [4, 4])
             assert [len(each) for each in other.both] == [0, 0], "though an engine has the blocks still"
+
+
+def test_an_engine_maps_far_memory_before_it_needs_it(market_address, two):
+    """Also what came before the engine did, and each segment once; never memory that is mapped in no time."""
+    asked: list[tuple[ShmMemory, torch.device]] = []
+    with patch.object(ShmMemory, "map_ahead", lambda *call: asked.append(call)):
+        with lending(market_address, 4, far=8) as lender:
+            until(lambda: len(asked) == len(two))
+            third = ModelEngine(market_address)
+            until(lambda: len(asked) == len(two) + 1)
+            (far,) = lender.both[1]._segments
+            assert {memory for memory, _ in asked} == {far.pool.descriptor.ranks[0][1]}
+            assert {device.type for _, device in asked} == {"cpu"}
+            third.close()
+        assert len(asked) == 3, "near memory, and that of engines, is not"
+
+
+def test_who_cannot_be_called_back_asks_for_far_pools(market_address, two):
+    """As the hook's scheduler side does, which tells its workers."""
+    engine = two[0].market
+    own = engine._control.pool.descriptor.stages
+    other = ControlHalf(own, Fingerprint.of(**FACTS), address=market_address)
+    with lending(market_address, 4, far=8) as lender:
+        told: list[PoolDescriptor] = []
+        until(lambda: told.extend(other.take_far()) or told)
+        (far,) = lender.both[1]._segments
+        assert [pool.pool for pool in told] == [far.pool.id] and other.take_far() == []
+        assert all(lent._member._on_far is None for lent in lender.both), "a lender maps what it copies"
+    other.close()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from kvmarket import counters
 from kvmarket.processes import leftovers, marks
@@ -175,11 +176,18 @@ def test_memory_is_marked_while_it_is_moved(folder):
     assert seen[0][:2] == ["locked", "creating"] and seen[0][-1] == "777"
 
 
-def test_counters_of_cuda_handles_are_noted(folder):
+def test_counters_of_cuda_handles_are_noted(folder, monkeypatch):
+    """And the reader that torch expects is counted off: else it keeps the memory if none ever comes."""
+    released: list[tuple[bytes, int]] = []
+    monkeypatch.setattr(
+        torch.UntypedStorage, "_release_ipc_counter_cuda", lambda *counter: released.append(counter), raising=False
+    )
+
     class Storage:
         def _share_cuda_(self) -> tuple[object, ...]:
             torch_file()
-            return 0, b"handle", 1, 0, f"/torch_{os.getpid()}_1_1".encode(), 0, b"event", True
+            return 0, b"handle", 1, 0, f"/torch_{os.getpid()}_1_1".encode(), 7, b"event", True
 
     cuda_ipc._share(Storage())
+    assert released == [(f"/torch_{os.getpid()}_1_1".encode(), 7)]
     assert f"torch_{os.getpid()}_1_1\n" in os.pread(marks._marks[folder], 1000, 0).decode()

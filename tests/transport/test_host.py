@@ -74,6 +74,35 @@ def test_who_asks_too_early_is_told_to_come_again(memory):
     assert torch.equal(again, tensor) and again is not mapped
 
 
+def test_what_is_mapped_ahead_is_there_at_once(memory):
+    found, go, tensor = memory
+    go.set()
+    found.map_ahead(CUDA)
+    until(lambda: host._MAPPER._made)
+    found.map_ahead(CUDA)
+    (mapped,) = map_memory(found, CUDA)
+    assert torch.equal(mapped, tensor)
+    until(lambda: not threads())
+    assert not host._MAPPER._asked, "what was there was not mapped again"
+    found.map_ahead(torch.device("cpu"))
+    ShmMemory(found.files).map_ahead(torch.device("cpu"))
+    assert not threads()
+
+
+def test_where_no_thread_can_be_started_the_next_one_who_asks_tries_again(memory, monkeypatch):
+    found, go, tensor = memory
+    go.set()
+
+    def refuses(self):
+        raise RuntimeError("no thread left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuses)
+        found.map_ahead(CUDA)
+        assert is_transient(_refused(found))
+    assert torch.equal(taken(found)[0], tensor)
+
+
 FAILURES = {
     TransportError("refused"): False,
     RuntimeError("refused"): False,

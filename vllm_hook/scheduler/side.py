@@ -218,11 +218,11 @@ class SchedulerSide:
 
     def plain_step(self, written: list[Written] | None = None, tokens: bool = True) -> StepMetadata:
         """The next step's metadata, with the planned loads: these must reach the workers even after an exception."""
-        gone = tuple(self._control.take_gone()) if self._control is not None else ()
+        gone, far = (self._control.take_gone(), self._control.take_far()) if self._control is not None else ((), ())
         idle = not (tokens or self._steps.computing)
         left, weights = self._rejoin.told() if self._rejoin is not None else ((), ())
         step = self._steps.dispatch(written or [], tokens)
-        return StepMetadata(step, self._loads.take_unsent(), gone + left, weights, idle)
+        return StepMetadata(step, self._loads.take_unsent(), (*gone, *left), weights, idle, tuple(far))
 
     def returned(self, output: Any) -> None:
         """A step's output is back: offer the blocks of the step and of ended loads, later if a first token is due."""

@@ -120,8 +120,9 @@ class WorkerSide:
     def start(self, step: StepMetadata) -> None:
         """Start the step's loads, and forget pools that are gone; does not wait for the loads."""
         self._unstarted.extend(step.loads)  # first, so that `failed` ends them after an exception
-        if step.gone and self._data is not None:
+        if (step.gone or step.far) and self._data is not None:
             self._data.forget(step.gone)
+            self._data.map_ahead(step.far)
         weights = name_for(self._rank, step.weights)
         while self._unstarted:
             load = self._unstarted[0]

@@ -55,18 +55,20 @@ class Client(Telling):
         memory: Memory,
         finds_own: bool,
         on_offer: OnOffer | None = None,
+        on_far: Callable[[Sequence[PoolRecord]], None] | None = None,
     ) -> None:
         """Join the market at `address`, start its service if none runs, and wait for the first snapshot.
 
         It waits for up to `JOIN_SECONDS`. `finds_own`: whether `match` finds this engine's own offers; they are put
         into its replica then. `snapshot` returns this engine's offers. `memory` names the memory of its pools, for
-        engines of other PID namespaces (see foreign.py). Two callbacks run on the watching thread: `on_gone` gets pools
-        that left; `go_on` must call `Client.go_on` while no other thread offers, may do some deferred work, and returns
+        engines of other PID namespaces (see foreign.py). Three callbacks run on the watching thread: `on_gone` gets pools
+        that left, `on_far` far pools that came; `go_on` must call `Client.go_on` while no other thread offers, may do some deferred work, and returns
         whether anything was done. `on_offer` is called with the offers that come into the replica; it must be short and
         call nothing of this client. Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
         """
-        self._on_gone, self._on_more = on_gone, go_on
+        self._on_gone, self._on_far, self._on_more = on_gone, on_far, go_on
         self._gone: list[str] = []
+        self._far: list[PoolRecord] = []
         self._foreign = ForeignPools(memory)
         super().__init__(address, join, snapshot, self._foreign, finds_own, on_offer)
         with ExitStack() as undo:
@@ -165,7 +167,7 @@ class Client(Telling):
             self._replica.space.trie.clear()
         self._foreign.close()
         os.close(self._wake)
-        del self._on_gone, self._on_more  # the callbacks refer to us: no cycle may keep our memory
+        del self._on_gone, self._on_far, self._on_more  # the callbacks refer to us: no cycle may keep our memory
 
     def _first_connection(self) -> Connection:
         """Join, and wait for the first snapshot for up to `JOIN_SECONDS`. Raises AddressError, or as `Home.join`."""
@@ -211,14 +213,19 @@ class Client(Telling):
                     gone, self._gone = self._gone, []
                     self._foreign.forget(gone)
                     self._ask(self._connection, gone)
+                    far, self._far = self._far, []
                 if gone:
                     self._on_gone(gone)
+                if far and self._on_far is not None:
+                    self._on_far(far)
             if turn.failed:
                 self._closing.wait(AGAIN_SECONDS)
 
     def _ask(self, connection: Connection, gone: Sequence[str] = ()) -> bool:
         """Ask for descriptors of pools in other PID namespaces; return whether any is missing. `gone` just left."""
-        return self._foreign.look(self._replica.take_new(gone), connection.socket, time.monotonic())
+        new = self._replica.take_new(gone)
+        self._far += [record for record in new if record.far]
+        return self._foreign.look(new, connection.socket, time.monotonic())
 
     def _vigil(self) -> Vigil:
         return Vigil(self._connection, self._wake, self._closing)

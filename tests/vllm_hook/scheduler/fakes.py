@@ -59,6 +59,7 @@ class FakeControl:
         self.coming = 0  # blocks that others are computing
         self.found_peers = 0
         self.gone: list[str] = []  # pools of peers
+        self.far: list[Any] = []  # descriptors of pools
         self.broken: set[str] = set()
         self.closed = False
 
@@ -128,6 +129,10 @@ class FakeControl:
     def take_gone(self) -> list[str]:
         gone, self.gone = self.gone, []
         return gone
+
+    def take_far(self) -> list[Any]:
+        far, self.far = self.far, []
+        return far
 
     def close(self) -> None:
         self.closed = True

@@ -252,6 +252,13 @@ def test_pools_that_are_gone_are_told_to_the_workers_once():
     assert side.plain_step().gone == ("c",), "though the step failed"
 
 
+def test_far_pools_are_told_to_the_workers_once():
+    side, control = joined()
+    control.far = ["a", "b"]
+    assert side.dispatch(step_of()).far == ("a", "b")
+    assert side.dispatch(step_of()).far == ()
+
+
 def test_pools_that_a_worker_cannot_map_are_avoided():
     side, control = joined(ranks=2)
     output = back(side.dispatch(step_of()).step, ranks=1)

@@ -79,6 +79,9 @@ class Toy:
     def forget(self, pools: Any) -> None:
         pass
 
+    def map_ahead(self, pools: Any) -> None:
+        pass
+
     # ---- what may happen
 
     def come(self) -> None:

@@ -34,6 +34,7 @@ class FakeData:
         self.moved: list[FakeMoved] = []
         self.broken = False
         self.gone: list[str] = []
+        self.far: list[Any] = []
 
     def fetch(self, hit: Hit, slots: Any) -> FakeMoved:
         if self.broken:
@@ -43,6 +44,9 @@ class FakeData:
 
     def forget(self, pools: Any) -> None:
         self.gone += pools
+
+    def map_ahead(self, pools: Any) -> None:
+        self.far += pools
 
 
 def load(name: str, hit: Hit | None, *slots: int) -> Load:

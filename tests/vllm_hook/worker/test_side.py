@@ -13,6 +13,15 @@ from vllm_hook.guard import Guard
 from vllm_hook.metadata import RankMemory, StepDone, StepMetadata
 
 
+def test_far_pools_are_mapped_ahead():
+    side, data = worker()
+    side.start(StepMetadata(1, far=("a", "b")))
+    assert data.far == ["a", "b"] and data.gone == []
+    side.refuse("for some reason")
+    side.start(StepMetadata(2, far=("c",)))
+    assert data.far == ["a", "b"]
+
+
 def test_loads_end_when_the_copy_has():
     side, data = worker()
     side.start(StepMetadata(1, (load("a", HIT, 4, 5, 6), load("b", HIT, 7, 8, 9)), ("gone",)))
