@@ -64,15 +64,18 @@ class Node:
 
     def fill(self) -> list[tuple[np.ndarray, kvmarket.Hit]]:
         """Publish prompts until the lender has nearly all that fit; returns the prompts with hits of its offers."""
-        fit, tokens = self.nbytes // self.cache.slot_bytes, []
-        for _ in range(fit // DEPTH):
-            tokens.append(prompt(DEPTH, 7, self._prompts))
-            slots = [(self._slots + number) % self.cache.slots for number in range(DEPTH)]
-            self.market.retire(slots)
-            self.layers[0][slots] = self._prompts
-            self.market.publish(tokens[-1], slots)
-            self._prompts, self._slots = self._prompts + 1, self._slots + DEPTH
-            wait(lambda: self._lent(tokens[-1]))
+        tokens: list[np.ndarray] = []
+        most, at_once = self.nbytes // self.cache.slot_bytes // DEPTH, self.cache.slots // DEPTH // 2
+        while len(tokens) < most:
+            new = [prompt(DEPTH, 7, self._prompts + number) for number in range(min(at_once, most - len(tokens)))]
+            for each in new:
+                slots = [(self._slots + number) % self.cache.slots for number in range(DEPTH)]
+                self.market.retire(slots)
+                self.layers[0][slots] = self._prompts
+                self.market.publish(each, slots)
+                self._prompts, self._slots = self._prompts + 1, self._slots + DEPTH
+            wait(lambda new=new: all(map(self._lent, new)))
+            tokens += new
         self.market.retire(range(self.cache.slots))
         hits = [(each, self.market.match(each)) for each in tokens]
         return [(each, hit) for each, hit in hits if hit.blocks]

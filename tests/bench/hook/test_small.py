@@ -36,6 +36,7 @@ SMALL = {  # name: options, and the suite that it writes
     "outputs": ("--conversations 2 --turns 2 --together 2", "outputs"),
     "serving": ("--modes 'hook on' --turns 8 --system 128 --documents 2 --document 256 --rates 50", "serving"),
     "throughput": ("--pairs 1 --prefix 256 --prefixes 2", "throughput"),
+    "tiers": ("--requests 4", "tiers"),
     "ttft_trace": ("--repeats 1 --lengths 300", "ttft-trace"),  # last: it leaves its spans in the engine
 }
 
@@ -64,12 +65,14 @@ class Pool:
         engines = Engines(folder, [])
         with monkeypatch.context() as patch:
             patch.setattr("bench.engines.shapes.EngineProcess", Lent)
+            self.address = engines.address
             market = {"address": engines.address, "extra": {"wait_tokens": 1}}
             self.hooks = [engines.start(f"hook-{at}", at, share=1, **market, **SIZES) for at in (0, 1)]
             self.plain = engines.start("plain", 0, share=1, **SIZES)
 
-    def start(self, name: str, gpu: int = 0, *, longest: int, **options: Any) -> EngineProcess:
+    def start(self, engines: Engines, name: str, gpu: int = 0, *, longest: int, **options: Any) -> EngineProcess:
         """In the place of `Engines.start`."""
+        engines.address = self.address
         assert longest <= SIZES["longest"], "too small for this one"
         return self.hooks[gpu] if "address" in options else self.plain
 
@@ -92,7 +95,7 @@ def pool() -> Iterator[Pool]:
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs(name: str, pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     options, suite = SMALL[name]
-    monkeypatch.setattr(Engines, "start", lambda _, *args, **options: pool.start(*args, **options))
+    monkeypatch.setattr(Engines, "start", lambda *args, **options: pool.start(*args, **options))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # the benchmarks' own processes have none either
