@@ -100,7 +100,7 @@ def main(address: str, options: str) -> None:
         "publish": engine.publish,
         "take": engine.take,
         "blocks": lambda tokens: engine.market.match(tokens).blocks,
-        "mapped": lambda: len(engine.market._data._mapped),
+        "mapped": lambda: len(engine.market._data.mappings._mapped),
         "descriptors": descriptors,
         "counters": counters.snapshot,
     }

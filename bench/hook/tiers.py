@@ -1,7 +1,8 @@
 """What lent memory brings an engine whose cache is too small for the documents that it is asked about.
 
     python -m bench.hook.tiers --gpus 0 1 --write h200x2      the engine on the first GPU, the lender on the second
-    python -m bench.hook.tiers --gpus 0 --write h200x1        both on one GPU; six minutes
+    python -m bench.hook.tiers --gpus 0 --write h200x1        both on one GPU; ten minutes
+    ... --only lenders --add                                  these modes again; the others as the file has them
     python -m bench.hook.tiers --cpu                          a tiny model: shows that it runs, its times mean nothing
 
 Each of LOADS asks one engine about documents in random order, each time with a new question; so many requests run at a
@@ -17,6 +18,7 @@ to copy what it may. The rate of the engine with all documents in its own cache 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import signal
 import subprocess
@@ -43,7 +45,7 @@ SPARE = 1.1  # memory of a tier, in sizes of all documents
 QUIET_SECONDS = 1.5  # a lender that has copied nothing for so long is done
 LENT_SECONDS = 120.0
 NO_TIER, OFFLOAD, ALL = "no tier", "host offload", "all in its own cache"
-HOST, GPU = "lender, host", "lender, GPU"
+LENDERS = HOST, GPU = "lender, host", "lender, GPU"
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,11 @@ class Tiers:
         self.own = int(options.own_gb * 1e9)
         self.rows: list[dict[str, Any]] = []
         self._plans = {each: self._plan(each) for each in self.loads}
-        self._rates: dict[tuple[Load, str], float] = {}
+        self._rates: dict[tuple[str, str], float] = {}  # by load and mode
+        if options.add:
+            rows = json.loads((report.RESULTS / f"{options.write}-tiers.json").read_text())["rows"]
+            self.rows = [row for row in rows if (row["mode"] in LENDERS) != (options.only == "lenders")]
+            self._rates = {(row["load"], row["mode"]): row["p50"] for row in self.rows}
         self.most = max(len(first) * each.document for each, (first, _) in self._plans.items()) * engines.token_bytes
 
     def _plan(self, each: Load) -> tuple[load.Requests, load.Requests]:
@@ -152,12 +158,14 @@ class Tiers:
     def _note(self, each: Load, mode: str, rates: list[float], done: load.Requests, more: dict[str, Any]) -> None:
         """Add the row of one load and mode, and write all if asked."""
         first, rate = load.spread(load.first_tokens(done)), report.percentiles(rates)["p50"]
-        self._rates[each, mode] = rate
+        self._rates[each.name, mode] = rate
         cached = sum(one["cached"] for one in done)
-        row = load.row(f"{each.name}: {mode}", rates, "requests/s", self._rates.get((each, ALL)), mode=mode, **more)
+        row = load.row(
+            f"{each.name}: {mode}", rates, "requests/s", self._rates.get((each.name, ALL)), mode=mode, **more
+        )
         row |= {"load": each.name, "first_p50_ms": first["p50"], "first_p90_ms": first["p90"]}
         row |= {"computed_share": round(1 - cached / sum(each.document + 32 for _ in done), 4)}
-        if (none := self._rates.get((each, NO_TIER))) is not None:
+        if (none := self._rates.get((each.name, NO_TIER))) is not None:
             row["over_no_tier"] = round(rate / none, 3)
         self.rows.append(load.show(row))
         if self.options.write:
@@ -183,16 +191,20 @@ def lending(address: str, *memory: str) -> Iterator[Lent]:
         lent.close()
 
 
-def measure(tiers: Tiers) -> None:
-    """Run the modes without kvmarket, then those with a lender."""
-    most, gpus = SPARE * tiers.most, tiers.engines.gpus
+def without(tiers: Tiers, most: float) -> None:
+    """Run the modes without kvmarket."""
     with ExitStack() as stack:
         made = {ALL: tiers.start("all", most), NO_TIER: tiers.start("none", tiers.own)}
-        if gpus:
+        if tiers.engines.gpus:
             made[OFFLOAD] = tiers.start("offload", tiers.own, llm={"kv_offloading_size": most / (1 << 30)})
         await_up(stack, made.values())
         for mode, engine in made.items():
             tiers.run(mode, engine)
+
+
+def with_lenders(tiers: Tiers, most: float) -> None:
+    """Run the modes with a lender, on one engine."""
+    gpus = tiers.engines.gpus
     with ExitStack() as stack:
         engine = tiers.start("hook", tiers.own, address=tiers.engines.address)
         await_up(stack, [engine])
@@ -212,6 +224,8 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[0, 1], help="the engine's, and the lender's")
     parser.add_argument("--cpu", action="store_true", help="a tiny model on the CPU, without host offload")
     parser.add_argument("--own-gb", type=float, help="the engine's cache (13; CPU: 0.001)")
+    parser.add_argument("--only", choices=("others", "lenders"), help="run these modes alone")
+    parser.add_argument("--add", action="store_true", help="to the rows of the other modes in the file of --write")
     parser.add_argument("--requests", type=int, help="of a timed run (48; CPU: 6)")
     parser.add_argument("--repeats", type=int, help="timed runs of each load and mode (2; CPU: 1)")
     options = parser.parse_args()
@@ -224,7 +238,9 @@ def main() -> None:
         tiers = Tiers(options, Engines(Path(folder), [] if options.cpu else options.gpus))
         if not options.cpu:
             _check_room(tiers)
-        measure(tiers)
+        for modes, run in (("others", without), ("lenders", with_lenders)):
+            if options.only in (None, modes):
+                run(tiers, SPARE * tiers.most)
 
 
 def _check_room(tiers: Tiers) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from kvmarket.layout.packed import PackedMemory
-from kvmarket.market.data import DataHalf, register_own, unregister_own
+from kvmarket.market.data import DataHalf
 from kvmarket.market.fetch import Fetch
+from kvmarket.market.mappings import register_own, unregister_own
 from kvmarket.market.offer import Hit, Stage
 from kvmarket.market.own_pool import OwnPool
 from kvmarket.pool import Slots

@@ -12,12 +12,12 @@ import numpy as np
 
 from kvmarket import counters
 from kvmarket.errors import ClosedError, TokenError
-from kvmarket.market.avoided import Avoided
 from kvmarket.market.ledger import Ledger
 from kvmarket.market.offer import Hit, PoolDescriptor
 from kvmarket.market.own_pool import OwnPool, OwnPools
 from kvmarket.market.peers import Peers
 from kvmarket.pool import Slots, UInt64s
+from kvmarket.pool.avoided import Avoided
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.client.client import Client
 from kvmarket.registry.client.home import Home

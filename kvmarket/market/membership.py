@@ -19,7 +19,8 @@ from kvmarket.errors import ClosedError
 from kvmarket.fingerprint import Fingerprint
 from kvmarket.layout.paged import PagedCache
 from kvmarket.market.control import ControlHalf
-from kvmarket.market.data import DataHalf, register_own, unregister_own
+from kvmarket.market.data import DataHalf
+from kvmarket.market.mappings import register_own, unregister_own
 from kvmarket.market.offer import Stage
 from kvmarket.market.pending import Pending
 from kvmarket.pool import StagingPool
@@ -67,8 +68,8 @@ class Membership:
                 on_far=self.data.map_ahead,
             )
             undo.pop_all()
-        self.data.on_unreachable = self.control.avoid
-        self.data.on_scarce = self._rest
+        self.data.mappings.on_unreachable = self.control.avoid
+        self.data.mappings.on_scarce = self._rest
         register_own(self.control.pool.id, self.data.slots)
         if self.staging and self.control.staging:
             register_own(self.control.staging.id, self.staging.slots)

@@ -93,7 +93,7 @@ class _Mapper:
         return made
 
     def _want(self, where: _Where) -> None:
-        """Add to what is asked for, and see that the thread runs. Where none is to be had, the next call tries again."""
+        """Add to what is asked for, and see that the thread runs. If none is to be had, the next call tries again."""
         self._asked.setdefault(where)
         if self._thread is None:
             self._thread = started(self._run, "kvmarket-lock", "mapping_delayed")

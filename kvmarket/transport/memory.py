@@ -36,7 +36,7 @@ class Memory:
         raise NotImplementedError
 
     def map_ahead(self, device: torch.device) -> None:
-        """Begin to map the memory on `device`, if that takes long: `map` finds it done. Returns at once, never raises."""
+        """Begin to map the memory on `device`, if that takes long: `map` finds it done. Never waits or raises."""
 
     @property
     def kind(self) -> str:

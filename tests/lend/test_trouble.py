@@ -30,7 +30,7 @@ def test_a_segment_taken_back_is_dead_at_once_and_its_memory_is_free(market_addr
         lender._thread.join()
         assert lender.lending.take_back() == 4 * BLOCK_BYTES
         assert [reads.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [4, 0]
-        until(lambda: taken not in reads.market._data._mapped)
+        until(lambda: taken not in reads.market._data.mappings._mapped)
         until(lambda: reads.market.match(prompts[1]).blocks == 0)
         assert len(lender) == 4 and reads.take(prompts[0], [0, 1, 2, 3]) == 4
 
@@ -94,10 +94,12 @@ def test_threads_and_mappings_go_with_their_segment(market_address, two):
             computes.publish(prompt(4 * BLOCK, 250 + number), list(range(4 * number, 4 * number + 4)))
             lender.keeps(4 * number + 4)
         half = lender.lending._segments[1]._halves[0]
-        assert half._mapped
+        assert half.mappings._mapped
         with_two = set(threading.enumerate())
         lender.stop()
         lender._thread.join()
         lender.lending.take_back()
-        assert not half._mapped and len(with_two - set(threading.enumerate())) == 2, "that of copies, and its own"
+        assert not half.mappings._mapped and len(with_two - set(threading.enumerate())) == 2, (
+            "that of copies, and its own"
+        )
     until(lambda: set(threading.enumerate()) <= before)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kvmarket.processes.shared_file import Process
-from tests.model_engine import BLOCK, ModelEngine, matched, prompt
+from tests.model_engine import BLOCK, ModelEngine, matched, prompt, until
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_pool_that_goes_while_it_is_mapped_is_not_kept(mapping):
         reader.market._data.forget(list(unknown.pools))
         let_on.set()
         assert fetch.result().wait() == 4, "its generations still say that the bytes count"
-    assert not set(unknown.pools) & set(reader.market._data._mapped)
+    assert not set(unknown.pools) & set(reader.market._data.mappings._mapped)
     assert reader.market.fetch(unknown, [8, 9, 10, 11]).wait() == 4, "mapped again"
 
 
@@ -70,6 +70,35 @@ def test_who_fetches_from_the_dead_keeps_no_mapping_of_them(market_address, monk
     with monkeypatch.context() as patch:
         patch.setattr(engine.market._data.mover, "prepare", lambda *_: patch.setattr(Process, "alive", lambda _: False))
         assert engine.market.fetch(hit, [5, 6]).wait() == 2, "its generations still say that the bytes count"
-    assert not engine.market._data._mapped
+    assert not engine.market._data.mappings._mapped
+    engine.close()
+    owner.close()
+
+
+def test_a_pool_whose_offers_are_all_dead_is_not_mapped(market_address):
+    """It may have left the market: nobody would say so again, and its memory would stay mapped."""
+    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(2 * BLOCK, 64)
+    owner.publish(tokens, [3, 4])
+    hit = matched(engine, tokens)
+    owner.market._control.pool.kill()
+    assert engine.market.fetch(hit, [5, 6]).wait() == 0
+    assert not engine.market._data.mappings._mapped
+    engine.close()
+    owner.close()
+
+
+def test_a_pool_that_dies_while_it_is_mapped_is_not_kept(market_address, monkeypatch):
+    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(2 * BLOCK, 65)
+    owner.publish(tokens, [3, 4])
+    hit = matched(engine, tokens)
+    monkeypatch.setattr(engine.market._data.mover, "prepare", lambda *_: owner.market._control.pool.kill())
+    assert engine.market.fetch(hit, [5, 6]).wait() == 0
+    assert not engine.market._data.mappings._mapped
+    owner.publish(tokens, [7, 8])
+    monkeypatch.undo()
+    until(lambda: engine.take(tokens, [5, 6]) == 2)
+    assert engine.market._data.mappings._mapped, "the next offers of a pool count as ever"
     engine.close()
     owner.close()

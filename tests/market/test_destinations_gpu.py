@@ -128,5 +128,5 @@ def test_an_idle_worker_gives_a_dead_engines_memory_back(market_address):
     before = torch.cuda.mem_get_info()[0]
     peer.kill()
     assert until(lambda: torch.cuda.mem_get_info()[0] > before + (7 << 30)) < 1.5
-    assert not worker._mapped
+    assert not worker.mappings._mapped
     worker.close()

@@ -13,8 +13,8 @@ import torch
 
 from kvmarket import PagedCache
 from kvmarket.errors import SlotError
-from kvmarket.market.avoided import AT_ONCE
 from kvmarket.market.data import DataHalf
+from kvmarket.pool.avoided import AT_ONCE
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 from tests.scarcity import descriptors
@@ -72,7 +72,7 @@ def test_a_copy_in_flight_keeps_its_mapping_until_it_is_done(market_address, wor
     monkeypatch.setattr(cpu, "copy_blocks", copy)
     moved = worker.fetch(hit, [0, 1, 2, 3])
     peer.kill()
-    until(lambda: not worker._mapped)
+    until(lambda: not worker.mappings._mapped)
     time.sleep(0.1)
     assert mapped(hit)
     with pytest.raises(SlotError, match=r"block id 2 is still being fetched.*wait\(\)"):
@@ -98,10 +98,10 @@ def test_closed_it_watches_nobody_and_holds_nothing(market_address, worker):
 
 def test_a_pool_that_is_gone_is_not_passed_over_for_what_it_was(worker):
     for _ in range(AT_ONCE + 1):
-        worker._skipped.for_now("a")
-    assert "a" in worker._skipped.now()
+        worker.mappings._skipped.for_now("a")
+    assert "a" in worker.mappings._skipped.now()
     worker.forget(["a"])
-    assert "a" not in worker._skipped.now()
+    assert "a" not in worker.mappings._skipped.now()
 
 
 @pytest.mark.parametrize("which", ["generations", "memory"])
@@ -112,11 +112,11 @@ def test_either_owner_of_a_pool_counts(market_address, worker, which):
     hit = matched(owner, prompt(16, 303))
     (name,) = hit.pools
     assert worker.fetch(hit, [0, 1, 2, 3]).wait() == 4
-    pool = worker._mapped[name]
+    pool = worker.mappings._mapped[name]
     other = Sleeper()
     owners = (other.known, pool.owners[1]) if which == "generations" else (pool.owners[0], other.known)
-    worker._mapped[name] = replace(pool, owners=owners)
-    worker._watch_owners()
+    worker.mappings._mapped[name] = replace(pool, owners=owners)
+    worker.mappings._watch_owners()
     other.kill()
-    until(lambda: name not in worker._mapped)
+    until(lambda: name not in worker.mappings._mapped)
     owner.close()

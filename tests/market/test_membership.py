@@ -16,7 +16,7 @@ import torch
 import kvmarket
 from kvmarket import counters
 from kvmarket.errors import ClosedError, LayoutError, MisuseError
-from kvmarket.market import data, membership
+from kvmarket.market import mappings, membership
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, FACTS, SLOTS, ModelEngine, matched, prompt, until
 
@@ -65,9 +65,9 @@ def test_what_others_of_the_process_read_directly_goes_with_it(market_address):
     engine = ModelEngine(market_address, staging_bytes=1 << 16)
     control = engine.market._control
     pools = {control.pool.id, control.staging.id}
-    assert {(pool, 0) for pool in pools} <= data._own_arrays.keys()
+    assert {(pool, 0) for pool in pools} <= mappings._own_arrays.keys()
     engine.close()
-    assert not {(pool, 0) for pool in pools} & data._own_arrays.keys()
+    assert not {(pool, 0) for pool in pools} & mappings._own_arrays.keys()
 
 
 def test_one_that_was_closed_is_not_counted_as_dropped(market_address):

@@ -154,7 +154,7 @@ def test_a_pool_that_cannot_be_mapped_is_counted_and_avoided(market_address, mon
     def refuse(*_):
         raise PeerAccessError("GPU 1 cannot reach memory of GPU 0; see nvidia-smi topo -p2p r")
 
-    monkeypatch.setattr("kvmarket.market.data.GenerationReader", refuse)
+    monkeypatch.setattr("kvmarket.market.mappings.GenerationReader", refuse)
     assert reader.market.fetch(reader.market.match(tokens), [0, 1, 2, 3]).wait() == 0
     assert any(name.startswith("pool_unreachable{PeerAccessError") for name in counters.snapshot())
     assert reader.market.match(tokens).blocks == 0, "not matched again"

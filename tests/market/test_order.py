@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvmarket import counters
-from kvmarket.market.data import KEPT_FETCHES
+from kvmarket.market.mappings import KEPT_FETCHES, Mappings
 from kvmarket.ways import cpu
 from tests.model_engine import BLOCK, SLOTS, ModelEngine, matched, prompt, until
 
@@ -185,8 +185,10 @@ def test_a_dead_block_in_the_second_of_two_pools_ends_the_fetch_there(in_two_poo
 
 def test_a_pool_that_cannot_be_mapped_ends_the_fetch_of_what_follows(in_two_pools, monkeypatch):
     reader, owner, _, hit, _ = in_two_pools
-    data, real = reader.market._data, reader.market._data._map
-    monkeypatch.setattr(data, "_map", lambda pool: None if pool.pool == owner.market._control.pool.id else real(pool))
+    mappings, real, unmapped = reader.market._data.mappings, Mappings.of, owner.market._control.pool.id
+    monkeypatch.setattr(
+        mappings, "of", lambda pool, epoch: real(mappings, pool, epoch) if pool.pool != unmapped else None
+    )
     assert reader.market.fetch(hit, [4, 5, 6, 7]).wait() == 0
 
 
@@ -195,4 +197,4 @@ def test_fetches_that_nobody_waits_for_do_not_pile_up(in_two_pools):
     for _ in range(5 * KEPT_FETCHES):
         moved = reader.market.fetch(hit, [4, 5, 6, 7])
         until(lambda moved=moved: moved._started is None or moved._started.query())
-    assert len(reader.market._data._fetches) <= KEPT_FETCHES
+    assert len(reader.market._data.mappings._fetches) <= KEPT_FETCHES

@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from kvmarket.errors import PeerAccessError, SharedMemoryError, TransportError
-from kvmarket.market.avoided import AT_ONCE, FORGIVEN, LONGEST, SHORTEST, Avoided
+from kvmarket.pool.avoided import AT_ONCE, FORGIVEN, LONGEST, SHORTEST, Avoided
 from kvmarket.support.transient import ERRNOS, is_transient
 
 

@@ -1,4 +1,4 @@
-"""CUDA IPC: what is exported goes back to the device when its owner lets it go, whether or not anybody has mapped it."""
+"""CUDA IPC: exported memory goes back to the device when its owner lets it go, though nobody has ever mapped it."""
 
 from __future__ import annotations
 

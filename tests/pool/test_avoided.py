@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvmarket.market import avoided
-from kvmarket.market.avoided import AT_ONCE, FORGIVEN, LONGEST, SHORTEST, Avoided
+from kvmarket.pool import avoided
+from kvmarket.pool.avoided import AT_ONCE, FORGIVEN, LONGEST, SHORTEST, Avoided
 
 
 class Clock:
