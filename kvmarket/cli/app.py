@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from kvmarket.errors import KVMarketError
+from kvmarket.errors import KVMarketError, MisuseError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="KV blocks of any engine of the node, for every other one."
@@ -36,11 +36,24 @@ def lend(
     gb: Annotated[float | None, typer.Option(min=0.0, help="GB of that GPU to lend, to engines on GPUs.")] = None,
     host_gb: Annotated[float | None, typer.Option(min=0.0, help="GB of host memory to lend.")] = None,
     keep_free: Annotated[float, typer.Option(min=0.0, help="GB that stay free there for others.")] = 0.0,
+    resize: Annotated[
+        bool, typer.Option("--resize", help="Have a lender that runs already lend so much from now on; 0: none.")
+    ] = False,
+    lender: Annotated[
+        int | None, typer.Option(min=1, metavar="PID", help="With --resize: which one, if several run.")
+    ] = None,
 ) -> None:
     """Lend memory: keep what engines of the market compute, for all of them, until interrupted.
 
-    SIGUSR1 gives all of it back at once, SIGUSR2 lends it again.
+    SIGUSR1 gives all of it back at once, SIGUSR2 lends it again; --resize, from another terminal, takes a part of it
+    back, or lends more: memory that it does not name stays as it is.
     """
+    if resize:
+        from kvmarket.cli.resize import resize as ask
+
+        return ask(address, gpu, gb, host_gb, keep_free, lender)
+    if lender is not None:
+        raise MisuseError(f"--lender {lender} without --resize; add --resize to change what it lends")
     from kvmarket.cli.signals import hold
 
     hold()

@@ -19,6 +19,7 @@ from kvmarket.lend.lender import Lender
 def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float | None, keep_free: float) -> None:
     """Lend until SIGINT or SIGTERM, then leave nothing behind. SIGUSR1 gives all memory back, SIGUSR2 lends it again.
 
+    Other processes of this user may ask for another size, see `kvmarket.lend.resize`.
     `hold` must have been called, see signals.py.
     Raises MisuseError, or AddressError.
     """
@@ -31,6 +32,7 @@ def lend(address: str | None, gpu: int | None, gb: float | None, host_gb: float 
     heed(actions | dict.fromkeys(stops, lender.stop), last=stops)
     Console(stderr=True).print(f"lending at {lender.place}; interrupt to stop")
     try:
+        lender.listen()
         lender.run()
     finally:
         lender.close()

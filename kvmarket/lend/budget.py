@@ -17,7 +17,7 @@ CGROUP, OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 class Budget:
-    """Memory of one device that is lent: up to `nbytes`, in segments of equal size, while others have `keep_free`."""
+    """Memory of one device that is lent: up to `nbytes`, in segments, while others have `keep_free`."""
 
     def __init__(
         self,
@@ -33,10 +33,20 @@ class Budget:
         """
         if nbytes < 1:
             raise MisuseError(f"{nbytes} bytes of {device} to lend; give at least the size of a block")
-        count = min(MOST_SEGMENTS, -(-nbytes // segment_bytes))
-        self.device, self.nbytes, self.segment_bytes, self.keep_free = device, nbytes, nbytes // count, keep_free
+        self.device, self.keep_free = device, keep_free
         self.gpu = gpu if device.type == "cpu" else None
-        self.lent = 0
+        self.lent = 0  # bytes of all segments, of whatever size
+        self._nominal = segment_bytes
+        self.resize(nbytes)
+
+    def resize(self, nbytes: int) -> None:
+        """Lend up to `nbytes` from now on; 0 is none. The caller gives segments back while that is `over`.
+
+        Segments that are lent keep their size. New ones have the size that they have in a new budget of `nbytes`.
+        """
+        self.nbytes = nbytes
+        if nbytes:
+            self.segment_bytes = nbytes // min(MOST_SEGMENTS, -(-nbytes // self._nominal))
 
     def place(self, kind: str) -> torch.device | None:
         """The device that copies blocks of caches on devices of type `kind` into this memory; None if there is none."""
@@ -45,6 +55,16 @@ class Budget:
     def far(self, kind: str) -> bool:
         """Whether engines with caches on devices of type `kind` read this memory more slowly than one another's."""
         return self.device.type != kind
+
+    @property
+    def number(self) -> int | None:
+        """The number of the GPU whose memory it is; None of the host's."""
+        return self.device.index if self.device.type == "cuda" else None
+
+    @property
+    def over(self) -> bool:
+        """Whether more is lent than may be, since it was resized."""
+        return self.lent > self.nbytes
 
     @property
     def room(self) -> bool:

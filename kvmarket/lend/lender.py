@@ -16,9 +16,12 @@ from kvmarket import counters
 from kvmarket.errors import KVMarketError, LayoutError, MisuseError
 from kvmarket.lend.budget import MOST_SEGMENTS, Budget
 from kvmarket.lend.lending import Lending
+from kvmarket.lend.resize.listening import Requests
+from kvmarket.lend.resize.messages import Lent, Memory, Question, Resize
 from kvmarket.lend.segment import block_bytes
 from kvmarket.lend.spaces import SpaceWatch
 from kvmarket.market.offer import descriptor_of
+from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.status import SpaceDescribed
 from kvmarket.support.supervised import survived
@@ -43,10 +46,18 @@ class Lender:
         self._lendings: dict[tuple[str, Budget], Lending] = {}  # by space and memory
         # What could not be joined, or got no memory -> until when
         self._not_before: dict[tuple[str, Budget], float] = {}
+        self._requests: Requests | None = None
         self._pressure_at = 0.0
         self._paused = self._stopped = False  # other threads set them
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._spaces = SpaceWatch(self.place)
+
+    def listen(self) -> None:
+        """Have `run` answer other processes of this user that ask for another size (see `resize`). Call it before.
+
+        Only one lender of a process may listen: its socket is named after the process.
+        """
+        self._requests = Requests(self.place, self._answer)
 
     def run(self) -> None:
         """Lend until `stop`. Survives every exception of a turn, which is counted. Waits while there is no market."""
@@ -63,6 +74,8 @@ class Lender:
 
     def turn(self) -> bool:
         """Look at memory and spaces, and do some work in each; return whether there is more to do soon."""
+        if self._requests is not None:
+            self._requests.turn()
         now = time.monotonic()
         if now >= self._pressure_at:
             self._pressure_at = now + PRESSURE_SECONDS
@@ -72,7 +85,7 @@ class Lender:
             for budget in self._budgets:
                 self._heed_pressure(budget, paused=paused)
         for name, told in self._spaces.described.items() if not self._paused else ():
-            for budget in self._budgets:
+            for budget in (each for each in self._budgets if each.nbytes):
                 where = name, budget
                 if where not in self._lendings and now >= self._not_before.get(where, 0.0):
                     self._join(where, told)
@@ -93,13 +106,33 @@ class Lender:
         self._paused = False
         self._not_before = {}
 
+    def resize(self, sizes: Mapping[int | None, int]) -> None:
+        """Lend up to so many bytes of the GPU with each number, or of the host (None), from now on; 0 is none.
+
+        Gives segments back, as `pause` does, until what is lent fits; a space whose last one goes is joined anew with
+        smaller ones. Costs what that costs: 0.2 s a GB. Called by the thread of `run`. Raises MisuseError, before
+        anything is changed, for memory that this lender does not lend.
+        """
+        budgets = {budget.number: budget for budget in self._budgets}
+        if missing := [number for number in sizes if number not in budgets]:
+            raise MisuseError(f"this lender lends nothing of {missing}, but of {list(budgets)} (GPUs; None: the host)")
+        for number, nbytes in sizes.items():
+            budgets[number].resize(nbytes)
+        for budget in (budgets[number] for number in sizes):
+            for each in self._of(budget).values() if not budget.nbytes else ():
+                each.kill()
+            self._heed_pressure(budget, paused=False)
+        self._not_before = {}
+
     def stop(self) -> None:
         """Make `run` return soon. May be called from any thread, before `close`."""
         self._stopped = True
         os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """Leave all spaces: every offer is dead when this returns, and the memory is free."""
+        """Leave all spaces: every offer is dead when this returns, and the memory is free. Removes the socket."""
+        if self._requests is not None:
+            self._requests.close()
         for lending in self._lendings.values():
             lending.close()
         self._lendings.clear()
@@ -107,11 +140,11 @@ class Lender:
         os.close(self._wake)
 
     def _heed_pressure(self, budget: Budget, *, paused: bool) -> None:
-        """Give memory back: all if `paused`, else a segment if the device has too little free memory."""
-        while budget.lent and (paused or budget.short):
+        """Give memory back: all if `paused`, what is over, and a segment if the device has too little free memory."""
+        while budget.lent and (paused or budget.over or budget.short):
             self._shrink(budget, self._of(budget))
             counters.add("segments_given_back")
-            if not paused:
+            if not (paused or budget.over):
                 return
 
     def _join(self, where: tuple[str, Budget], told: SpaceDescribed) -> None:
@@ -142,10 +175,10 @@ class Lender:
     def _more(self, where: tuple[str, Budget]) -> bool:
         """Give a lending one more segment, if there is memory or another one has more than its share."""
         lending, budget, now = self._lendings[where], where[1], time.monotonic()
-        if lending.segments >= MOST_SEGMENTS or now < self._not_before.get(where, 0.0):
+        if now < self._not_before.get(where, 0.0) or not self._make_room(budget, lending):
             return False
-        if not self._make_room(budget, lending):
-            return False
+        if lending.segments >= MOST_SEGMENTS:  # some are of a smaller budget: a larger segment takes the place of one
+            budget.lent -= lending.take_back(smallest=True)
         try:
             lending.add_segment(budget.segment_bytes)
         except (KVMarketError, RuntimeError) as error:
@@ -161,12 +194,12 @@ class Lender:
         If all memory is lent, takes a segment from the space without engines that has most, or else from the space that
         has most, if it keeps more than the taker. Nothing is taken where it is others who need the memory.
         """
-        if budget.room or not budget.spent:
-            return budget.room
-        others = {where: each for where, each in self._of(budget).items() if each is not taker}
-        idle = {where: each for where, each in others.items() if not self._spaces.engines.get(each.space)}
-        fair = max((each.segments for each in others.values()), default=0) > (taker.segments if taker else 0) + 1
-        if idle or fair:
+        while budget.spent:  # more than once only where others have smaller segments, of a smaller budget
+            others = {where: each for where, each in self._of(budget).items() if each is not taker}
+            idle = {where: each for where, each in others.items() if not self._spaces.engines.get(each.space)}
+            fair = max((each.segments for each in others.values()), default=0) > (taker.segments if taker else 0) + 1
+            if not (idle or fair):
+                break
             self._shrink(budget, idle or others)
         return budget.room
 
@@ -174,10 +207,17 @@ class Lender:
         """Take a segment back from the lending with most of them; if that is its only one, leave its space."""
         where, largest = max(among.items(), key=lambda each: each[1].segments)
         if largest.segments > 1:
-            largest.take_back()
+            budget.lent -= largest.take_back()
         else:
+            budget.lent -= largest.nbytes
             self._lendings.pop(where).close()
-        budget.lent -= budget.segment_bytes
+
+    def _answer(self, question: Question) -> Lent:
+        """Do what another process asks for, and say what is lent after it. Raises MisuseError as `resize`."""
+        if isinstance(question, Resize):
+            self.resize({size.gpu: size.nbytes for size in question.sizes})
+        memories = [Memory(each.number, each.nbytes, each.lent, each.keep_free) for each in self._budgets]
+        return Lent(Process.current(), tuple(memories), self._paused)
 
     def _of(self, budget: Budget) -> dict[tuple[str, Budget], Lending]:
         """What this memory is lent to."""

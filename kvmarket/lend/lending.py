@@ -73,7 +73,7 @@ class Lending:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all segments."""
+        """Bytes of a budget that all segments take."""
         return sum(segment.nbytes for segment in self._segments)
 
     def __len__(self) -> int:
@@ -106,14 +106,14 @@ class Lending:
         self._segments = (*self._segments, segment)
         self._fit()
 
-    def take_back(self) -> int:
-        """Give the newest segment up, with all its blocks, which are dead at once; return its bytes. Not the last one.
+    def take_back(self, *, smallest: bool = False) -> int:
+        """Give the newest segment up, or the `smallest`, with all its blocks, which are dead at once; return its bytes.
 
-        Waits for copies into it.
+        Not the last one. Waits for copies into it.
         """
-        *rest, segment = self._segments
+        segment = min(self._segments, key=lambda each: each.nbytes) if smallest else self._segments[-1]
         segment.pool.kill()
-        self._segments = tuple(rest)
+        self._segments = tuple(each for each in self._segments if each is not segment)
         for fetch in [fetch for pull in self._pulls if pull.segment is segment for fetch in pull.fetches]:
             fetch.wait()
         self._pulls = [pull for pull in self._pulls if pull.segment is not segment]
@@ -122,9 +122,8 @@ class Lending:
         counters.add("blocks_taken_back", len(keys))
         self._lose(keys)
         self._fit()
-        nbytes = segment.nbytes
         segment.close()
-        return nbytes
+        return segment.nbytes
 
     def kill(self) -> None:
         """Make all offers dead, at once; they are taken down by `take_back` or `close`, one of which must follow."""

@@ -38,11 +38,13 @@ class Segment:
     ) -> None:
         """Allocate up to `nbytes`, which must have room for a block, on `device`, as a pool that has not joined yet.
 
+        `self.nbytes` is what it takes of a budget: `nbytes`, less than a block more than its memory.
+
         `far`: in the host's memory, locked for `device`, which is a GPU.
         `stages`: of any of the engines. For the callbacks see `DataHalf`. Raises TransportError if the memory cannot be
         shared, and torch's RuntimeError if there is none.
         """
-        self.device = device
+        self.device, self.nbytes = device, nbytes
         self.slots = nbytes // block_bytes(stages)
         self._halves: list[DataHalf] = []
         mine: list[Stage] = []
@@ -60,11 +62,6 @@ class Segment:
                 register_own(self.pool.id, half.slots, rank)
             undo.pop_all()
         self._free = list(range(self.slots - 1, -1, -1))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its memory."""
-        return sum(half.cache.layout.segments[0] for half in self._halves)
 
     def take(self, most: int) -> Slots:
         """Take up to `most` free slots, in ascending order where that is possible."""

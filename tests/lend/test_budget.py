@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
 from kvmarket.lend import budget as budget_module
-from kvmarket.lend.budget import Budget, free_bytes
+from kvmarket.lend.budget import MOST_SEGMENTS, Budget, free_bytes
 
 CPU = torch.device("cpu")
 
@@ -19,6 +21,40 @@ def test_memory_is_cut_into_equal_segments(nbytes, segment, count):
         assert budget.room
         budget.lent += budget.segment_bytes
     assert not budget.room
+
+
+def test_a_new_size_keeps_what_is_lent_and_cuts_what_is_not():
+    budget = Budget(CPU, 8, 4)
+    budget.lent = 8
+    budget.resize(3)
+    assert budget.over and not budget.room and budget.segment_bytes == 3
+    budget.lent = 0
+    assert not budget.over and budget.room
+    budget.resize(0)
+    assert budget.spent and not budget.room and not budget.over, "nothing is lent, not even what has no size"
+    budget.lent = 1
+    assert budget.over
+    budget.resize(400)
+    assert not budget.over and budget.segment_bytes == 400 // MOST_SEGMENTS
+
+
+def test_resized_again_and_again_it_fills_up_with_few_segments():
+    """As a lender does it: beyond MOST_SEGMENTS each new segment takes the place of the smallest one, and is larger."""
+    chance = random.Random(0)
+    budget, segments = Budget(CPU, 1 << 12, 1 << 10), []
+    for _ in range(2000):
+        budget.resize(chance.choice([0, chance.randrange(1, 1 << 12), chance.randrange(1 << 12, 1 << 20)]))
+        while budget.over:
+            budget.lent -= segments.pop()
+        while budget.room and chance.random() < 0.97:
+            if len(segments) == MOST_SEGMENTS:
+                smallest = min(segments)
+                assert smallest < budget.segment_bytes
+                segments.remove(smallest)
+                budget.lent -= smallest
+            segments.append(budget.segment_bytes)
+            budget.lent += budget.segment_bytes
+        assert budget.lent == sum(segments) <= budget.nbytes and len(segments) <= MOST_SEGMENTS
 
 
 def test_what_others_need_is_neither_lent_nor_kept(monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -120,7 +119,7 @@ class Connection:
         try:
             self.pidfd = watch(answer.service, "the service")
         except RefusedError:
-            if self._hung_up():  # the service died meanwhile
+            if self.socket.hung_up:  # it died meanwhile: its end closes before its process is gone
                 return False
             raise
         return True
@@ -138,12 +137,6 @@ class Connection:
         report = report_of(counters.snapshot())
         if report != self._reported and self.socket.send(pack_message(report)):
             self._reported = report
-
-    def _hung_up(self) -> bool:
-        """Whether the service's end of the connection is closed; a dying process closes it before it is gone."""
-        poll = select.poll()
-        poll.register(self.socket, 0)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     def _answer(self) -> Joined | None:
         """The answer to `Join`; None without one within `ANSWER_SECONDS`. Raises the error that a refusal names."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from kvmarket.errors import AddressError, WrongAddressError
 from kvmarket.support.advice import explained
 
-_MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its final zero
+MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its final zero
 _WRONG = (errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)  # what lies there has to be changed
 _HOME = Path("/tmp")  # holds the directory of default addresses and names: the same in every environment of a user
 
@@ -36,9 +36,9 @@ class Address:
         """
         path, self._private = _parsed(address)
         self.socket = path / "market" if os.path.isdir(path) else path  # noqa: PTH112 - Path.is_dir raises
-        if len(os.fsencode(self.socket)) + len(".lock") > _MAX_SOCKET_PATH:
+        if len(os.fsencode(self.socket)) + len(".lock") > MAX_SOCKET_PATH:
             raise WrongAddressError(
-                f"{self.socket} is too long for a Unix socket ({_MAX_SOCKET_PATH - 5} bytes); give a shorter address"
+                f"{self.socket} is too long for a Unix socket ({MAX_SOCKET_PATH - 5} bytes); give a shorter address"
             )
         self.lock = self.socket.with_name(self.socket.name + ".lock")
         self.log = self.socket.with_name(self.socket.name + ".log")

@@ -252,23 +252,24 @@ _requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 
 
-def pack_message(message: Request | Reply) -> bytes:
-    """Encode `message` as a frame."""
+def pack_message(message: msgspec.Struct) -> bytes:
+    """Encode `message`, one of a union that the receiver decodes, as a frame."""
     body = _encoder.encode(message)
     return b"".join((PROTOCOL, xxhash.xxh3_64_digest(body), body))
 
 
 def unpack_request(frame: bytes) -> Request:
     """Decode the request in `frame`. Raises VersionError or MessageError."""
-    return _unpack(frame, _requests)
+    return unpack(frame, _requests)
 
 
 def unpack_reply(frame: bytes) -> Reply:
     """Decode the reply in `frame`. Raises VersionError or MessageError."""
-    return _unpack(frame, _replies)
+    return unpack(frame, _replies)
 
 
-def _unpack(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+def unpack(frame: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
+    """Decode the message in `frame`. Raises VersionError or MessageError."""
     if not frame.startswith(PROTOCOL):
         if not frame.startswith(b"kvmarket/"):
             raise MessageError("a message that does not begin as ours; something else than kvmarket talks here")

@@ -49,11 +49,12 @@ class _Packet(NamedTuple):
 class PacketSocket:
     """One end of a connection. Only `wait` waits. Not thread-safe."""
 
-    def __init__(self, end: socket.socket) -> None:
-        """Take ownership of a connected socket."""
+    def __init__(self, end: socket.socket, most_bytes: int | None = None) -> None:
+        """Take ownership of a connected socket. `most_bytes`: of a message from it, else MAX_MESSAGE_BYTES."""
         end.setblocking(False)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._socket = end
+        self._most_bytes = MAX_MESSAGE_BYTES if most_bytes is None else most_bytes
         self._unsent: deque[_Packet] = deque()
         self.waiting = 0  # unsent bytes
         self._room = memoryview(bytearray(1 + PACKET_BYTES))
@@ -75,6 +76,13 @@ class PacketSocket:
     def blocked(self) -> bool:
         """Whether there are unsent packets: call `flush` when the descriptor is writable."""
         return bool(self._unsent)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other end is closed; messages that it sent before may still be there."""
+        poll = select.poll()
+        poll.register(self, 0)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
 
     @property
     def events(self) -> int:
@@ -143,11 +151,11 @@ class PacketSocket:
                 self.closed = True
                 break
             kind, part = self._room[:1], self._room[1:size]
+            if kind not in (_LAST, _MORE) or len(self._begun) + len(part) > self._most_bytes:
+                self.closed = True
+                raise MessageError(f"a message longer than {self._most_bytes} bytes, or not of kvmarket")
             if kind == _LAST and not self._begun:
                 return bytes(part)
-            if kind not in (_LAST, _MORE) or len(self._begun) + len(part) > MAX_MESSAGE_BYTES:
-                self.closed = True
-                raise MessageError(f"a message longer than {MAX_MESSAGE_BYTES} bytes, or not of kvmarket")
             self._begun += part
             if kind == _LAST:
                 message = bytes(self._begun)
@@ -202,8 +210,9 @@ class PacketSocket:
 class PacketListener:
     """A listening socket that accepts only processes of this user."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the socket (0600). Raises OSError."""
+    def __init__(self, path: Path, most_bytes: int | None = None) -> None:
+        """Make the socket (0600). `most_bytes`: as of the `PacketSocket`s that `accept` returns. Raises OSError."""
+        self._most_bytes = most_bytes
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setblocking(False)
         mask = os.umask(0o177)
@@ -229,7 +238,7 @@ class PacketListener:
             except (BlockingIOError, ConnectionAbortedError):
                 return None
             if _user_of(end) == os.geteuid():
-                return PacketSocket(end)
+                return PacketSocket(end, self._most_bytes)
             end.close()
 
     def close(self) -> None:
@@ -237,8 +246,8 @@ class PacketListener:
         self._socket.close()
 
 
-def dial(path: Path) -> PacketSocket:
-    """Connect to the service of this user that listens at `path`.
+def dial(path: Path, who: str = "service") -> PacketSocket:
+    """Connect to the service of this user that listens at `path`, or to another process that messages call `who`.
 
     Raises OSError with one of `JUST_NOT_NOW` if it may work a moment later; VersionError if it listens by another kind
     of socket; AddressError if it cannot be reached or is another user's. Nothing is sent to another user's service.
@@ -257,13 +266,13 @@ def dial(path: Path) -> PacketSocket:
             raise
         if error.errno == errno.EPROTOTYPE:
             raise VersionError(
-                f"the service at {path} does not speak {PROTOCOL.decode().strip()}; "
+                f"the {who} at {path} does not speak {PROTOCOL.decode().strip()}; "
                 "run one version of kvmarket on the node, or give each its own address"
             ) from error
-        raise AddressError(f"the service at {path} cannot be reached {explained(error)}") from error
+        raise AddressError(f"the {who} at {path} cannot be reached {explained(error)}") from error
     if uid != os.geteuid():
         end.close()
-        raise AddressError(f"the service at {path} is another user's (uid {uid}); give an address of your own")
+        raise AddressError(f"the {who} at {path} is another user's (uid {uid}); give an address of your own")
     return PacketSocket(end)
 
 

@@ -27,6 +27,7 @@ from kvmarket.processes.leftovers import sweep
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.descriptors import close_all
+from kvmarket.registry.protocol.lender_sockets import remove_dead
 from kvmarket.registry.protocol.messages import (
     Again,
     AskDescriptors,
@@ -106,7 +107,7 @@ class Service:
         for fd, _ in ready:  # first: a descriptor that is opened later may get the number of a closed one
             if (member := self._deaths.of(fd)) is not None:
                 self._remove(member)
-                sweep()
+                self._sweep()
         for session, events in sessions:
             if session is not None and session.socket.fileno() >= 0:  # not closed meanwhile
                 self._serve(session, events)
@@ -121,7 +122,7 @@ class Service:
             self._sessions.look_after(now)
         if now > self._sweep_at:
             self._sweep_at = now + SWEEP_SECONDS
-            sweep()
+            self._sweep()
         self._empty_since = now if members.by_name else self._empty_since
         idle = self._idle_exit is not None and now - self._empty_since > self._idle_exit
         self._stopped = self._stopped or idle
@@ -136,7 +137,12 @@ class Service:
         self._deaths.close()
         self._sessions.close()
         self._poll.close()
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what dead processes left: files in /dev/shm, and sockets of lenders."""
         sweep()
+        remove_dead(self.address)
 
     def _serve(self, session: Session, events: int) -> None:
         """Send unsent packets of a connection, and handle its requests, for up to `TURN_SECONDS`.

@@ -14,7 +14,7 @@ from kvmarket.errors import AddressError, VersionError, WrongAddressError
 from kvmarket.registry.client.connection import join_service
 from kvmarket.registry.protocol import address as address_module
 from kvmarket.registry.protocol import messages
-from kvmarket.registry.protocol.address import _MAX_SOCKET_PATH, Address
+from kvmarket.registry.protocol.address import MAX_SOCKET_PATH, Address
 from kvmarket.registry.protocol.neighbours import others_near
 from kvmarket.registry.protocol.packets import PacketListener, PacketSocket
 from tests.model_engine import FACTS, ModelEngine
@@ -26,7 +26,7 @@ FINGERPRINT = kvmarket.Fingerprint.of(**FACTS)
 def test_addresses_that_cannot_be(tmp_path):
     with pytest.raises(WrongAddressError, match="too long"):
         Address(tmp_path / ("x" * 120))
-    Address(tmp_path / (longest := "x" * (_MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))))  # its lock has a longer name
+    Address(tmp_path / (longest := "x" * (MAX_SOCKET_PATH - len(f"{tmp_path}/.lock"))))  # its lock has a longer name
     with pytest.raises(AddressError, match="too long"):
         Address(tmp_path / f"{longest}x")
     with pytest.raises(WrongAddressError, match="names no Unix socket"):
