@@ -125,6 +125,34 @@ def serving(path: Path) -> str:
     return "\n".join([f"{result['gpu']}. {text}From `bench/results/{path.name}`.", *markdown(head, rows)])
 
 
+def tiers(path: Path) -> str:
+    """One row per load and mode: requests per second, over those without a tier, and times to the first token."""
+    result = json.loads(path.read_text())
+    loads = {one["name"]: one for one in result["settings"]["loads"]}
+    none = {row["load"]: row["p50"] for row in result["rows"] if row["mode"] == "no tier"}
+    rows = [
+        [
+            f"{row['load']}, {loads[row['load']]['window']} at a time, documents {loads[row['load']]['outgrow']} times "
+            "the cache",
+            row["mode"],
+            short(row["p50"]),
+            f"{row['p50'] / none[row['load']]:.2f}",
+            *(f"{row[key]:.0f}" for key in ("first_p50_ms", "first_p90_ms")),
+            f"{100 * row['computed_share']:.1f} %",
+        ]
+        for row in sorted(result["rows"], key=lambda row: (row["load"], row["p50"]))
+    ]
+    gpus = result["settings"]["gpus"]
+    where = "the lender on the engine's own GPU" if len(gpus) == 1 else "the lender on the second GPU"
+    text = (
+        f"{result['gpu']}, vLLM {result['versions'].get('vllm', '')}, Llama-3.1-8B shape, bf16, own cache of "
+        f"{result['settings']['own_gb']:g} GB, {where}; median of {result['settings']['repeats']} runs of "
+        f"{result['settings']['requests']} requests. {result.get('note', '')} From `bench/results/{path.name}`."
+    )
+    head = ["asked", "mode", "requests/s", "times no tier", "first token p50, ms", "p90", "computed"]
+    return "\n".join([text, *markdown(head, rows)])
+
+
 def waits(path: Path) -> str:
     """One row per length and number of requests at a time: the ratio of request rates, and times to the first token."""
     result = json.loads(path.read_text())

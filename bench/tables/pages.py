@@ -242,6 +242,7 @@ TABLES = {
     "transfer": (transfer, "h200x2-2026-11-transfer.json"),
     "registry": (registry, "cpu2-recover.json"),
     "keep": (keep, "simulated-keep.json"),
+    "tiers": (hook_tables.tiers, "h200x1-tiers.json"),
     "host": (host, "h200x1-host.json"),
     "versions": (versions, "cpu-vllm-versions.json"),
 }

@@ -48,6 +48,7 @@ def sockets(address: str) -> list[str]:
     return sorted(path.name for path in Path(address).parent.glob("s.lend*"))
 
 
+@pytest.mark.long
 def test_lenders_that_run_are_resized_and_leave_nothing_behind(own_address):
     engine, tokens = ModelEngine(own_address), prompt(6 * BLOCK, 7)
     with lender(own_address, "--host-gb", "0.001") as one, listener(own_address) as other:

@@ -47,7 +47,7 @@ def test_what_is_given_back_is_dead_before_the_answer_and_leaves_its_readers(mar
         assert lender.ask(4) == [8, 4]
         assert [reads.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [4, 0]
         assert lender.budget.lent == 4 * BLOCK_BYTES
-        until(lambda: taken not in reads.market._data._mapped)
+        until(lambda: taken not in reads.market._data.mappings._mapped)
         until(lambda: reads.market.match(prompts[1]).blocks == 0)
         assert len(lender) == 4 and reads.take(prompts[0], [0, 1, 2, 3]) == 4
 

@@ -64,7 +64,8 @@ class Client(Telling):
         engines of other PID namespaces (see foreign.py). Three callbacks run on the watching thread: `on_gone` gets the
         pools that left, `on_far` the far pools that came; `go_on` must call `Client.go_on` while no other thread
         offers, may do some deferred work, and returns whether anything was done. `on_offer` is called with the offers
-        that come into the replica; it must be short and call nothing of this client. Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
+        that come into the replica; it must be short and call nothing of this client.
+        Raises VersionError, AddressError, LayoutError, NamespaceError or RefusedError.
         """
         self._on_gone, self._on_far, self._on_more = on_gone, on_far, go_on
         self._gone: list[str] = []

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.tables.hook_tables import outputs, serving, throughput, ttft
+from bench.tables.hook_tables import outputs, serving, throughput, tiers, ttft
 
 
 def saved(tmp_path: Path, rows: list[dict[str, Any]], versions: dict[str, str] | None = None, **more: Any) -> Path:
@@ -58,3 +58,16 @@ def test_one_line_for_each_run_and_mode(tmp_path: Path):
     assert "2.00 times as many with 8 at a time" in serving(saved(tmp_path, [run | asked, off | asked]))
     counts = {"mode": "bf16", "answers": 600, "tokens_imported": 250_000, "same": 599, "spread": 3}
     assert "| bf16 | 600 | 250,000 | 599 | 3 |" in outputs(saved(tmp_path, [counts]))
+
+
+def test_tiers_by_their_rate(tmp_path: Path):
+    row = {"load": "16K", "p50": 2.0, "first_p50_ms": 495.6, "first_p90_ms": 1138.9, "computed_share": 0.638}
+    rows = [row | {"mode": "lender, host", "p50": 7.0}, row | {"mode": "no tier"}]
+    settings = {"loads": [{"name": "16K", "window": 4, "outgrow": 3}], "own_gb": 12.0, "repeats": 2, "requests": 32}
+    text = tiers(saved(tmp_path, rows, settings=settings | {"gpus": [0]}, note="At noon."))
+    what = "16K, 4 at a time, documents 3 times the cache"
+    first, second = text.splitlines()[-2:]
+    assert first == f"| {what} | no tier | 2 | 1.00 | 496 | 1139 | 63.8 % |"
+    assert second == f"| {what} | lender, host | 7 | 3.50 | 496 | 1139 | 63.8 % |"
+    assert "own cache of 12 GB, the lender on the engine's own GPU; median of 2 runs of 32 requests. At noon." in text
+    assert "the second GPU" in tiers(saved(tmp_path, rows, settings=settings | {"gpus": [0, 1]}))
