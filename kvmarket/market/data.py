@@ -40,6 +40,7 @@ class DataHalf:
         programs: int | None = None,
         on_scarce: Callable[[str], None] | None = None,
         memory: Memory | None = None,
+        look_seconds: float = 0.0,
     ) -> None:
         """Export `cache` (CPU tensors are moved into shared memory in place), unless it is shared as `memory` already.
 
@@ -47,7 +48,9 @@ class DataHalf:
 
         `on_unreachable` is called with each pool that this process cannot map, `on_scarce` with each pool that it could
         not map because descriptors or memory ran out, and will try again. `programs` bounds the programs of a fetch
-        that run at a time, and so the SMs. Raises TransportError.
+        that run at a time, and so the SMs. `look_seconds`: how often a thread looks by itself whether lenders have
+        taken memory back that is mapped here; 0, never, where `forget` is called as soon as a pool leaves. Raises
+        TransportError.
         """
         self.cache = cache
         self.memory: Memory = memory or export(cache.storages())
@@ -55,7 +58,7 @@ class DataHalf:
         self._rank, self._pid = rank, os.getpid()
         self._launching = threading.Lock()  # fetches into one slot are launched in the order in which they retired it
         self.mover = mover_of(self.slots, programs)
-        self.mappings = Mappings(cache.device, rank, self.mover, on_unreachable, on_scarce)
+        self.mappings = Mappings(cache.device, rank, self.mover, on_unreachable, on_scarce, look_seconds)
 
     def fetch(self, hit: Hit, block_ids: Sequence[int] | Slots, first: int = 0) -> Fetch:
         """Copy blocks `first` .. `first + len(block_ids)` of `hit` into these slots of the cache; returns at once.

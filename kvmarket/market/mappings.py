@@ -41,10 +41,16 @@ class MappedPool:
     generations: GenerationReader
     owners: tuple[Process | Relayed, ...]  # the pool is useless if one of these processes dies
     lent: bool
+    epoch: int  # of the pool when it was mapped
 
     def alive(self) -> bool:
         """Whether all owners are alive. Costs about 20 us each."""
         return all(owner.alive() for owner in self.owners)
+
+    @property
+    def taken_back(self) -> bool:
+        """Whether this is memory that its lender has taken back: all offers are dead. Costs 0.5 us."""
+        return self.lent and self.generations.epoch != self.epoch
 
 
 class Mappings:
@@ -60,10 +66,11 @@ class Mappings:
         mover: Mover,
         on_unreachable: Callable[[str], None] | None,
         on_scarce: Callable[[str], None] | None,
+        look_seconds: float,
     ) -> None:
         """Start with none. `rank`: whose memory is mapped, on `device`. `mover`: who copies from it.
 
-        For the callbacks, which may be set later, see `DataHalf`.
+        For the callbacks, which may be set later, and `look_seconds` see `DataHalf`.
         """
         self.on_unreachable, self.on_scarce = on_unreachable, on_scarce
         self._device, self._rank, self._mover = device, rank, mover
@@ -72,7 +79,9 @@ class Mappings:
         self._fetches: list[tuple[Fetch, Slots]] = []  # fetches under way: kept here, so that their mappings stay
         self._lock = threading.Lock()
         self._map_locks: dict[str, threading.Lock] = {}  # one per pool being mapped, which may take seconds
-        self._watch = ProcessWatch(self._heed_deaths)
+        self._look_seconds = look_seconds
+        self._pinned = False  # whether a fetch under way may still keep a mapping that was dropped
+        self._watch = ProcessWatch(self._heed)
 
     def __contains__(self, pool: str) -> bool:
         """Whether this pool is mapped."""
@@ -179,7 +188,7 @@ class Mappings:
             return None
         owners = (descriptor.generations.owner, memory.owner)
         living = tuple(lives_with(each, descriptor.generations) for each in owners)
-        return MappedPool(array, generations, living, descriptor.lent)
+        return MappedPool(array, generations, living, descriptor.lent, epoch)
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or used directly if the pool belongs to this same process."""
@@ -192,14 +201,22 @@ class Mappings:
         return own
 
     def _watch_owners(self) -> None:
-        """Watch the owners of all mapped pools: after their death perhaps nobody calls us any more."""
+        """Watch the owners of all mapped pools, and lent memory: perhaps nobody tells us any more."""
         owners = {owner for each in self._mapped.values() for owner in each.owners}
-        self._watch.watch(owners - {Process.current()})
+        lent = any(each.lent for each in self._mapped.values())
+        self._watch.watch(owners - {Process.current()}, self._look_seconds if lent else 0.0)
 
-    def _heed_deaths(self, dead: frozenset[Process | Relayed]) -> bool:
-        """Drop the mappings of dead owners; return whether no fetch is under way, which might still keep one."""
-        self.forget([name for name, each in self._mapped.copy().items() if not dead.isdisjoint(each.owners)])
-        return not self._fetches
+    def _heed(self, dead: frozenset[Process | Relayed]) -> bool:
+        """Drop the mappings of dead owners, and of memory that was taken back.
+
+        Returns whether no fetch is under way that might still keep one of them.
+        """
+        mapped = self._mapped.copy().items()
+        gone = [name for name, each in mapped if each.taken_back or not dead.isdisjoint(each.owners)]
+        if gone or dead or self._pinned:
+            self.forget(gone)
+            self._pinned = bool(self._fetches)
+        return not self._pinned
 
 
 def register_own(pool: str, slots: SlotArray, rank: int = 0) -> None:

@@ -41,16 +41,20 @@ class ProcessWatch:
         self._thread: threading.Thread | None = None
         weakref.finalize(self, _end, self._loops).atexit = False
 
-    def watch(self, processes: Collection[Watched]) -> None:
-        """Watch exactly these processes from now on. Costs a few us; starts the thread if there is none."""
+    def watch(self, processes: Collection[Watched], every: float = 0.0) -> None:
+        """Watch exactly these processes from now on. Costs a few us; starts the thread if there is none.
+
+        `every`: `on_death` is also called when nobody has died, again and again after so many seconds; 0: it is not.
+        """
         with self._lock:
             if self._loops:
+                self._loops[0].every = every
                 self._loops[0].wanted = frozenset(processes)
                 self._loops[0].wake()
                 if not processes:
                     self._loops.pop().end()
             elif processes:
-                loop = _Loop(self._on_death, frozenset(processes))
+                loop = _Loop(self._on_death, frozenset(processes), every)
                 thread = started(loop.run, "kvmarket-peers", "watch_delayed")
                 if thread is not None:
                     self._loops.append(loop)
@@ -73,9 +77,12 @@ class _Loop:
     """What the thread runs. It holds no reference to its `ProcessWatch`, so that dropping the watch ends the thread."""
 
     def __init__(
-        self, on_death: weakref.WeakMethod[Callable[[frozenset[Watched]], bool]], wanted: frozenset[Watched]
+        self,
+        on_death: weakref.WeakMethod[Callable[[frozenset[Watched]], bool]],
+        wanted: frozenset[Watched],
+        every: float,
     ) -> None:
-        self.wanted = wanted
+        self.wanted, self.every = wanted, every
         self._on_death = on_death
         self._ended = False
         self._unfinished = False
@@ -86,7 +93,7 @@ class _Loop:
         self._lock = threading.RLock()  # held while `_wake_fd` is used, so that a closed descriptor is never written
 
     def wake(self) -> None:
-        """Have the thread look at `wanted`."""
+        """Have the thread look at `wanted` and `every`."""
         with self._lock:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
@@ -113,13 +120,15 @@ class _Loop:
             self._pidfds.clear()
 
     def _look(self) -> None:
-        """Wait until a process dies or `wanted` changes, then call `on_death` for the dead."""
+        """Wait until a process dies, `wanted` changes or `every` has passed, then call `on_death` for the dead."""
         blind = self._open()
         timeout = SOON_SECONDS if self._unfinished else LOOK_SECONDS if blind or self._wake_fd < 0 else None
+        if self.every:
+            timeout = min(self.every, self.every if timeout is None else timeout)
         ready = self._wait(list(self._pidfds.values()), timeout) if not self._dead else ()
         self._dead.update(process for process, fd in self._pidfds.items() if fd in ready)
         self._dead.update(process for process in blind if not process.alive())
-        if self._dead or self._unfinished:
+        if self._dead or self._unfinished or self.every:
             on_death = self._on_death()
             self._unfinished = on_death is not None and not on_death(frozenset(self._dead))
             self._told |= self._dead

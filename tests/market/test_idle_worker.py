@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -16,6 +17,8 @@ from kvmarket.errors import SlotError
 from kvmarket.market.data import DataHalf
 from kvmarket.pool.avoided import AT_ONCE
 from kvmarket.ways import cpu
+from tests.cli.test_lend import lender
+from tests.lend.lends import lent
 from tests.model_engine import BLOCK, ModelEngine, Peer, matched, prompt, until
 from tests.scarcity import descriptors
 from tests.sleepers import Sleeper, watching
@@ -120,3 +123,30 @@ def test_either_owner_of_a_pool_counts(market_address, worker, which):
     other.kill()
     until(lambda: name not in worker.mappings._mapped)
     owner.close()
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["looks by itself", "is told"])
+def test_memory_that_a_lender_takes_back_is_dropped_by_an_idle_worker(market_address, told):
+    """Its scheduler hears of it, but tells it with the next step only."""
+    layers = [torch.zeros(8, 2, BLOCK, 24, dtype=torch.int16) for _ in range(2)]
+    half = DataHalf(PagedCache(layers, block_size=BLOCK), look_seconds=0.0 if told else 0.02)
+    computes, scout, tokens = ModelEngine(market_address), ModelEngine(market_address), prompt(16, 305)
+    with lender(market_address, "--host-gb", "0.001") as process:
+        computes.publish(tokens, [0, 1, 2, 3])
+        until(lambda: lent(scout, tokens))
+        hit = scout.market.match(tokens)
+        assert half.fetch(hit, [0, 1, 2, 3]).wait() == 4
+        time.sleep(0.1)
+        assert mapped(hit), "while it is lent"
+        process.send_signal(signal.SIGUSR1)
+        if told:
+            until(lambda: not scout.market.match(tokens).pools.keys() & hit.pools.keys())
+            time.sleep(0.1)
+            assert mapped(hit), "nobody has said so"
+            half.forget(list(hit.pools))
+            assert not mapped(hit)
+        else:
+            assert until(lambda: not mapped(hit)) < 1
+    half.close()
+    computes.close()
+    scout.close()

@@ -69,6 +69,25 @@ def test_a_death_is_told_of_within_some_ms(sleepers, reap):
     assert not watching()
 
 
+def test_who_wants_to_be_called_again_and_again_is(sleepers):
+    heir = Heir()
+    watch = ProcessWatch(heir.heed)
+    watch.watch([sleepers[0].known])
+    time.sleep(0.05)
+    assert not heir.calls
+    watch.watch([sleepers[0].known], 0.01)
+    until(lambda: len(heir.calls) > 3)
+    assert heir.dead == set()
+    sleepers[0].kill()
+    until(lambda: heir.dead == {sleepers[0].known})
+    watch.watch([sleepers[1].known])
+    time.sleep(0.05)
+    before = len(heir.calls)
+    time.sleep(0.1)
+    assert len(heir.calls) == before, "no more"
+    watch.close()
+
+
 def test_who_is_dead_already_is_told_of(sleepers):
     heir = Heir()
     sleepers[0].kill()

@@ -28,6 +28,7 @@ OTHER_WEIGHTS = "the weights were changed before the blocks were there"
 
 LOOKOUT_SECONDS = 0.002  # vLLM's engine core sleeps for 1 ms between steps when it has only loads in flight
 LOOK_SECONDS = 50e-6  # between two looks
+LENT_SECONDS = 0.02  # between two looks whether a lender wants memory back: an idle worker is told nothing
 SLOWER = 1.05  # the kept pace rises by this factor at most with a slower load, which was seen late or shared the link
 
 
@@ -70,7 +71,8 @@ class WorkerSide:
     def make_data_half(self, pages: Pages) -> DataHalf:
         """Make the market's data half over these pages."""
         self._rank = facts.rank_of()
-        return DataHalf(pages.cache, self._rank, on_unreachable=self._unreachable.append, programs=self._programs)
+        own = {"on_unreachable": self._unreachable.append, "programs": self._programs, "look_seconds": LENT_SECONDS}
+        return DataHalf(pages.cache, self._rank, **own)
 
     def make_weights(self) -> RankWeights:
         """Make the object that names this rank's weights."""

@@ -10,12 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from bench.engines.process import GPUS, EngineProcess, child_environment
 from kvmarket.cli.top import ask_status
 from kvmarket.registry.protocol.address import Address
+from tests.model_engine import until
 from tests.vllm_hook.engines.node import Node, whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -47,8 +49,15 @@ def meets(node: Node, request: pytest.FixtureRequest) -> Iterator[Meets]:
             assert time.monotonic() < end and process.poll() is None, "the lender has not joined"
             time.sleep(0.05)
         yield meets
+        process.send_signal(signal.SIGUSR1)
+        until(lambda: not any(maps_of(engine, process) for engine in (node.a, node.b)), 5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def maps_of(engine: EngineProcess, lender: subprocess.Popen[bytes]) -> bool:
+    """Whether an engine has memory of the host mapped that is the lender's. Nothing but a request wakes the engine."""
+    return f"/torch_{lender.pid}_" in Path(f"/proc/{engine.pid}/maps").read_text()
 
 
 def test_pages_that_were_reused_are_imported_from_the_lender(node: Node, meets: Meets):

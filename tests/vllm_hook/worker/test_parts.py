@@ -135,5 +135,5 @@ def test_its_data_half_is_that_of_its_rank(monkeypatch: pytest.MonkeyPatch):
     side = WorkerSide(None, None, programs=7)
     side.make_data_half(SimpleNamespace(cache="its cache"))  # type: ignore[arg-type]
     made.pop("on_unreachable")("a pool")
-    assert made == {"cache": "its cache", "rank": 5, "programs": 7}
+    assert made == {"cache": "its cache", "rank": 5, "programs": 7, "look_seconds": 0.02}
     assert side.take_unreachable() == ("a pool",) and side._rank == 5
