@@ -44,14 +44,16 @@ def meets(node: Node, request: pytest.FixtureRequest) -> Iterator[Meets]:
 
     command = [sys.executable, "-m", "kvmarket.cli", "lend", "--address", node.address, *MEMORY[request.param]]
     with subprocess.Popen(command, env=child_environment({})) as process:
-        end = time.monotonic() + 60
-        while not any(member.lends for member in ask_status(Address(node.address)).members):
-            assert time.monotonic() < end and process.poll() is None, "the lender has not joined"
-            time.sleep(0.05)
-        yield meets
-        process.send_signal(signal.SIGUSR1)
-        until(lambda: not any(maps_of(engine, process) for engine in (node.a, node.b)), 5)
-        process.send_signal(signal.SIGTERM)
+        try:
+            end = time.monotonic() + 60
+            while not any(member.lends for member in ask_status(Address(node.address)).members):
+                assert time.monotonic() < end and process.poll() is None, "the lender has not joined"
+                time.sleep(0.05)
+            yield meets
+            process.send_signal(signal.SIGUSR1)
+            until(lambda: not any(maps_of(engine, process) for engine in (node.a, node.b)), 5)
+        finally:
+            process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
 
 
