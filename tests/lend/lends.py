@@ -109,6 +109,16 @@ def fill(engine: ModelEngine, *seeds: int) -> None:
         engine.market.publish(tokens, slots)
 
 
+def fill_segments(lender: Lends, engine: ModelEngine, *seeds: int) -> list[list[int]]:
+    """Have the lender keep a prompt of four blocks for each seed, one after another, and the engine lose them."""
+    prompts = [prompt(4 * BLOCK, seed) for seed in seeds]
+    for number, tokens in enumerate(prompts):
+        engine.publish(tokens, [4 * number + block for block in range(4)])
+        lender.keeps(4 * number + 4)
+    churn(engine)
+    return prompts
+
+
 def segments(lender: Lends) -> list[int]:
     """The number of segments of each space, in the order in which they were joined."""
     return [lending.segments for lending in lender._lendings.values()]

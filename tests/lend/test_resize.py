@@ -13,7 +13,7 @@ from kvmarket.lend.resize import ask
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.lender_sockets import socket_of
-from tests.lend.lends import BLOCK_BYTES, churn, engines_of, fill, lending, lent, segments
+from tests.lend.lends import BLOCK_BYTES, churn, engines_of, fill, fill_segments, lending, lent, segments
 from tests.model_engine import BLOCK, matched, prompt, until
 
 
@@ -35,12 +35,8 @@ def listening(address, *arguments, **options):
 
 def test_what_is_given_back_is_dead_before_the_answer_and_leaves_its_readers(market_address, two):
     computes, reads = two
-    prompts = [prompt(4 * BLOCK, seed) for seed in (300, 301)]
     with listening(market_address, 8, segment=4) as lender:
-        for number, tokens in enumerate(prompts):
-            computes.publish(tokens, [4 * number + block for block in range(4)])
-            lender.keeps(4 * number + 4)
-        churn(computes)
+        prompts = fill_segments(lender, computes, 300, 301)
         hits = [matched(reads, tokens) for tokens in prompts]
         assert [reads.market.fetch(hit, [0, 1, 2, 3]).wait() for hit in hits] == [4, 4], "both are mapped"
         taken = lender.lending._segments[1].pool.id

@@ -9,7 +9,7 @@ from kvmarket.cli.top import ask_status
 from kvmarket.lend.lending import Lending
 from kvmarket.market.fetch import Fetch
 from kvmarket.registry.protocol.address import Address
-from tests.lend.lends import BLOCK_BYTES, churn, lending, lent
+from tests.lend.lends import BLOCK_BYTES, churn, fill_segments, lending, lent
 from tests.model_engine import BLOCK, ModelEngine, matched, prompt, until
 
 CORRUPT = "fetch_corrupt{bytes that arrived do not have the checksum of their offer: look for faulty memory or links}"
@@ -17,12 +17,8 @@ CORRUPT = "fetch_corrupt{bytes that arrived do not have the checksum of their of
 
 def test_a_segment_taken_back_is_dead_at_once_and_its_memory_is_free(market_address, two):
     computes, reads = two
-    prompts = [prompt(4 * BLOCK, seed) for seed in (100, 101)]
     with lending(market_address, 8, segment=4) as lender:
-        for number, tokens in enumerate(prompts):
-            computes.publish(tokens, [4 * number + block for block in range(4)])
-            lender.keeps(4 * number + 4)
-        churn(computes)
+        prompts = fill_segments(lender, computes, 100, 101)
         assert lender.lending.segments == 2 and lender.lending.nbytes == 8 * BLOCK_BYTES
         hits = [matched(reads, tokens) for tokens in prompts]
         taken = lender.lending._segments[1].pool.id
