@@ -76,7 +76,7 @@ class Engine:
 
     def source(self, hit: kvmarket.Hit) -> SlotArray:
         """The slots of the pool of `hit`, mapped into this process."""
-        mapped = self.market._data.mappings.of(hit.pools[hit.runs[0].pool], hit.runs[0].epoch)
+        mapped = self.market._data.mappings.of(hit.pools[hit.runs[0].pool], hit.runs[0])
         assert mapped is not None
         return mapped.slots
 

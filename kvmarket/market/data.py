@@ -160,7 +160,7 @@ class DataHalf:
         """The leading runs of which the pool is mapped or can be mapped now, each with its pool."""
         sources = []
         for run in runs:
-            mapped = self.mappings.of(hit.pools[run.pool], run.epoch)
+            mapped = self.mappings.of(hit.pools[run.pool], run)
             if mapped is None:
                 break
             sources.append((mapped, run))

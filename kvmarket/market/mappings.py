@@ -13,7 +13,7 @@ import torch
 from kvmarket import counters
 from kvmarket.layout.paged import SlotArray
 from kvmarket.market.fetch import Fetch
-from kvmarket.market.offer import PoolDescriptor
+from kvmarket.market.offer import Offers, PoolDescriptor
 from kvmarket.pool import GenerationReader, Slots
 from kvmarket.pool.avoided import Avoided
 from kvmarket.processes.process_watch import ProcessWatch
@@ -24,6 +24,7 @@ from kvmarket.transport import enable_peer_access, map_memory
 from kvmarket.ways import FAILURES
 from kvmarket.ways.copying import Mover
 
+PINNING_SECONDS = 0.02  # between two looks at fetches that keep memory of a pool that has left
 KEPT_FETCHES = 8  # fetches that are kept before the finished ones are dropped
 _log = logging.getLogger("kvmarket")
 # Pools of this process, by id and rank: CUDA IPC cannot open memory of the same process.
@@ -80,25 +81,26 @@ class Mappings:
         self._lock = threading.Lock()
         self._map_locks: dict[str, threading.Lock] = {}  # one per pool being mapped, which may take seconds
         self._look_seconds = look_seconds
-        self._pinned = False  # whether a fetch under way may still keep a mapping that was dropped
+        self._pinning: set[Fetch] = set()  # fetches under way that may still keep a mapping that was dropped
         self._watch = ProcessWatch(self._heed)
 
     def __contains__(self, pool: str) -> bool:
         """Whether this pool is mapped."""
         return pool in self._mapped
 
-    def of(self, descriptor: PoolDescriptor, epoch: int) -> MappedPool | None:
-        """Return the mapping of a pool, for offers of this epoch; the first use makes it.
+    def of(self, descriptor: PoolDescriptor, offers: Offers) -> MappedPool | None:
+        """Return the mapping of a pool, which has these offers; the first use makes it.
 
         Only threads that need the same pool wait for that. If it fails, counts it, calls `on_unreachable` or
-        `on_scarce`, and returns None. None too, and nothing is mapped, if the pool has another epoch by now: it may
-        have left the market, and nobody would say so again.
+        `on_scarce`, and returns None. None too, and nothing is mapped, if all of the offers are dead by now: the pool
+        may have left the market, and nobody would say so again.
         """
-        return self._mapped.get(descriptor.pool) or self._map(descriptor, epoch)
+        return self._mapped.get(descriptor.pool) or self._map(descriptor, offers)
 
     def ahead(self, descriptor: PoolDescriptor) -> None:
         """Begin to map the memory of a pool, if that takes long, so that `of` finds it done."""
-        descriptor.ranks[self._rank][1].map_ahead(self._device)
+        if descriptor.pool not in self._mapped:
+            descriptor.ranks[self._rank][1].map_ahead(self._device)
 
     def keep(self, fetch: Fetch, slots: Slots) -> None:
         """Keep what `fetch`, which brings blocks into `slots`, reads, until it is done."""
@@ -115,11 +117,16 @@ class Mappings:
         return [slots for _, slots in self._fetches]
 
     def forget(self, pools: Sequence[str]) -> None:
-        """Drop the mappings of these pools, which have left. A copy under way keeps its mapping until it is done."""
+        """Drop the mappings of these pools, which have left. A copy under way keeps its mapping until it is done.
+
+        A thread looks when that is: perhaps nobody asks whether it is done.
+        """
         with self._on_device():
             with self._lock:
                 self._prune()
                 gone = [self._mapped.pop(pool, None) for pool in pools]
+                under_way = {fetch for fetch, _ in self._fetches}
+                self._pinning = under_way if any(gone) else under_way & self._pinning
                 for pool in pools:
                     self._map_locks.pop(pool, None)
                 self._skipped.forget(pools)
@@ -138,6 +145,7 @@ class Mappings:
             self._mapped.clear()
             self._map_locks.clear()
             self._fetches.clear()
+            self._pinning.clear()
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Make our GPU the current device: else torch makes a context on the first GPU when a mapping is dropped."""
@@ -147,16 +155,16 @@ class Mappings:
         """Drop the fetches that are done, and with them the mappings that they kept alive."""
         self._fetches = [(fetch, slots) for fetch, slots in self._fetches if not fetch.done()]
 
-    def _map(self, descriptor: PoolDescriptor, epoch: int) -> MappedPool | None:
+    def _map(self, descriptor: PoolDescriptor, offers: Offers) -> MappedPool | None:
         pool, dead = descriptor.pool, []
         with self._lock:
             lock = self._map_locks.setdefault(pool, threading.Lock())
         with lock:
-            mapped = self._mapped.get(pool) or self._new(descriptor, epoch)
+            mapped = self._mapped.get(pool) or self._new(descriptor, offers)
             with self._lock:
                 if self._map_locks.get(pool) is lock:  # else the pool has left meanwhile: map it for this fetch only
                     del self._map_locks[pool]
-                    if mapped is not None and mapped.generations.epoch == epoch:
+                    if mapped is not None and _stands(mapped.generations, offers):
                         self._mapped[pool] = mapped
                         # A service that died with an owner could not report that, or has before: the new one counts too
                         dead = [self._mapped.pop(name) for name, each in [*self._mapped.items()] if not each.alive()]
@@ -164,14 +172,14 @@ class Mappings:
         del dead  # without the lock: to unmap takes a while
         return mapped
 
-    def _new(self, descriptor: PoolDescriptor, epoch: int) -> MappedPool | None:
+    def _new(self, descriptor: PoolDescriptor, offers: Offers) -> MappedPool | None:
         if descriptor.pool in self._skipped.now():
             counters.add("pool_passed_over", reason="it could not be mapped lately")
             return None
         try:
             generations = GenerationReader(descriptor.generations, descriptor.slots)
-            if generations.epoch != epoch:
-                counters.add("fetch_cut", reason="all blocks of a pool were retired before they could be fetched")
+            if not _stands(generations, offers):
+                counters.add("fetch_cut", reason="a block was retired before it could be fetched")
                 return None
             array = self._array_of(descriptor)
             _, memory = descriptor.ranks[self._rank]
@@ -188,7 +196,7 @@ class Mappings:
             return None
         owners = (descriptor.generations.owner, memory.owner)
         living = tuple(lives_with(each, descriptor.generations) for each in owners)
-        return MappedPool(array, generations, living, descriptor.lent, epoch)
+        return MappedPool(array, generations, living, descriptor.lent, offers.epoch)
 
     def _array_of(self, descriptor: PoolDescriptor) -> SlotArray:
         """The pool's slots: mapped, or used directly if the pool belongs to this same process."""
@@ -201,10 +209,13 @@ class Mappings:
         return own
 
     def _watch_owners(self) -> None:
-        """Watch the owners of all mapped pools, and lent memory: perhaps nobody tells us any more."""
-        owners = {owner for each in self._mapped.values() for owner in each.owners}
+        """Watch the owners of all mapped pools, lent memory and pinning fetches: perhaps nobody calls us any more."""
+        owners = {owner for each in self._mapped.values() for owner in each.owners} - {Process.current()}
         lent = any(each.lent for each in self._mapped.values())
-        self._watch.watch(owners - {Process.current()}, self._look_seconds if lent else 0.0)
+        if self._pinning:
+            self._watch.watch(owners | {Process.current()}, PINNING_SECONDS)
+        else:
+            self._watch.watch(owners, self._look_seconds if lent else 0.0)
 
     def _heed(self, dead: frozenset[Process | Relayed]) -> bool:
         """Drop the mappings of dead owners, and of memory that was taken back.
@@ -213,10 +224,14 @@ class Mappings:
         """
         mapped = self._mapped.copy().items()
         gone = [name for name, each in mapped if each.taken_back or not dead.isdisjoint(each.owners)]
-        if gone or dead or self._pinned:
+        if gone or dead or self._pinning:
             self.forget(gone)
-            self._pinned = bool(self._fetches)
-        return not self._pinned
+        return not self._pinning
+
+
+def _stands(generations: GenerationReader, offers: Offers) -> bool:
+    """Whether one of these offers is alive."""
+    return bool(generations.valid(offers.epoch, offers.slots, offers.generations).any())
 
 
 def register_own(pool: str, slots: SlotArray, rank: int = 0) -> None:

@@ -60,7 +60,7 @@ class HostMemory(ShmMemory, frozen=True, tag="host"):
         return made
 
     def map_ahead(self, device: torch.device) -> None:
-        """Have the thread map the memory. What nobody comes for within `TAKEN_SECONDS` is let go again."""
+        """Have the thread map the memory. What nobody comes for within `TAKEN_SECONDS`, or what fails, is let go."""
         if device.type == self.mapped_on:
             _MAPPER.ask(self, device)
 
@@ -72,7 +72,8 @@ class _Mapper:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
-        self._asked: dict[_Where, None] = {}  # in the order in which they were asked for
+        # In the order in which they were asked for: whether somebody waits, who is told why if it fails
+        self._asked: dict[_Where, bool] = {}
         self._made: dict[_Where, tuple[float, list[torch.Tensor] | KVMarketError]] = {}  # with when it is let go
 
     def ask(self, memory: HostMemory, device: torch.device) -> None:
@@ -80,7 +81,7 @@ class _Mapper:
         where = memory, device
         with self._lock:
             if where not in self._made:
-                self._want(where)
+                self._want(where, waited=False)
 
     def take(self, memory: HostMemory, device: torch.device) -> list[torch.Tensor] | KVMarketError | None:
         """What was mapped, or why it cannot be. None if that is not known yet; then asks for it."""
@@ -88,13 +89,13 @@ class _Mapper:
         with self._lock:
             _, made = self._made.pop(where, (0.0, None))
             if made is None:
-                self._want(where)
+                self._want(where, waited=True)
             self._wake.notify()
         return made
 
-    def _want(self, where: _Where) -> None:
+    def _want(self, where: _Where, *, waited: bool) -> None:
         """Add to what is asked for, and see that the thread runs. If none is to be had, the next call tries again."""
-        self._asked.setdefault(where)
+        self._asked[where] = waited or self._asked.get(where, False)
         if self._thread is None:
             self._thread = started(self._run, "kvmarket-lock", "mapping_delayed")
         self._wake.notify()
@@ -121,8 +122,8 @@ class _Mapper:
             with survived("the thread that maps host memory"):
                 made = _made(*where)
             with self._lock:
-                del self._asked[where]
-                self._made[where] = time.monotonic() + TAKEN_SECONDS, made
+                if self._asked.pop(where) or not isinstance(made, KVMarketError):
+                    self._made[where] = time.monotonic() + TAKEN_SECONDS, made
             del made
 
 

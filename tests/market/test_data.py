@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+from kvmarket.market import fetch
 from kvmarket.processes.shared_file import Process
 from tests.model_engine import BLOCK, ModelEngine, matched, prompt, until
+from tests.sleepers import watching
 
 
 @pytest.fixture
@@ -102,3 +105,41 @@ def test_a_pool_that_dies_while_it_is_mapped_is_not_kept(market_address, monkeyp
     assert engine.market._data.mappings._mapped, "the next offers of a pool count as ever"
     engine.close()
     owner.close()
+
+
+def test_who_leaves_while_an_old_hit_is_fetched_is_not_mapped_again(market_address, monkeypatch):
+    """All of its offers are dead before the market is told that it leaves; its epoch is raised last."""
+    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
+    tokens = prompt(2 * BLOCK, 66)
+    owner.publish(tokens, [3, 4])
+    hit = matched(engine, tokens)
+    assert engine.market.fetch(hit, [5, 6]).wait() == 2
+    pools, close = owner.market._control._pools, owner.market._control._pools.close
+
+    def late() -> None:
+        until(lambda: not engine.market._data.mappings._mapped)
+        assert engine.market.fetch(hit, [5, 6]).wait() == 0
+        assert not engine.market._data.mappings._mapped
+        close()
+
+    monkeypatch.setattr(pools, "close", late)
+    owner.close()
+    engine.close()
+
+
+def test_a_fetch_that_nobody_asks_about_keeps_no_memory_of_a_pool_that_has_left(market_address, monkeypatch):
+    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
+    tokens, over = prompt(2 * BLOCK, 67), threading.Event()
+    owner.publish(tokens, [3, 4])
+    hit = matched(engine, tokens)
+    monkeypatch.setattr(fetch, "_over", lambda started: over.is_set())
+    engine.market.fetch(hit, [5, 6])
+    mappings = engine.market._data.mappings
+    (generations,) = [weakref.ref(each.generations) for each in mappings._mapped.values()]
+    owner.close()
+    until(lambda: not mappings._mapped)
+    assert generations() is not None, "the copy is under way"
+    over.set()
+    until(lambda: generations() is None)
+    until(lambda: not watching())
+    engine.close()

@@ -186,9 +186,7 @@ def test_a_dead_block_in_the_second_of_two_pools_ends_the_fetch_there(in_two_poo
 def test_a_pool_that_cannot_be_mapped_ends_the_fetch_of_what_follows(in_two_pools, monkeypatch):
     reader, owner, _, hit, _ = in_two_pools
     mappings, real, unmapped = reader.market._data.mappings, Mappings.of, owner.market._control.pool.id
-    monkeypatch.setattr(
-        mappings, "of", lambda pool, epoch: real(mappings, pool, epoch) if pool.pool != unmapped else None
-    )
+    monkeypatch.setattr(mappings, "of", lambda pool, run: real(mappings, pool, run) if pool.pool != unmapped else None)
     assert reader.market.fetch(hit, [4, 5, 6, 7]).wait() == 0
 
 

@@ -71,8 +71,10 @@ class WorkerSide:
     def make_data_half(self, pages: Pages) -> DataHalf:
         """Make the market's data half over these pages."""
         self._rank = facts.rank_of()
-        own = {"on_unreachable": self._unreachable.append, "programs": self._programs, "look_seconds": LENT_SECONDS}
-        return DataHalf(pages.cache, self._rank, **own)
+        hear = self._unreachable.append
+        return DataHalf(
+            pages.cache, self._rank, on_unreachable=hear, programs=self._programs, look_seconds=LENT_SECONDS
+        )
 
     def make_weights(self) -> RankWeights:
         """Make the object that names this rank's weights."""

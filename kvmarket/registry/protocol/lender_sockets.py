@@ -78,8 +78,9 @@ def _sockets_of(place: Address) -> list[LenderSocket]:
     name, found = re.compile(f"{before}([0-9]+)-([0-9]+)(?:{after})?"), []
     with suppress(OSError):
         for path in place.socket.parent.iterdir():
-            if (match := name.fullmatch(path.name)) and path.is_socket():
-                found.append(LenderSocket(path, int(match[1]), int(match[2])))
+            with suppress(OSError):  # of this one: a link that we may not follow hides no others
+                if (match := name.fullmatch(path.name)) and path.is_socket():
+                    found.append(LenderSocket(path, int(match[1]), int(match[2])))
     return found
 
 

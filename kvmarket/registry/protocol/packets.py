@@ -151,7 +151,8 @@ class PacketSocket:
                 self.closed = True
                 break
             kind, part = self._room[:1], self._room[1:size]
-            if kind not in (_LAST, _MORE) or len(self._begun) + len(part) > self._most_bytes:
+            empty = kind == _MORE and not part  # of which nobody's bound would ever be reached
+            if kind not in (_LAST, _MORE) or empty or len(self._begun) + len(part) > self._most_bytes:
                 self.closed = True
                 raise MessageError(f"a message longer than {self._most_bytes} bytes, or not of kvmarket")
             if kind == _LAST and not self._begun:

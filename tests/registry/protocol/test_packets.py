@@ -140,6 +140,16 @@ def test_a_message_beyond_the_limit_ends_the_connection(monkeypatch):
         assert other.closed and other.receive() is None
 
 
+def test_a_message_of_parts_without_a_byte_ends_the_connection():
+    """It would have no end: whoever reads would read for ever, and do nothing else."""
+    one, other = ends()
+    with one, other:
+        one._socket.send(b"\1")
+        with pytest.raises(MessageError, match="not of kvmarket"):
+            other.receive()
+        assert other.closed
+
+
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=10))
 def test_packets_of_strangers(packets):
     """Whatever comes: messages, or the error of the protocol."""
