@@ -182,7 +182,7 @@ def asking(watching) -> Iterator[SimpleNamespace]:
     """A client that asks for the memory of foreign pools: what it hears, and which pools a turn looks at."""
     made, memory = watching.client, Looked(lambda _pool: ((), ()))
     memory.at = []
-    made._replica, made._foreign = Replica(4, (record("mine"),)), memory
+    made._replica, made._foreign, made._far = Replica(4, (record("mine"),)), memory, []
 
     def hear(*changes: PoolJoined | PoolGone) -> list[str]:
         made._replica.receive(Changes(0, changes))
