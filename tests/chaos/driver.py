@@ -208,13 +208,16 @@ class Driver:
                 samples.take(pid)  # no sample, if the service of this process was killed
 
     def _look_who_is_settled(self) -> None:
-        """Begin to sample the service and the kept engines when the service knows the crowd (again)."""
+        """Begin to sample the service and the kept engines when the service knows the crowd (again).
+
+        A kept lender only when all of its memory has been lent: each segment has descriptors and a thread.
+        """
         with suppress(RegistryError):
             status = ask_status(self._address)
             if status.blocks >= CROWDED * (self.plan.branches + self.plan.tenants):
                 self._samples.setdefault(status.service.pid, leaks.Samples(f"service {status.service.pid}"))
                 for engine in self._engines:
-                    if engine.kept:
+                    if engine.kept and (engine.tally["full"] or not engine.life.lends):
                         self._samples.setdefault(engine.pid, leaks.Samples(f"{engine.life.name}, never killed"))
 
     def _bury(self, engine: Incarnation) -> None:

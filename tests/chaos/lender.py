@@ -44,6 +44,7 @@ class ChaosLender(Lender):
             busy = self.turn()
             self._take_back()
             self.tally.add("steps")
+            self.tally.add("full", all(budget.spent for budget in self._budgets))
             if time.monotonic() - beat > BEAT_SECONDS:
                 beat = time.monotonic()
                 write_counters(self.life.home, self.life.name)

@@ -23,6 +23,7 @@ COUNTS = (
     "retires",
     "overwrites",
     "rejoins",
+    "full",  # turns of a lender all of whose memory was lent
 )
 _STOP = len(COUNTS)
 _WORDS = len(COUNTS) + 1
