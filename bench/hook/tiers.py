@@ -229,6 +229,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, help="of a timed run (48; CPU: 6)")
     parser.add_argument("--repeats", type=int, help="timed runs of each load and mode (2; CPU: 1)")
     options = parser.parse_args()
+    if options.add and not options.write:
+        parser.error("--add without --write: say to which file")
     usual: dict[str, Any] = {"own_gb": 13.0, "requests": 48, "repeats": 2}
     tiny: dict[str, Any] = {"own_gb": 0.0012, "requests": 6, "repeats": 1}
     for name, value in (tiny if options.cpu else usual).items():

@@ -165,8 +165,8 @@ class Lender:
         except (KVMarketError, msgspec.DecodeError, RuntimeError) as error:
             counters.add("lend_failed", reason=type(error).__name__, detail=error)
             return
-        budget.lent += budget.segment_bytes
         self._lendings[where] = lending
+        self._count(budget)
         self._not_before.pop(where, None)
         of_host = " of host memory" if far else ""
         model = told.label.model or "no model named"
@@ -177,15 +177,16 @@ class Lender:
         lending, budget, now = self._lendings[where], where[1], time.monotonic()
         if now < self._not_before.get(where, 0.0) or not self._make_room(budget, lending):
             return False
-        if lending.segments >= MOST_SEGMENTS:  # some are of a smaller budget: a larger segment takes the place of one
-            budget.lent -= lending.take_back(smallest=True)
         try:
+            if lending.segments >= MOST_SEGMENTS:  # some are of a smaller budget: a larger one takes the place of one
+                lending.take_back(smallest=True)
             lending.add_segment(budget.segment_bytes)
         except (KVMarketError, RuntimeError) as error:
             self._not_before[where] = now + AGAIN_SECONDS
             counters.add("lend_failed", reason=type(error).__name__, detail=error)
             return False
-        budget.lent += budget.segment_bytes
+        finally:
+            self._count(budget)
         return True
 
     def _make_room(self, budget: Budget, taker: Lending | None) -> bool:
@@ -206,11 +207,17 @@ class Lender:
     def _shrink(self, budget: Budget, among: Mapping[tuple[str, Budget], Lending]) -> None:
         """Take a segment back from the lending with most of them; if that is its only one, leave its space."""
         where, largest = max(among.items(), key=lambda each: each[1].segments)
-        if largest.segments > 1:
-            budget.lent -= largest.take_back()
-        else:
-            budget.lent -= largest.nbytes
-            self._lendings.pop(where).close()
+        try:
+            if largest.segments > 1:
+                largest.take_back()
+            else:
+                self._lendings.pop(where).close()
+        finally:
+            self._count(budget)
+
+    def _count(self, budget: Budget) -> None:
+        """Note how much of this memory is lent now."""
+        budget.lent = sum(each.nbytes for each in self._of(budget).values())
 
     def _answer(self, question: Question) -> Lent:
         """Do what another process asks for, and say what is lent after it. Raises MisuseError as `resize`."""

@@ -6,7 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Sequence
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from kvmarket.transport.shm import ShmMemory
 
 TAKEN_SECONDS = 600.0  # until a mapping for which nobody has come again is let go
 LOOK_SECONDS = 1.0  # until one of memory that its owner has given back is
+E = TypeVar("E", bound=BaseException)
 
 
 class HostMemory(ShmMemory, frozen=True, tag="host"):
@@ -51,7 +52,10 @@ class HostMemory(ShmMemory, frozen=True, tag="host"):
         """
         made = _MAPPER.take(self, device)
         if isinstance(made, KVMarketError):
-            raise made
+            try:
+                raise made
+            finally:
+                del made  # else this frame and the error keep one another until they are collected
         if made is None:
             reason = "locking the memory takes a while"
             raise TransportError(f"host memory is being mapped: {reason}; it is tried again") from BlockingIOError(
@@ -136,11 +140,20 @@ def _made(memory: HostMemory, device: torch.device) -> list[torch.Tensor] | KVMa
     try:
         return [_locked(file, device) for file in memory.files]
     except KVMarketError as error:
-        return error
+        return _bare(error)
     except (RuntimeError, OSError, ValueError, MemoryError) as error:
         failed = TransportError(f"host memory cannot be mapped: {error}; see kvmarket doctor")
-        failed.__cause__ = error
+        failed.__cause__ = _bare(error)
         return failed
+
+
+def _bare(error: E) -> E:
+    """The error without its frames: they would keep what was mapped until they are collected."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
 
 
 def _locked(file: SharedFile, device: torch.device) -> torch.Tensor:

@@ -171,6 +171,16 @@ def test_another_user_neither_asks_nor_answers(asked, monkeypatch, side):
     assert asked.path.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file away")
+def test_a_stranger_who_listens_there_too_is_no_lender_of_ours(asked):
+    path = asked.path.with_name(f"{asked.path.name}9")
+    stranger = PacketListener(path)
+    os.chown(path, NOBODY, -1)
+    assert ask(asked.place.socket, host_bytes=7).after.memories[0].nbytes == 7
+    stranger.close()
+    path.unlink()
+
+
 def test_a_process_that_answers_at_another_ones_socket_is_not_asked(asked):
     other = asked.path.with_name(asked.path.name[:-1] + "00")
     asked.path.rename(other)

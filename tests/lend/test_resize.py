@@ -10,6 +10,7 @@ from kvmarket.errors import MisuseError
 from kvmarket.lend import budget as budget_module
 from kvmarket.lend import lender as lender_module
 from kvmarket.lend.resize import ask
+from kvmarket.market.member import MarketMember
 from kvmarket.processes.shared_file import Process
 from kvmarket.registry.protocol.address import Address
 from kvmarket.registry.protocol.lender_sockets import socket_of
@@ -192,3 +193,20 @@ def test_what_cannot_be_asked_for_changes_nothing(market_address, two, options, 
         with pytest.raises(MisuseError, match="lends nothing of"):
             lender.resize({None: 1, 7: 1})
         assert lender.budget.nbytes == 4 * BLOCK_BYTES
+
+
+def test_what_fails_while_memory_is_given_back_is_not_counted_as_lent(market_address, two, monkeypatch):
+    def fails(self, pool):
+        raise MemoryError("by chance")
+
+    with listening(market_address, 12, segment=4) as lender:
+        fill_segments(lender, two[0], 310, 311, 312)
+        with lender._turning, monkeypatch.context() as patch:
+            patch.setattr(MarketMember, "drop_pool", fails)
+            with pytest.raises(MemoryError):
+                lender.resize({None: 8 * BLOCK_BYTES})
+            assert lender.budget.lent == lender.lending.nbytes == 8 * BLOCK_BYTES
+        lender.pause()
+        until(lambda: not lender._lendings and lender.budget.lent == 0)
+        lender.resume()
+        until(lambda: lender._lendings)

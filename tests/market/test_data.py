@@ -78,15 +78,17 @@ def test_who_fetches_from_the_dead_keeps_no_mapping_of_them(market_address, monk
     owner.close()
 
 
-def test_a_pool_whose_offers_are_all_dead_is_not_mapped(market_address):
+def test_a_pool_whose_offers_are_all_dead_is_not_mapped(market_address, monkeypatch):
     """It may have left the market: nobody would say so again, and its memory would stay mapped."""
     engine, owner = ModelEngine(market_address), ModelEngine(market_address)
     tokens = prompt(2 * BLOCK, 64)
     owner.publish(tokens, [3, 4])
     hit = matched(engine, tokens)
     owner.market._control.pool.kill()
+    asked: list[object] = []
+    monkeypatch.setattr(engine.market._data.mover, "prepare", lambda *source: asked.append(source))
     assert engine.market.fetch(hit, [5, 6]).wait() == 0
-    assert not engine.market._data.mappings._mapped
+    assert not asked and not engine.market._data.mappings._mapped
     engine.close()
     owner.close()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import threading
 import weakref
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import msgspec
@@ -101,6 +103,27 @@ def test_a_failure_to_map_ahead_is_no_failure_of_who_comes_later(memory, monkeyp
     monkeypatch.setattr(host, "_locked", real)
     go.set()
     assert torch.equal(taken(found)[0], tensor)
+
+
+def test_a_failure_to_lock_keeps_nothing_mapped(monkeypatch):
+    """A reader that is idle then would keep memory that its owner has given back."""
+    storage = torch.arange(100, dtype=torch.uint8).untyped_storage()
+    found = HostMemory(ShmMemory.export([storage]).files)
+    inode = f" {found.files[0].inode} "
+    own = Path("/proc/self/maps").read_text().count(inode)
+
+    def refuses(*_, **__):
+        raise TransportError("the driver refuses")
+
+    monkeypatch.setattr(host, "pinned", refuses)
+    gc.disable()
+    try:
+        until(lambda: "the driver refuses" in str(_refused(found)))
+        until(lambda: not threads())
+        assert Path("/proc/self/maps").read_text().count(inode) == own
+    finally:
+        gc.enable()
+    del storage
 
 
 def test_where_no_thread_can_be_started_the_next_one_who_asks_tries_again(memory, monkeypatch):

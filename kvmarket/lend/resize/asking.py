@@ -67,7 +67,8 @@ def ask(
 
 def _chosen(place: Address, lender: int | None) -> LenderSocket:
     """The lender that is meant; one in our own PID namespace before others with its number. Raises as `ask`."""
-    running = remove_dead(place)
+    found = remove_dead(place)
+    running = [each for each in found if each.owner_is(os.geteuid())] or found  # strangers may listen there too
     if not running:
         raise AddressError(f"no lender runs at {place}; start one with `kvmarket lend`")
     named = [each for each in running if lender in (None, each.pid)]

@@ -214,7 +214,8 @@ class Client(Telling):
                     gone, self._gone = self._gone, []
                     self._foreign.forget(gone)
                     self._ask(self._connection, gone)
-                    far, self._far = self._far, []
+                    pools, self._far, far = self._replica.space.pools, [], self._far
+                    far = [record for record in far if record.pool in pools]  # some may have left again
                 if gone:
                     self._on_gone(gone)
                 if far and self._on_far is not None:

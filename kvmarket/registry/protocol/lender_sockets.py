@@ -30,6 +30,13 @@ class LenderSocket(NamedTuple):
         """Whether the lender is of our PID namespace."""
         return self.namespace == pid_namespace()
 
+    def owner_is(self, user: int) -> bool:
+        """Whether the socket belongs to the user with this id, and is still there."""
+        try:
+            return self.owner == user
+        except OSError:
+            return False
+
     @property
     def owner(self) -> int:
         """The user id to whom the socket belongs. Raises OSError, FileNotFoundError if it has just been removed."""
