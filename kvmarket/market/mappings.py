@@ -146,6 +146,7 @@ class Mappings:
             self._map_locks.clear()
             self._fetches.clear()
             self._pinning.clear()
+        self.close_watch()  # another thread may have dropped mappings meanwhile, which starts it again
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Make our GPU the current device: else torch makes a context on the first GPU when a mapping is dropped."""

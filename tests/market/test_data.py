@@ -64,40 +64,38 @@ def test_a_pool_that_goes_while_it_is_mapped_is_not_kept(mapping):
     assert reader.market.fetch(unknown, [8, 9, 10, 11]).wait() == 4, "mapped again"
 
 
-def test_who_fetches_from_the_dead_keeps_no_mapping_of_them(market_address, monkeypatch):
-    """It dies when its memory has been mapped, and the news of that was heard before the mapping is kept."""
+@pytest.fixture
+def offered(market_address):
+    """A reader, an owner that offers two blocks of a prompt, the reader's hit on them, and the prompt."""
     engine, owner = ModelEngine(market_address), ModelEngine(market_address)
     tokens = prompt(2 * BLOCK, 63)
     owner.publish(tokens, [3, 4])
-    hit = matched(engine, tokens)
-    with monkeypatch.context() as patch:
-        patch.setattr(engine.market._data.mover, "prepare", lambda *_: patch.setattr(Process, "alive", lambda _: False))
-        assert engine.market.fetch(hit, [5, 6]).wait() == 2, "its generations still say that the bytes count"
-    assert not engine.market._data.mappings._mapped
+    yield engine, owner, matched(engine, tokens), tokens
     engine.close()
     owner.close()
 
 
-def test_a_pool_whose_offers_are_all_dead_is_not_mapped(market_address, monkeypatch):
+def test_who_fetches_from_the_dead_keeps_no_mapping_of_them(offered, monkeypatch):
+    """It dies when its memory has been mapped, and the news of that was heard before the mapping is kept."""
+    engine, _, hit, _ = offered
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.market._data.mover, "prepare", lambda *_: patch.setattr(Process, "alive", lambda _: False))
+        assert engine.market.fetch(hit, [5, 6]).wait() == 2, "its generations still say that the bytes count"
+    assert not engine.market._data.mappings._mapped
+
+
+def test_a_pool_whose_offers_are_all_dead_is_not_mapped(offered, monkeypatch):
     """It may have left the market: nobody would say so again, and its memory would stay mapped."""
-    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
-    tokens = prompt(2 * BLOCK, 64)
-    owner.publish(tokens, [3, 4])
-    hit = matched(engine, tokens)
+    engine, owner, hit, _ = offered
     owner.market._control.pool.kill()
     asked: list[object] = []
     monkeypatch.setattr(engine.market._data.mover, "prepare", lambda *source: asked.append(source))
     assert engine.market.fetch(hit, [5, 6]).wait() == 0
     assert not asked and not engine.market._data.mappings._mapped
-    engine.close()
-    owner.close()
 
 
-def test_a_pool_that_dies_while_it_is_mapped_is_not_kept(market_address, monkeypatch):
-    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
-    tokens = prompt(2 * BLOCK, 65)
-    owner.publish(tokens, [3, 4])
-    hit = matched(engine, tokens)
+def test_a_pool_that_dies_while_it_is_mapped_is_not_kept(offered, monkeypatch):
+    engine, owner, hit, tokens = offered
     monkeypatch.setattr(engine.market._data.mover, "prepare", lambda *_: owner.market._control.pool.kill())
     assert engine.market.fetch(hit, [5, 6]).wait() == 0
     assert not engine.market._data.mappings._mapped
@@ -105,16 +103,11 @@ def test_a_pool_that_dies_while_it_is_mapped_is_not_kept(market_address, monkeyp
     monkeypatch.undo()
     until(lambda: engine.take(tokens, [5, 6]) == 2)
     assert engine.market._data.mappings._mapped, "the next offers of a pool count as ever"
-    engine.close()
-    owner.close()
 
 
-def test_who_leaves_while_an_old_hit_is_fetched_is_not_mapped_again(market_address, monkeypatch):
+def test_who_leaves_while_an_old_hit_is_fetched_is_not_mapped_again(offered, monkeypatch):
     """All of its offers are dead before the market is told that it leaves; its epoch is raised last."""
-    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
-    tokens = prompt(2 * BLOCK, 66)
-    owner.publish(tokens, [3, 4])
-    hit = matched(engine, tokens)
+    engine, owner, hit, _ = offered
     assert engine.market.fetch(hit, [5, 6]).wait() == 2
     pools, close = owner.market._control._pools, owner.market._control._pools.close
 
@@ -126,14 +119,10 @@ def test_who_leaves_while_an_old_hit_is_fetched_is_not_mapped_again(market_addre
 
     monkeypatch.setattr(pools, "close", late)
     owner.close()
-    engine.close()
 
 
-def test_a_fetch_that_nobody_asks_about_keeps_no_memory_of_a_pool_that_has_left(market_address, monkeypatch):
-    engine, owner = ModelEngine(market_address), ModelEngine(market_address)
-    tokens, over = prompt(2 * BLOCK, 67), threading.Event()
-    owner.publish(tokens, [3, 4])
-    hit = matched(engine, tokens)
+def test_a_fetch_that_nobody_asks_about_keeps_no_memory_of_a_pool_that_has_left(offered, monkeypatch):
+    (engine, owner, hit, _), over = offered, threading.Event()
     monkeypatch.setattr(fetch, "_over", lambda started: over.is_set())
     engine.market.fetch(hit, [5, 6])
     mappings = engine.market._data.mappings
@@ -144,4 +133,3 @@ def test_a_fetch_that_nobody_asks_about_keeps_no_memory_of_a_pool_that_has_left(
     over.set()
     until(lambda: generations() is None)
     until(lambda: not watching())
-    engine.close()
